@@ -1,0 +1,12 @@
+/* ArrowQuant: all public headers. */
+#ifndef ARROWQUANT_H
+#define ARROWQUANT_H
+
+#include <arrowquant/base.h>
+#include <arrowquant/config.h>
+#include <arrowquant/model.h>
+#include <arrowquant/pipeline.h>
+#include <arrowquant/quant.h>
+#include <arrowquant/store.h>
+
+#endif

@@ -1,0 +1,127 @@
+/* ArrowQuant model: reading models.
+ *
+ * A model is a list of named tensors in memory-mapped safetensors files, in source order (shards by name, then by offset in the file), the
+ * JSON files beside them, a modality, and for each tensor the decision whether it is a layer to quantize and why not.
+ *
+ * Accepted paths: a .safetensors file; an *.index.json; a diffusers folder (model_index.json); a component or transformers-style folder
+ * (config.json + *.safetensors or index); a plain folder with metadata.json and safetensors files.
+ * A written container (Parquet folder) is opened by store.h; aq_model_open refuses it with a hint.
+ *
+ * All files are checked whole at open (ST01-ST17, IX01-IX10 of the design); ST18 by aq_model_check_unchanged at the end of a run.
+ */
+#ifndef ARROWQUANT_MODEL_H
+#define ARROWQUANT_MODEL_H
+
+#include <arrowquant/base.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum aq_modality { AQ_MODALITY_UNKNOWN, AQ_MODALITY_TEXT, AQ_MODALITY_CODE, AQ_MODALITY_IMAGE, AQ_MODALITY_AUDIO } aq_modality;
+AQ_API const char *aq_modality_name(aq_modality modality); /* "text" …; "unknown" */
+AQ_API aq_modality aq_modality_from_name(const char *name); /* AQ_MODALITY_UNKNOWN when it is none of the four */
+
+typedef struct aq_model aq_model;
+
+/* Limits on untrusted input (`--limit name=value`). aq_model_limits_init gives the defaults of docs/limits. */
+typedef struct aq_model_limits {
+    uint64_t header_bytes;  /* safetensors header: 100,000,000 */
+    uint64_t n_tensors;     /* 1,000,000 */
+    uint64_t name_bytes;    /* 1,024 */
+    uint64_t index_bytes;   /* 64 MiB */
+    uint64_t config_bytes;  /* 16 MiB */
+    uint64_t n_shards;      /* 10,000 */
+    uint32_t json_depth;    /* 64 */
+} aq_model_limits;
+AQ_API void aq_model_limits_init(aq_model_limits *limits);
+
+typedef struct aq_model_options {
+    aq_model_limits limits;
+    const char *component;      /* NULL: the denoiser (transformer, else unet); or a folder name of model_index.json. */
+    const char *variant;        /* NULL, or "fp16" …: which weights file when there are several (IX07) */
+    bool no_follow_symlinks;    /* refuse shards that are links (IX02) */
+    bool skip_unknown_dtype;    /* carry tensors of unknown dtype verbatim instead of refusing (ST09) */
+    aq_modality modality;       /* AQ_MODALITY_UNKNOWN: detect */
+    bool require_modality;      /* AQ_ERR_FORMAT when it cannot be told and is not given */
+} aq_model_options;
+AQ_API void aq_model_options_init(aq_model_options *options);
+
+/* Why a tensor is quantized or kept. */
+typedef enum aq_role {
+    AQ_ROLE_LAYER,        /* weight of a linear or convolution layer: quantized */
+    AQ_ROLE_KEEP_DTYPE,   /* not floating */
+    AQ_ROLE_KEEP_RANK,    /* fewer than two dimensions: biases, norms, scalars */
+    AQ_ROLE_KEEP_SMALL,   /* fewer than 4096 elements */
+    AQ_ROLE_KEEP_NAME,    /* not *.weight */
+    AQ_ROLE_KEEP_EMBED,   /* token, class, position or time embedding */
+    AQ_ROLE_KEEP_NORM,    /* normalization */
+    AQ_ROLE_KEEP_EDGE,    /* first or last projection */
+    AQ_ROLE_SCALE         /* scale of an fp8 weight; consumed with it, not stored on its own */
+} aq_role;
+AQ_API const char *aq_role_reason(aq_role role); /* one phrase for a table, e.g. "time, position or class embedding" */
+
+/* One tensor. Strings and shape live as long as the model. */
+typedef struct aq_tensor_info {
+    const char *name;       /* as in the file: data, never a path; escape before printing (aq_escape) */
+    const char *dtype_name; /* the file's own word */
+    aq_dtype dtype;
+    aq_shape shape;
+    uint64_t count;         /* elements */
+    uint64_t size_bytes;    /* bytes in the file */
+    uint32_t file_index;
+    uint64_t offset;        /* absolute, in that file */
+    aq_role role;           /* by the built-in rule; patterns are applied by the pipeline */
+    int64_t scale_index;    /* fp8 with a scale: index of the scale tensor, else -1 */
+} aq_tensor_info;
+
+/* Opens and checks a model. `*out` is freed by aq_model_close. options may be NULL.
+ * AQ_ERR_IO (path missing, permission), AQ_ERR_FORMAT (refused), AQ_ERR_USAGE (ambiguous variant or component). */
+AQ_API aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options *options, aq_error *err);
+AQ_API void aq_model_close(aq_model *model);
+
+AQ_API size_t aq_model_n_tensors(const aq_model *model);
+AQ_API const aq_tensor_info *aq_model_tensor(const aq_model *model, size_t index);
+/* Index of a tensor by name, -1 when there is none. */
+AQ_API int64_t aq_model_find(const aq_model *model, const char *name);
+
+AQ_API size_t aq_model_n_files(const aq_model *model);
+AQ_API const char *aq_model_file(const aq_model *model, size_t file_index); /* path */
+AQ_API uint64_t aq_model_total_bytes(const aq_model *model);                /* of all tensors */
+
+AQ_API const char *aq_model_path(const aq_model *model);      /* as given to open */
+AQ_API const char *aq_model_root(const aq_model *model);      /* folder that holds it all: the diffusers root, or the weights' folder */
+AQ_API const char *aq_model_component(const aq_model *model); /* "transformer" …, "" outside a diffusers folder */
+AQ_API const char *aq_model_weights_dir(const aq_model *model);  /* folder of the weights files */
+AQ_API const char *aq_model_weights_name(const aq_model *model); /* base name without shard number: "diffusion_pytorch_model.safetensors" */
+AQ_API const char *aq_model_format(const aq_model *model);    /* "safetensors", "sharded safetensors", "diffusers", "transformers", "folder" */
+AQ_API const char *aq_model_class(const aq_model *model);     /* class or architecture of the config, "" when unknown */
+AQ_API aq_modality aq_model_modality(const aq_model *model);
+AQ_API const char *aq_model_modality_source(const aq_model *model); /* where it was read: "metadata.json", "config.json _class_name", "option" … */
+/* Warnings found while reading (IX05, ST11, …), one sentence each. */
+AQ_API size_t aq_model_n_warnings(const aq_model *model);
+AQ_API const char *aq_model_warning(const aq_model *model, size_t index);
+/* __metadata__ of the first file: i-th key and value; false past the end. */
+AQ_API bool aq_model_metadata(const aq_model *model, size_t index, const char **key, const char **value);
+
+/* Files to carry over to an output folder (configs, scheduler, tokenizer, other components): path relative to the root and absolute path. */
+AQ_API size_t aq_model_n_side_files(const aq_model *model);
+AQ_API const char *aq_model_side_file(const aq_model *model, size_t index, const char **absolute_path);
+
+/* Bytes of one tensor, borrowed from the map, valid until aq_model_close. Unaligned. */
+AQ_API const void *aq_model_data(const aq_model *model, size_t index);
+/* Converts elements [begin, begin + count) of a floating tensor to F32; fp8 weights are multiplied by their scale. F64 is rounded to nearest.
+ * AQ_ERR_USAGE when the tensor is not floating or the range is outside. */
+AQ_API aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err);
+/* Tells the system that the tensor's pages are no longer needed, so that resident memory stays bounded. */
+AQ_API void aq_model_release(const aq_model *model, size_t index);
+
+/* Size, modification time and header of each file are still those seen at open; AQ_ERR_FORMAT "changed during read" otherwise (ST18). */
+AQ_API aq_status aq_model_check_unchanged(const aq_model *model, aq_error *err);
+/* XXH3-128 over names, headers, sizes and modification times of all input files: the run's fingerprint of its input. 32 hex digits + NUL. */
+AQ_API void aq_model_fingerprint(const aq_model *model, char out[33]);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,69 @@
+/* ArrowQuant pipeline: the jobs that a person or program asks for.
+ *
+ * Each job checks all its inputs before it works, reports progress, can be cancelled, and leaves either a complete verified result or none
+ * (an interrupted quantize leaves a resumable work folder). Results are JSON texts with a `schema` key, described in docs/json.md:
+ * the command line prints them, the Python module parses them, so there is one description of every figure.
+ */
+#ifndef ARROWQUANT_PIPELINE_H
+#define ARROWQUANT_PIPELINE_H
+
+#include <arrowquant/base.h>
+#include <arrowquant/config.h>
+#include <arrowquant/model.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct aq_progress {
+    const char *stage;      /* "check", "quantize", "verify", "export" */
+    const char *tensor;     /* the one just finished, or NULL */
+    uint64_t n_done, n_total;         /* tensors */
+    uint64_t bytes_done, bytes_total; /* of source data */
+    double fraction;        /* 0..1, never falling over the whole job */
+    double elapsed_s;
+    double eta_s;           /* estimate; NaN until it can be told */
+    const char *detail;     /* one line about the finished tensor for -v, or NULL */
+} aq_progress;
+
+/* Hooks of a job. All members may be NULL. Called from the calling thread only. */
+typedef struct aq_job_hooks {
+    bool (*progress)(void *user, const aq_progress *progress); /* false cancels: AQ_ERR_INTERRUPTED */
+    aq_log_fn log;
+    void *user;
+} aq_job_hooks;
+
+typedef struct aq_quantize_options {
+    aq_model_options model;
+    bool overwrite, make_parents, restart, no_verify, strict, allow_unmatched;
+    bool no_side_files;
+    uint64_t shard_bytes; /* 0: 5 GB */
+} aq_quantize_options;
+
+/* Quantizes a model into a container folder. out_path NULL: "<name>-int<bits>" beside the source.
+ * `*report_json` (may be NULL) receives "arrowquant.quantize/1"; freed by aq_text_free. Error codes: as the command line's exit codes. */
+AQ_API aq_status aq_quantize_model(const char *model_path, const char *out_path, const aq_config *config, const aq_quantize_options *options,
+                                   const aq_job_hooks *hooks, char **report_json, aq_error *err);
+
+/* What is in a path (source model or container): "arrowquant.inspect/1". */
+AQ_API aq_status aq_inspect(const char *path, const aq_config *config, const aq_model_options *options, char **report_json, aq_error *err);
+
+/* Structure, hashes, non-finite values, parameter bounds; with `against`, the real error per tensor: "arrowquant.verify/1".
+ * AQ_ERR_QUALITY when there is a problem or a layer is under the floor; the report is given then too. */
+AQ_API aq_status aq_verify(const char *path, const char *against, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads, double min_accuracy,
+                           char **report_json, aq_error *err);
+
+/* Error between two models of any readable kind, tensor by tensor: "arrowquant.diff/1". */
+AQ_API aq_status aq_diff(const char *a, const char *b, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads, char **report_json, aq_error *err);
+
+/* Exports a container. to: "safetensors". dtype: "f32", "f16", "bf16" or NULL (the source's). The layout of a diffusers or transformers source folder is
+ * restored (same names, shapes and side files); out_path may also end in .safetensors for the file alone. "arrowquant.export/1". */
+AQ_API aq_status aq_export(const char *path, const char *to, const char *dtype, const char *out_path, bool overwrite, bool make_parents,
+                           const aq_job_hooks *hooks, int n_threads, char **report_json, aq_error *err);
+
+AQ_API void aq_text_free(char *text);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
