@@ -6,7 +6,6 @@ pkg_check_modules(YAML REQUIRED IMPORTED_TARGET yaml-0.1)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(CRYPTO REQUIRED IMPORTED_TARGET libcrypto)
-find_package(OpenMP REQUIRED COMPONENTS C)
 find_package(Threads REQUIRED)
 
 # Parquet: an installed carquet when there is one, else the pinned source package.
@@ -54,5 +53,5 @@ add_library(aq_dependencies INTERFACE)
 target_link_libraries(aq_dependencies INTERFACE ${AQ_CARQUET}
     $<BUILD_INTERFACE:PkgConfig::JANSSON> $<BUILD_INTERFACE:PkgConfig::YAML> $<BUILD_INTERFACE:PkgConfig::XXHASH>
     $<BUILD_INTERFACE:PkgConfig::ZSTD> $<BUILD_INTERFACE:PkgConfig::CRYPTO>
-    OpenMP::OpenMP_C Threads::Threads m)
+    Threads::Threads m)
 install(TARGETS aq_dependencies EXPORT arrowquantTargets)

@@ -1,12 +1,16 @@
 /* CPU features (see cpu.h). */
 #include "base/cpu.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <sched.h>
 
 #if defined(__x86_64__)
-bool aq_cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+#include <cpuid.h>
+
+static bool has_f16c(void) { /* clang 14 has no word for it in __builtin_cpu_supports */
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+bool aq_cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && has_f16c(); }
 bool aq_cpu_has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            aq_cpu_has_avx2();
@@ -24,9 +28,7 @@ bool aq_cpu_has_neon(void) { return false; }
 
 int aq_cpu_threads(int n) {
     if (n > 0) return n;
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
+    cpu_set_t set; /* the CPUs this process may run on, which a container can limit */
+    int allowed = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return allowed > 0 ? allowed : 1;
 }

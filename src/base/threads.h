@@ -1,0 +1,21 @@
+/* Parallel loops over independent tasks. Threads live for one call: a process that forks between calls (Python workers) never inherits a dead pool.
+ * Floating-point state is set to round-to-nearest with denormals kept in every thread that runs a task, and restored in the caller's (NU07). */
+#ifndef AQ_BASE_THREADS_H
+#define AQ_BASE_THREADS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Runs task(context, i) for each i in [0, n_tasks), on up to n_threads threads (0: all), the caller's among them. Tasks are taken in rising order.
+ * A task returns false to stop: no further task is started then. Returns false when a task did. What a task computes must not depend on the thread. */
+bool aq_parallel_for(size_t n_tasks, int n_threads, bool (*task)(void *context, size_t index), void *context);
+
+/* Floating-point control of the current thread: `enter` saves it and sets the default, `leave` restores it. */
+typedef struct aq_fp_state {
+    uint64_t control;
+} aq_fp_state;
+aq_fp_state aq_fp_enter(void);
+void aq_fp_leave(aq_fp_state state);
+
+#endif
