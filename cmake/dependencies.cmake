@@ -43,6 +43,7 @@ else()
     set(CARQUET_BUILD_SHARED OFF CACHE BOOL "" FORCE)
     set(CARQUET_ENABLE_BROTLI OFF CACHE BOOL "" FORCE)
     set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
+    set(CMAKE_DISABLE_FIND_PACKAGE_OpenMP ON) # a thread pool inside would not survive a fork (docs/decisions/001-threads.md)
     add_subdirectory(${_deps}/carquet-${CARQUET_VERSION}/native ${CMAKE_BINARY_DIR}/carquet EXCLUDE_FROM_ALL)
     set_target_properties(carquet PROPERTIES C_VISIBILITY_PRESET hidden C_EXTENSIONS ON INTERPROCEDURAL_OPTIMIZATION OFF)
     target_compile_options(carquet PRIVATE -w -fno-lto) # its Release flags ask for LTO, which costs every link of ours seconds
