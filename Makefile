@@ -10,7 +10,7 @@ VENV := build/venv
 PYTHON := $(VENV)/bin/python
 PROGRAM := build/release/arrowquant
 WERROR := $(if $(CI),ON,OFF)
-CONFIGURE = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake --preset $(1) -DARROWQUANT_WERROR=$(WERROR) > build/$(1).configure.log || { cat build/$(1).configure.log; exit 1; }
+CONFIGURE = cmake --preset $(1) -DARROWQUANT_WERROR=$(WERROR) > build/$(1).configure.log 2>&1 || { cat build/$(1).configure.log; exit 1; }
 FUZZ_SECONDS ?= 600
 
 .PHONY: help demo build test test-c test-asan test-cli test-python test-neon wheel bench lint format fuzz deps install clean
