@@ -58,6 +58,8 @@ typedef struct aq_store_writer_options {
     bool make_parents;         /* create missing parent folders (--mkdir) */
     bool restart;              /* discard the state of an interrupted run */
     bool no_verify;            /* skip the re-read before the rename */
+    bool (*keep_going)(void *user); /* NULL, or asked during the re-read: false ends it with AQ_ERR_INTERRUPTED, state kept */
+    void *keep_going_user;
     uint64_t shard_bytes;      /* start a new file beyond this size; 0: 5 GB */
     uint64_t predicted_bytes;  /* of the output: free space is checked before the start, and checkpoints are spaced by it */
     aq_log_fn log;
@@ -69,6 +71,9 @@ typedef struct aq_store_writer_options {
 AQ_API aq_status aq_store_writer_create(aq_store_writer **out, const char *out_path, const aq_store_writer_options *options, aq_error *err);
 /* Records (parts count one each) that an interrupted run already made durable, in order; the caller continues with the next. */
 AQ_API uint64_t aq_store_writer_n_done(const aq_store_writer *writer);
+/* What the journal holds about the durable record `index`, so that a continued run reports it without computing it again: name, quant_type, quantized,
+ * spec, row_begin, row_count and quality; data and params are NULL. Strings are borrowed from the writer. False past the end. */
+AQ_API bool aq_store_writer_done(const aq_store_writer *writer, uint64_t index, aq_store_record *out);
 /* Appends the next record as one row group. Call in canonical order from one thread at a time. */
 AQ_API aq_status aq_store_writer_add(aq_store_writer *writer, const aq_store_record *record, aq_error *err);
 /* Copies a side file to `relative_path` inside the output. */
