@@ -29,13 +29,13 @@ extern "C" {
 /* Values equal the exit codes of the command line, so that a program can return them as they are. */
 typedef enum aq_status {
     AQ_OK = 0,
-    AQ_ERR_INTERNAL = 1,    /* a bug in ArrowQuant */
-    AQ_ERR_USAGE = 2,       /* wrong argument or configuration */
-    AQ_ERR_FORMAT = 3,      /* input refused: malformed, unsupported, already quantized */
-    AQ_ERR_QUALITY = 4,     /* quality floor or verification not met */
-    AQ_ERR_BUDGET = 5,      /* no allocation meets the size budget */
-    AQ_ERR_IO = 6,          /* file system: missing, exists, permission, full */
-    AQ_ERR_MEMORY = 7,      /* allocation failed or --max-memory too small */
+    AQ_ERR_INTERNAL = 1,     /* a bug in ArrowQuant */
+    AQ_ERR_USAGE = 2,        /* wrong argument or configuration */
+    AQ_ERR_FORMAT = 3,       /* input refused: malformed, unsupported, already quantized */
+    AQ_ERR_QUALITY = 4,      /* quality floor or verification not met */
+    AQ_ERR_BUDGET = 5,       /* no allocation meets the size budget */
+    AQ_ERR_IO = 6,           /* file system: missing, exists, permission, full */
+    AQ_ERR_MEMORY = 7,       /* allocation failed or --max-memory too small */
     AQ_ERR_INTERRUPTED = 130 /* cancelled; the state is kept where a run can resume */
 } aq_status;
 

@@ -10,9 +10,9 @@ static const struct {
     size_t size;
     bool is_float;
 } g_dtypes[AQ_DTYPE_COUNT] = {
-    [AQ_F64] = {"F64", 8, true},         [AQ_F32] = {"F32", 4, true},         [AQ_F16] = {"F16", 2, true},   [AQ_BF16] = {"BF16", 2, true},
-    [AQ_F8_E4M3] = {"F8_E4M3", 1, true}, [AQ_F8_E5M2] = {"F8_E5M2", 1, true}, [AQ_I64] = {"I64", 8, false},  [AQ_I32] = {"I32", 4, false},
-    [AQ_I16] = {"I16", 2, false},        [AQ_I8] = {"I8", 1, false},          [AQ_U64] = {"U64", 8, false},  [AQ_U32] = {"U32", 4, false},
+    [AQ_F64] = {"F64", 8, true},         [AQ_F32] = {"F32", 4, true},         [AQ_F16] = {"F16", 2, true},    [AQ_BF16] = {"BF16", 2, true},
+    [AQ_F8_E4M3] = {"F8_E4M3", 1, true}, [AQ_F8_E5M2] = {"F8_E5M2", 1, true}, [AQ_I64] = {"I64", 8, false},   [AQ_I32] = {"I32", 4, false},
+    [AQ_I16] = {"I16", 2, false},        [AQ_I8] = {"I8", 1, false},          [AQ_U64] = {"U64", 8, false},   [AQ_U32] = {"U32", 4, false},
     [AQ_U16] = {"U16", 2, false},        [AQ_U8] = {"U8", 1, false},          [AQ_BOOL] = {"BOOL", 1, false}, [AQ_DTYPE_OTHER] = {"?", 0, false},
 };
 

@@ -22,8 +22,7 @@ static size_t utf8_decode(const unsigned char *p, size_t n, uint32_t *code) {
 
 /* Characters that change how a terminal shows what follows. */
 static bool is_unprintable(uint32_t c) {
-    return c < 0x20 || (c >= 0x7F && c < 0xA0) || (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) || (c >= 0x2060 && c <= 0x206F) ||
-           c == 0xFEFF;
+    return c < 0x20 || (c >= 0x7F && c < 0xA0) || (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) || (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF;
 }
 
 char *aq_escape(char *dst, size_t size, const char *text, size_t n) {

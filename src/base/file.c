@@ -32,8 +32,7 @@ static const char *file_kind(mode_t mode) {
 /* O_NONBLOCK: opening a FIFO without a writer must not hang; it has no effect on the regular files that are accepted. */
 static aq_status open_regular(int *fd, struct stat *st, const char *path, bool no_follow, aq_error *err) {
     *fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY | (no_follow ? O_NOFOLLOW : 0));
-    if (*fd < 0 && no_follow && errno == ELOOP)
-        return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a symbolic link, which --no-follow-symlinks refuses");
+    if (*fd < 0 && no_follow && errno == ELOOP) return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a symbolic link, which --no-follow-symlinks refuses");
     if (*fd < 0 && errno == ELOOP) return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a loop of symbolic links");
     if (*fd < 0 && errno == ENXIO) return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a socket or device, expected a regular file");
     if (*fd < 0) return aq_fail_io(err, errno, path, "cannot open");

@@ -98,9 +98,12 @@ static void json_refuses_depth_duplicates_and_odd_numbers(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(f16_round_trips_for_all_65536_values), cmocka_unit_test(f32_to_f16_rounds_half_to_even),
-        cmocka_unit_test(bf16_round_trips_and_rounds_half_to_even), cmocka_unit_test(f8_values_match_the_ocp_table),
-        cmocka_unit_test(sizes_report_overflow), cmocka_unit_test(names_from_files_are_escaped_in_messages),
+        cmocka_unit_test(f16_round_trips_for_all_65536_values),
+        cmocka_unit_test(f32_to_f16_rounds_half_to_even),
+        cmocka_unit_test(bf16_round_trips_and_rounds_half_to_even),
+        cmocka_unit_test(f8_values_match_the_ocp_table),
+        cmocka_unit_test(sizes_report_overflow),
+        cmocka_unit_test(names_from_files_are_escaped_in_messages),
         cmocka_unit_test(json_refuses_depth_duplicates_and_odd_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
