@@ -34,6 +34,7 @@ typedef struct aq_quant_spec {
     aq_params_form params;
     aq_method method;      /* rtn: min-max; search: clip search and least squares, never worse than rtn */
     bool symmetric;        /* z fixed at 2^(bits-1) */
+    bool no_simd;          /* scalar kernels only; the bytes are the same */
 } aq_quant_spec;
 
 /* Sizes that follow from a spec and a shape. */

@@ -1,0 +1,225 @@
+/* Quantizing and dequantizing a matrix (see quant.h).
+ *
+ * The matrix is cut into strips: a few thousand consecutive values of a row that hold whole groups and whole bytes of codes (axis 0: one group of
+ * rows). A task is a fixed number of strips, whatever the number of threads, and sums its own part of the metrics; the parts are added in order.
+ * A strip is read from memory once: its range is taken, then it is coded, packed and compared in pieces that stay in the first-level cache.
+ */
+#include "quant/quant_internal.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "base/threads.h"
+
+enum { PIECE = 4096, TASK_VALUES = 65536 };
+
+/* Scratch of one task. */
+typedef struct scratch {
+    uint8_t codes[PIECE];
+    float values[PIECE];
+    aq_pair pairs[PIECE];
+} scratch;
+
+typedef struct job {
+    const aq_kernels *kernels;
+    const aq_quant_spec *spec;
+    const aq_quant_layout *layout;
+    const float *w, *importance;
+    uint8_t *codes, *params;
+    uint64_t strip_groups, strips_per_row, strips, strips_per_task;
+    aq_quant_metrics *parts;            /* one per task, or NULL */
+    atomic_uint_fast64_t first_failure; /* flat index * 2, + 1 when a pair there needs F32 (else the value is not finite); the lowest wins */
+    atomic_bool no_memory;
+} job;
+
+static void pack(const aq_kernels *k, int bits, const uint8_t *codes, size_t n, uint8_t *out) {
+    if (bits == 2)
+        k->pack2(codes, n, out);
+    else if (bits == 4)
+        k->pack4(codes, n, out);
+    else
+        memcpy(out, codes, n);
+}
+
+static void unpack(const aq_kernels *k, int bits, const uint8_t *packed, size_t n, uint8_t *out) {
+    if (bits == 2)
+        k->unpack2(packed, n, out);
+    else if (bits == 4)
+        k->unpack4(packed, n, out);
+    else
+        memcpy(out, packed, n);
+}
+
+/* Calls of a run of values that share one pair, within a piece: [begin, end) of the strip, pairs of `width` values. */
+#define FOR_EACH_RUN(at, begin, end, width, next)                                                                                                              \
+    for (uint64_t at = (begin), next; at < (end) && (next = (at / (width) + 1) * (width), next = next < (end) ? next : (end), true); at = next)
+
+static void add_sums(aq_quant_metrics *m, const aq_error_sums *sums, uint64_t n) {
+    aq_quant_metrics part = {sums->dot, sums->w_sq, sums->v_sq, sums->err_sq, sums->err_max, n};
+    aq_quant_metrics_add(m, &part);
+}
+
+/* Codes, packs and compares n values that start on a byte boundary; pairs [i] cover `width` values each. */
+static void code_run(job *j, scratch *t, const float *x, uint64_t n, uint64_t width, uint8_t *out, aq_quant_metrics *m) {
+    const aq_kernels *k = j->kernels;
+    int q_max = aq_quant_q_max(j->spec), bits = j->spec->bits;
+    for (uint64_t begin = 0; begin < n; begin += PIECE) {
+        uint64_t end = begin + PIECE < n ? begin + PIECE : n;
+        FOR_EACH_RUN(at, begin, end, width, next) {
+            aq_pair pair = t->pairs[at / width];
+            k->quantize(x + at, next - at, pair.s, pair.z, q_max, t->codes + (at - begin));
+            if (m) k->dequantize(t->codes + (at - begin), next - at, pair.s, pair.z, t->values + (at - begin));
+        }
+        pack(k, bits, t->codes, end - begin, out + begin * (uint64_t)bits / 8);
+        if (!m) continue;
+        aq_error_sums sums;
+        k->error_sums(x + begin, t->values, end - begin, &sums);
+        add_sums(m, &sums, end - begin);
+    }
+}
+
+/* Tasks start in rising order and run to their first failure, so the lowest index is the same at any number of threads. */
+static void note_failure(job *j, const float *where, bool needs_f32) {
+    uint64_t failure = (uint64_t)(where - j->w) * 2 + needs_f32, seen = atomic_load(&j->first_failure);
+    while (failure < seen && !atomic_compare_exchange_weak(&j->first_failure, &seen, failure)) {
+    }
+}
+
+static bool all_finite(job *j, const float *x, uint64_t n) {
+    uint64_t i = j->kernels->find_nonfinite(x, n);
+    if (i < n) note_failure(j, x + i, false);
+    return i == n;
+}
+
+static bool choose_pair(job *j, const aq_values *values, void *slot, aq_pair *out) {
+    if (j->spec->params == AQ_PARAMS_TWO_LEVEL) return aq_two_level_group(j->kernels, j->spec, values, slot, out);
+    if (j->spec->method == AQ_METHOD_SEARCH) return aq_search_pair(j->kernels, j->spec, values, slot, out);
+    return aq_rtn_pair(j->kernels, j->spec, values, slot, out);
+}
+
+/* Axis 1: strip `s` of the matrix. */
+static bool row_strip(job *j, scratch *t, uint64_t s, aq_quant_metrics *m) {
+    const aq_quant_layout *l = j->layout;
+    uint64_t row = s / j->strips_per_row, group = s % j->strips_per_row * j->strip_groups, size = j->spec->group_size ? j->spec->group_size : l->cols;
+    uint64_t begin = group * size, end = j->strip_groups < l->groups_per_row - group ? begin + j->strip_groups * size : l->cols;
+    const float *x = j->w + row * l->cols + begin;
+    if (!all_finite(j, x, end - begin)) return false;
+
+    uint64_t pairs_per_group = (size + l->pair_width - 1) / l->pair_width;
+    for (uint64_t at = begin, i = 0; at < end; at += size, i += pairs_per_group, group++) {
+        aq_values values = {j->w + row * l->cols + at, j->importance ? j->importance + at : NULL, size < end - at ? size : end - at, 1, 0};
+        if (!choose_pair(j, &values, j->params + aq_params_offset(j->spec, l, row, group), t->pairs + i)) {
+            note_failure(j, values.x, true);
+            return false;
+        }
+    }
+    code_run(j, t, x, end - begin, l->pair_width, j->codes + row * l->row_bytes + begin * (uint64_t)j->spec->bits / 8, m);
+    return true;
+}
+
+/* Axis 0: row group `s`. */
+static bool row_group_strip(job *j, scratch *t, uint64_t s, aq_quant_metrics *m) {
+    const aq_quant_layout *l = j->layout;
+    uint64_t size = j->spec->group_size ? j->spec->group_size : l->rows, row = s * size, n_rows = size < l->rows - row ? size : l->rows - row;
+    for (uint64_t r = row; r < row + n_rows; r++)
+        if (!all_finite(j, j->w + r * l->cols, l->cols)) return false;
+    aq_values values = {j->w + row * l->cols, j->importance, l->cols, n_rows, l->cols};
+    if (!choose_pair(j, &values, j->params + aq_params_offset(j->spec, l, s, 0), t->pairs)) {
+        note_failure(j, values.x, true);
+        return false;
+    }
+    for (uint64_t r = row; r < row + n_rows; r++) code_run(j, t, j->w + r * l->cols, l->cols, l->cols, j->codes + r * l->row_bytes, m);
+    return true;
+}
+
+static bool run_task(void *context, size_t index) {
+    job *j = context;
+    scratch *t = aq_alloc(sizeof *t);
+    if (!t) {
+        atomic_store(&j->no_memory, true);
+        return false;
+    }
+    aq_quant_metrics sum = {0}, *m = j->parts ? &sum : NULL;
+    uint64_t begin = index * j->strips_per_task, end = j->strips_per_task < j->strips - begin ? begin + j->strips_per_task : j->strips;
+    bool ok = true;
+    for (uint64_t s = begin; ok && s < end; s++) ok = j->spec->axis == 1 ? row_strip(j, t, s, m) : row_group_strip(j, t, s, m);
+    if (m) j->parts[index] = sum;
+    aq_free(t);
+    return ok;
+}
+
+/* Strips of axis 1: as many groups as fit a piece, a multiple that ends on a byte. */
+static void plan_strips(job *j) {
+    const aq_quant_layout *l = j->layout;
+    uint64_t strip_values;
+    if (j->spec->axis == 1) {
+        uint64_t size = j->spec->group_size ? j->spec->group_size : l->cols;
+        uint64_t groups = PIECE / size, align = 8 / (uint64_t)j->spec->bits;
+        if (size % align) groups = groups < align ? align : groups / align * align;
+        j->strip_groups = groups ? groups : 1;
+        if (j->strip_groups > l->groups_per_row) j->strip_groups = l->groups_per_row;
+        j->strips_per_row = aq_div_up(l->groups_per_row, j->strip_groups);
+        j->strips = l->rows * j->strips_per_row;
+        strip_values = j->strip_groups * size;
+    } else {
+        j->strips = l->n_groups;
+        strip_values = l->cols * (j->spec->group_size && j->spec->group_size < l->rows ? j->spec->group_size : l->rows);
+    }
+    j->strips_per_task = strip_values < TASK_VALUES ? TASK_VALUES / strip_values : 1;
+}
+
+static aq_status report(const job *j, bool *needs_f32, aq_error *err) {
+    if (j->no_memory) return aq_fail_memory(err, sizeof(scratch), "quantization scratch");
+    unsigned long long index = j->first_failure / 2;
+    if (j->first_failure % 2 == 0) return aq_fail(err, AQ_ERR_FORMAT, "the value at flat index %llu is not finite", index);
+    if (needs_f32) *needs_f32 = true;
+    aq_fail(err, AQ_ERR_QUALITY, "the scale or offset of the group at flat index %llu does not fit half precision", index);
+    aq_hint(err, "use f32 parameters for this tensor");
+    return AQ_ERR_QUALITY;
+}
+
+aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const float *importance, int n_threads, uint8_t *codes,
+                      void *params, aq_quant_metrics *metrics, bool *needs_f32, aq_error *err) {
+    job j = {.kernels = aq_quant_kernels(spec), .spec = spec, .layout = layout, .w = w, .importance = importance, .codes = codes, .params = params};
+    atomic_init(&j.first_failure, UINT64_MAX);
+    if (needs_f32) *needs_f32 = false;
+    if (metrics) *metrics = (aq_quant_metrics){0};
+    if (layout->rows == 0 || layout->cols == 0) return AQ_OK;
+
+    plan_strips(&j);
+    uint64_t n_tasks = aq_div_up(j.strips, j.strips_per_task);
+    if (metrics && !(j.parts = aq_calloc(n_tasks, sizeof *j.parts))) return aq_fail_memory(err, n_tasks * sizeof *j.parts, "quality sums");
+    bool ok = aq_parallel_for(n_tasks, n_threads, run_task, &j);
+    if (ok && metrics)
+        for (uint64_t i = 0; i < n_tasks; i++) aq_quant_metrics_add(metrics, &j.parts[i]);
+    aq_free(j.parts);
+    return ok ? AQ_OK : report(&j, needs_f32, err);
+}
+
+void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, uint64_t row_begin, uint64_t n_rows,
+                   float *out) {
+    const aq_kernels *k = aq_quant_kernels(spec);
+    uint64_t bits = (uint64_t)spec->bits, cols = layout->cols, rows_per_group = spec->group_size ? spec->group_size : layout->rows;
+    if (cols == 0) return;
+    aq_fp_state fp = aq_fp_enter();
+    for (uint64_t r = row_begin; r < row_begin + n_rows; r++, out += cols) {
+        uint64_t group_size = spec->axis == 1 && spec->group_size ? spec->group_size : cols, held = UINT64_MAX;
+        uint64_t param_row = spec->axis == 1 ? r : r / rows_per_group, pairs_per_group = (group_size + layout->pair_width - 1) / layout->pair_width;
+        aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
+        uint8_t piece[PIECE];
+        for (uint64_t begin = 0; begin < cols; begin += PIECE) {
+            uint64_t end = begin + PIECE < cols ? begin + PIECE : cols;
+            unpack(k, spec->bits, codes + r * layout->row_bytes + begin * bits / 8, end - begin, piece);
+            FOR_EACH_RUN(at, begin, end, layout->pair_width, next) {
+                uint64_t pair = at / layout->pair_width, group = pair / pairs_per_group;
+                if (group != held) aq_pairs_load(spec, layout, params, param_row, group, 1, pairs);
+                held = group;
+                k->dequantize(piece + (at - begin), next - at, pairs[pair % pairs_per_group].s, pairs[pair % pairs_per_group].z, out + at);
+            }
+        }
+    }
+    aq_fp_leave(fp);
+}
