@@ -1,0 +1,205 @@
+/* The table of commands and options (see options.h), look-up in it, and the nearest known word for a misspelt one. */
+#include "options.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "args.h"
+#include "fields.h"
+
+static const cli_command commands[] = {
+    {"version", "", 0, 0, NULL, "version of the program and its kernels", "With --json for programs.", "arrowquant version\narrowquant version --json",
+     cli_run_version},
+    {"help", "[COMMAND]", 0, 1, "*", "this help, or that of a command", "With --markdown the whole manual, which is docs/cli.md.",
+     "arrowquant help quantize\narrowquant help --markdown > cli.md", cli_run_help},
+    {"completion", "SHELL", 1, 1, "bash|zsh|fish|powershell", "print a script that completes commands and options", "SHELL is bash, zsh, fish or powershell.",
+     "source <(arrowquant completion bash)\narrowquant completion zsh > ~/.zfunc/_arrowquant\narrowquant completion fish > "
+     "~/.config/fish/completions/arrowquant.fish",
+     cli_run_completion},
+};
+
+static const char *const group_titles[GROUP_COUNT] = {
+    [GROUP_SCHEME] = "Scheme", [GROUP_METHOD] = "Method", [GROUP_LAYERS] = "Layers",        [GROUP_INPUT] = "Input",   [GROUP_QUALITY] = "Quality",
+    [GROUP_OUTPUT] = "Output", [GROUP_RUN] = "Run",       [GROUP_CONFIG] = "Configuration", [GROUP_FIELDS] = "Fields", [GROUP_EVERYWHERE] = "Everywhere",
+};
+
+/* name, letter, value, words, field, set, repeat, optional value, group, commands, help */
+static const cli_option table[] = {
+    {"profile", 0, "NAME", "edge|local|cloud", "deployment_profile", NULL, false, false, GROUP_SCHEME, "quantize",
+     "a set of values: edge = 2 bits, group 256, floor 0.65; local = 4, 128, 0.85; cloud = 8, 64, 0.95"},
+    {"bits", 0, "N", "2|4|8", "bit_width", NULL, false, false, GROUP_SCHEME, "quantize", "bits of a code (4)"},
+    {"group", 0, "N", "32|64|128|256|row", "group_size", NULL, false, false, GROUP_SCHEME, "quantize",
+     "weights that share a scale, along the inputs; row: a whole row (128)"},
+    {"sym", 0, NULL, NULL, "symmetric", "true", false, false, GROUP_SCHEME, "quantize", "zero point fixed in the middle"},
+    {"asym", 0, NULL, NULL, "symmetric", "false", false, false, GROUP_SCHEME, "quantize", "a zero point per group (default)"},
+    {"params", 0, "FORM", "auto|f16|two-level|f32", "params", NULL, false, false, GROUP_SCHEME, "quantize",
+     "how scales and offsets are stored (auto: two-level at 2 bits, else f16)"},
+
+    {"method", 0, "NAME", "auto|rtn|search", "method", NULL, false, false, GROUP_METHOD, "quantize",
+     "rtn: min and max of each group; search: clipping that minimizes the squared error (auto)"},
+
+    {"exclude", 0, "GLOB", NULL, "exclude", NULL, true, false, GROUP_LAYERS, "quantize", "keep the tensors whose name matches; may be repeated"},
+    {"include", 0, "GLOB", NULL, "include", NULL, true, false, GROUP_LAYERS, "quantize",
+     "quantize matching tensors that would be kept otherwise; may be repeated"},
+    {"layer", 0, "GLOB=KEY:VALUE,...", NULL, "layer_overrides", NULL, true, false, GROUP_LAYERS, "quantize",
+     "settings of matching tensors, as in '*attn*=bits:8,group:64'; may be repeated, the last match wins"},
+    {"allow-unmatched", 0, NULL, NULL, NULL, NULL, false, false, GROUP_LAYERS, "quantize", "a pattern that matches nothing is no error"},
+
+    {"component", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize verify diff",
+     "folder of a diffusers pipeline to read (transformer, else unet)"},
+    {"variant", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize verify diff", "which weights when a folder has several, as in fp16"},
+    {"modality", 0, "NAME", "text|code|image|audio", NULL, NULL, false, false, GROUP_INPUT, "inspect quantize verify diff", "what the model makes (detected)"},
+    {"nonfinite", 0, "WHAT", "error|keep|zero", "nonfinite", NULL, false, false, GROUP_INPUT, "quantize",
+     "NaN and infinity: refuse, keep that tensor as it is, or replace by zero and count (error)"},
+    {"skip-unknown-dtype", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize verify diff",
+     "carry tensors of unknown element type over as bytes instead of refusing the file"},
+    {"no-follow-symlinks", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize verify diff",
+     "refuse weights files that are symbolic links"},
+    {"limit", 0, "NAME=VALUE", NULL, NULL, NULL, true, false, GROUP_INPUT, "inspect quantize verify diff",
+     "raise a limit on untrusted input: header_bytes, n_tensors, name_bytes, index_bytes, config_bytes, n_shards, json_depth"},
+
+    {"min-accuracy", 0, "X", NULL, "min_accuracy", NULL, false, false, GROUP_QUALITY, "quantize verify",
+     "least cosine similarity of a layer, 0 to 1 (the profile's)"},
+    {"fallback", 0, "BITS,...", NULL, "fallback", NULL, false, false, GROUP_QUALITY, "quantize", "widths that a layer under its floor goes up, as in 2,4,8"},
+    {"fail-fast", 0, NULL, NULL, "fail_fast", "true", false, false, GROUP_QUALITY, "quantize", "stop at the first layer under its floor"},
+    {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
+    {"against", 0, "SOURCE", NULL, NULL, NULL, false, false, GROUP_QUALITY, "verify", "the source model: measure the error of each tensor"},
+
+    {"to", 0, "FORMAT", "safetensors", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write (safetensors)"},
+    {"dtype", 0, "TYPE", "f32|f16|bf16", NULL, NULL, false, false, GROUP_OUTPUT, "export", "element type of the weights (that of the source)"},
+    {"output", 'o', "OUT", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "where to write"},
+    {"overwrite", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "replace an existing output, once the new one is complete"},
+    {"mkdir", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "create missing parent folders"},
+    {"shard-size", 0, "SIZE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "begin a new file beyond this size (5GB)"},
+    {"no-side-files", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "do not copy configs, tokenizer and other components"},
+    {"no-verify", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "do not read the result back"},
+    {"restart", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "discard the state of an interrupted run"},
+
+    {"threads", 0, "N", NULL, "num_threads", NULL, false, false, GROUP_RUN, "quantize verify diff export", "threads to use; 0: all (0)"},
+    {"max-memory", 0, "SIZE", NULL, "max_memory_limit_mb", NULL, false, false, GROUP_RUN, "quantize", "most memory to use, as in 4GB"},
+
+    {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "read settings from a .yaml or .json file"},
+    {"print-config", 0, NULL, NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "print the merged settings, which reproduce the run, and stop"},
+
+    {"markdown", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "help", "print the whole manual as Markdown"},
+
+    {"help", 'h', NULL, NULL, NULL, NULL, false, false, GROUP_EVERYWHERE, "*", "help of the command"},
+    {"quiet", 'q', NULL, NULL, NULL, NULL, false, false, GROUP_EVERYWHERE, "*", "warnings and errors only"},
+    {"verbose", 'v', NULL, NULL, NULL, NULL, true, false, GROUP_EVERYWHERE, "*", "say more: a line per tensor, whole lists; -vv: details of the run"},
+    {"json", 0, NULL, NULL, NULL, NULL, false, false, GROUP_EVERYWHERE, "*", "one JSON object on stdout, for errors too"},
+    {"progress", 0, "WHEN", "auto|always|never|json", NULL, NULL, false, false, GROUP_EVERYWHERE, "*",
+     "progress on stderr: a bar on a terminal, else a line per 10 % or 30 s; json: one event per line (auto)"},
+    {"color", 0, "WHEN", "auto|always|never", NULL, NULL, false, false, GROUP_EVERYWHERE, "*",
+     "colors; auto heeds NO_COLOR, CLICOLOR_FORCE and TERM=dumb (auto)"},
+    {"log", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_EVERYWHERE, "*", "append everything that is logged to a file"},
+};
+
+size_t cli_n_commands(void) { return sizeof commands / sizeof commands[0]; }
+
+const cli_command *cli_command_at(size_t index) { return &commands[index]; }
+
+const cli_command *cli_command_find(const char *name) {
+    for (size_t i = 0; i < cli_n_commands(); i++)
+        if (strcmp(commands[i].name, name) == 0) return &commands[i];
+    return NULL;
+}
+
+const char *cli_group_title(cli_group group) { return group_titles[group]; }
+
+static const size_t n_table = sizeof table / sizeof table[0];
+
+size_t cli_n_table_options(void) { return n_table; }
+
+size_t cli_n_options(void) { return n_table + cli_n_field_options(); }
+
+const cli_option *cli_option_at(size_t index) { return index < n_table ? &table[index] : cli_field_option_at(index - n_table); }
+
+bool cli_option_applies(const cli_option *option, const cli_command *command) {
+    if (strcmp(option->commands, "*") == 0) return true;
+    if (!command) return false;
+    size_t n = strlen(command->name);
+    for (const char *at = strstr(option->commands, command->name); at; at = strstr(at + 1, command->name))
+        if ((at == option->commands || at[-1] == ' ') && (at[n] == 0 || at[n] == ' ')) return true;
+    return false;
+}
+
+const cli_option *cli_option_find(const char *name, size_t n, const cli_command *command) {
+    const cli_option *other = NULL;
+    for (size_t i = 0; i < cli_n_options(); i++) {
+        const cli_option *option = cli_option_at(i);
+        if (strlen(option->name) != n || memcmp(option->name, name, n) != 0) continue;
+        if (cli_option_applies(option, command)) return option;
+        other = option;
+    }
+    return other;
+}
+
+const cli_option *cli_option_find_letter(char letter, const cli_command *command) {
+    for (size_t i = 0; i < n_table; i++)
+        if (table[i].letter == letter && cli_option_applies(&table[i], command)) return &table[i];
+    return NULL;
+}
+
+bool cli_word_at(const char *words, size_t index, const char **word, size_t *n) {
+    for (const char *at = words;; at++) {
+        size_t len = strcspn(at, "|");
+        if (index-- == 0) {
+            *word = at;
+            *n = len;
+            return true;
+        }
+        at += len;
+        if (!*at) return false;
+    }
+}
+
+unsigned cli_edit_distance(const char *a, size_t a_len, const char *b, size_t b_len) {
+    enum { MOST = 32 };
+    if (a_len > MOST) a_len = MOST;
+    if (b_len > MOST) b_len = MOST;
+    /* Row i holds the distances between the first i letters of a and each beginning of b; three rows for the swap of neighbours. */
+    unsigned rows[3][MOST + 1];
+    for (unsigned j = 0; j <= b_len; j++) rows[0][j] = j;
+    for (unsigned i = 1; i <= a_len; i++) {
+        unsigned *row = rows[i % 3], *above = rows[(i + 2) % 3], *two_above = rows[(i + 1) % 3];
+        row[0] = i;
+        for (unsigned j = 1; j <= b_len; j++) {
+            unsigned best = above[j - 1] + (a[i - 1] != b[j - 1]);
+            if (above[j] + 1 < best) best = above[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && two_above[j - 2] + 1 < best) best = two_above[j - 2] + 1;
+            row[j] = best;
+        }
+    }
+    return rows[a_len % 3][b_len];
+}
+
+/* Distance for suggestions: a word that begins the other counts as one edit. Far = more than a third of the letters, at least 2. */
+static unsigned distance(const char *word, size_t n, const char *known) {
+    size_t m = strlen(known);
+    if (n >= 3 && n < m && memcmp(word, known, n) == 0) return 1;
+    unsigned d = cli_edit_distance(word, n, known, m), far = (unsigned)(n > m ? n : m) / 3 + 1;
+    return d <= far && d < n ? d : 1000;
+}
+
+const char *cli_nearest_command(const char *word) {
+    const char *best = NULL;
+    unsigned least = 1000;
+    for (size_t i = 0; i < cli_n_commands(); i++) {
+        unsigned d = distance(word, strlen(word), commands[i].name);
+        if (d < least) least = d, best = commands[i].name;
+    }
+    return best;
+}
+
+const char *cli_nearest_option(const char *word, size_t n, const cli_command *command) {
+    const char *best = NULL;
+    unsigned least = 1000;
+    for (size_t i = 0; i < cli_n_options(); i++) {
+        const cli_option *option = cli_option_at(i);
+        if (!cli_option_applies(option, command)) continue;
+        unsigned d = distance(word, n, option->name);
+        if (d < least) least = d, best = option->name;
+    }
+    return best;
+}
