@@ -441,7 +441,7 @@ static void fill(aq_config *c) {
         {"group_size", "\"row\""},
         {"min_accuracy", "0.1"},
         {"learning_rate", "1e-05"},
-        {"smoothness_threshold", "123456789012345.0"},
+
         {"markov_weight", "0.30000000000000004"},
         {"convergence_threshold", "5e-324"},
         {"entropy_weight", "1.7976931348623157e+308"},
@@ -449,7 +449,7 @@ static void fill(aq_config *c) {
         {"sensitive_layer_names", "[\"é\",\"null\",\"a: b # c\",\"\\\"q\\\\\",\"\\ud83d\\ude00\",\"\\u0085\\ufeff\",\"- x\",\"\"]"},
         {"layer_bit_widths", "{\"x y\":8,\"\":2,\"<<\":16}"},
         {"calibration_path", "\"null\""},
-        {"target_model_size_mb", "35"},
+        {"target_model_size_mb", "123456789012345.0"},
         {"target_size_is_wish", "true"},
         {"layer_overrides", "[\"a*=bits:8,group:64\"]"},
         {"fallback", "[]"},
