@@ -94,7 +94,7 @@ AQ_API const char *aq_model_root(const aq_model *model);      /* folder that hol
 AQ_API const char *aq_model_component(const aq_model *model); /* "transformer" …, "" outside a diffusers folder */
 AQ_API const char *aq_model_weights_dir(const aq_model *model);  /* folder of the weights files */
 AQ_API const char *aq_model_weights_name(const aq_model *model); /* base name without shard number: "diffusion_pytorch_model.safetensors" */
-AQ_API const char *aq_model_format(const aq_model *model);    /* "safetensors", "sharded safetensors", "diffusers", "transformers", "folder" */
+AQ_API const char *aq_model_format(const aq_model *model);    /* "safetensors", "sharded safetensors", "diffusers", "diffusers component", "transformers", "folder" */
 AQ_API const char *aq_model_class(const aq_model *model);     /* class or architecture of the config, "" when unknown */
 AQ_API aq_modality aq_model_modality(const aq_model *model);
 AQ_API const char *aq_model_modality_source(const aq_model *model); /* where it was read: "metadata.json", "config.json _class_name", "option" … */

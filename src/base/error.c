@@ -5,20 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Length of the valid UTF-8 sequence at p (n bytes left) and its code point; 0 when invalid. */
-static size_t utf8_decode(const unsigned char *p, size_t n, uint32_t *code) {
-    size_t len = p[0] < 0x80 ? 1 : (p[0] & 0xE0) == 0xC0 ? 2 : (p[0] & 0xF0) == 0xE0 ? 3 : (p[0] & 0xF8) == 0xF0 ? 4 : 0;
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    if (len == 0 || len > n) return 0;
-    uint32_t c = len == 1 ? p[0] : p[0] & (0xFFu >> (len + 1));
-    for (size_t i = 1; i < len; i++) {
-        if ((p[i] & 0xC0) != 0x80) return 0;
-        c = c << 6 | (p[i] & 0x3F);
-    }
-    if (c < least[len] || c > 0x10FFFF || (c >= 0xD800 && c < 0xE000)) return 0;
-    *code = c;
-    return len;
-}
+#include "base/utf8.h"
 
 /* Characters that change how a terminal shows what follows. */
 static bool is_unprintable(uint32_t c) {
@@ -30,7 +17,7 @@ char *aq_escape(char *dst, size_t size, const char *text, size_t n) {
     for (size_t i = 0; i < n && size > 0;) {
         uint32_t code = 0;
         char piece[16];
-        size_t len = utf8_decode((const unsigned char *)text + i, n - i, &code), out;
+        size_t len = aq_utf8_decode((const unsigned char *)text + i, n - i, &code), out;
         if (len == 0) {
             out = (size_t)snprintf(piece, sizeof piece, "\\x%02x", (unsigned char)text[i]);
             len = 1;

@@ -1,0 +1,112 @@
+/* A tensor's bytes, and its values as F32.
+ *
+ * Values are read in pieces that stay in the cache between pread and conversion; F32 goes straight to its place. fp8 goes through a table of its 256 values
+ * and is multiplied by its scale, one number or one per row.
+ */
+#include <string.h>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "base/mem.h"
+#include "model/internal.h"
+
+enum { PIECE_BYTES = 64 << 10 };
+
+const void *aq_model_data(const aq_model *model, size_t index) {
+    const aq_tensor_info *t = &model->tensors[index];
+    return model->files[t->file_index].map.data + t->offset;
+}
+
+void aq_model_release(const aq_model *model, size_t index) {
+    const aq_tensor_info *t = &model->tensors[index];
+    aq_file_map_release(&model->files[t->file_index].map, t->offset, t->size_bytes);
+}
+
+static void convert_f16(const unsigned char *in, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, in + 2 * i, 2);
+        out[i] = aq_f16_to_f32(h);
+    }
+}
+
+static void convert_bf16(const unsigned char *in, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, in + 2 * i, 2);
+        out[i] = aq_bf16_to_f32(h);
+    }
+}
+
+static void convert_f64(const unsigned char *in, size_t n, float *out) {
+    for (size_t i = 0; i < n; i++) {
+        double x;
+        memcpy(&x, in + 8 * i, 8);
+        out[i] = (float)x;
+    }
+}
+
+static void convert(aq_dtype dtype, const unsigned char *in, size_t n, const float *fp8, float *out) {
+    if (dtype == AQ_F16)
+        convert_f16(in, n, out);
+    else if (dtype == AQ_BF16)
+        convert_bf16(in, n, out);
+    else if (dtype == AQ_F64)
+        convert_f64(in, n, out);
+    else
+        for (size_t i = 0; i < n; i++) out[i] = fp8[in[i]];
+}
+
+static aq_status read_pieces(const aq_source_file *file, const aq_tensor_info *t, uint64_t begin, uint64_t count, float *out, aq_error *err) {
+    size_t size = aq_dtype_size(t->dtype), piece = PIECE_BYTES / size;
+    float fp8[256];
+    if (size == 1)
+        for (int v = 0; v < 256; v++) fp8[v] = t->dtype == AQ_F8_E4M3 ? aq_e4m3_to_f32((uint8_t)v) : aq_e5m2_to_f32((uint8_t)v);
+    unsigned char *raw = aq_alloc(PIECE_BYTES);
+    if (!raw) return aq_fail_memory(err, PIECE_BYTES, "reading a tensor");
+    aq_status status;
+    int fd;
+    if ((status = aq_source_file_reopen(&fd, file, err)) == AQ_OK) {
+        for (uint64_t at = 0; at < count && status == AQ_OK; at += piece) {
+            size_t n = count - at < piece ? (size_t)(count - at) : piece;
+            status = aq_file_pread(fd, raw, n * size, t->offset + (begin + at) * size, file->path, err);
+            if (status == AQ_OK) convert(t->dtype, raw, n, fp8, out + at);
+        }
+        aq_source_file_done(fd);
+    }
+    aq_free(raw);
+    return status;
+}
+
+/* Multiplies elements [begin, begin + count) by their scales. */
+static aq_status apply_scale(const aq_model *model, const aq_tensor_info *t, uint64_t begin, uint64_t count, float *out, aq_error *err) {
+    const aq_tensor_info *scale = &model->tensors[t->scale_index];
+    uint64_t rows, cols;
+    aq_shape_matrix(&t->shape, &rows, &cols);
+    if (scale->count == 1) rows = 1, cols = t->count;
+    uint64_t first = begin / cols, n = (begin + count - 1) / cols - first + 1;
+    float *scales = aq_alloc(n * sizeof *scales);
+    if (!scales) return aq_fail_memory(err, n * sizeof *scales, "the scales of an fp8 weight");
+    aq_status status = aq_model_read_f32(model, (size_t)t->scale_index, first, n, scales, err);
+    for (uint64_t i = 0; status == AQ_OK && i < count;) {
+        uint64_t row = (begin + i) / cols, end = (row + 1) * cols - begin;
+        for (end = end < count ? end : count; i < end; i++) out[i] *= scales[row - first];
+    }
+    aq_free(scales);
+    return status;
+}
+
+aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err) {
+    if (index >= model->n_tensors) return aq_fail(err, AQ_ERR_USAGE, "tensor %zu of %zu", index, model->n_tensors);
+    const aq_tensor_info *t = &model->tensors[index];
+    const aq_source_file *file = &model->files[t->file_index];
+    if (!aq_dtype_is_float(t->dtype))
+        return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "is of dtype %s, which has no F32 values", aq_dtype_name(t->dtype));
+    if (begin > t->count || count > t->count - begin)
+        return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "elements %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)count,
+                          (unsigned long long)t->count);
+    if (count == 0) return AQ_OK;
+    if (t->dtype == AQ_F32) return aq_source_file_read(file, t->offset + begin * 4, out, count * 4, err);
+    aq_status status = read_pieces(file, t, begin, count, out, err);
+    return status == AQ_OK && t->scale_index >= 0 ? apply_scale(model, t, begin, count, out, err) : status;
+}
