@@ -1,0 +1,107 @@
+/* What the reading side shares: an open container (see arrowquant/store.h). */
+#ifndef AQ_STORE_INTERNAL_H
+#define AQ_STORE_INTERNAL_H
+
+#include <arrowquant/store.h>
+#include <pthread.h>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "store/schema.h"
+
+/* Limits on untrusted files (docs/limits). */
+#define AQ_LIMIT_FOOTER_BYTES (UINT64_C(64) << 20)
+#define AQ_LIMIT_PAGE_BYTES (UINT64_C(256) << 20)
+#define AQ_LIMIT_COLUMNS 4096
+#define AQ_LIMIT_ROW_GROUPS 1000000
+#define AQ_LIMIT_TENSORS 1000000
+#define AQ_LIMIT_NAME_BYTES 1024
+#define AQ_LIMIT_CONFIG_BYTES (UINT64_C(16) << 20)
+
+typedef enum { AQ_FILE_V2_EXTENDED, AQ_FILE_V2_BASE, AQ_FILE_V1 } aq_file_kind;
+
+typedef struct {
+    char *path;
+    aq_file_map map;
+    carquet_reader_t *reader; /* over the map */
+    aq_file_kind kind;
+    int32_t leaf[COL_COUNT]; /* index of each column that we know, or -1 */
+} aq_store_input;
+
+/* One stored row: a tensor or a slab of one. */
+typedef struct {
+    size_t file;
+    uint64_t row_begin, row_count;
+    const uint8_t *data; /* in the map, or owned_data */
+    uint64_t data_bytes;
+    const uint8_t *params; /* in the map, or owned_params */
+    uint64_t params_bytes;
+    void *owned_data, *owned_params;
+    char hash[33]; /* "" when there is none */
+} aq_part;
+
+typedef struct {
+    aq_store_tensor info;
+    size_t first_part;
+} aq_stored;
+
+struct aq_store {
+    char *path;
+    aq_store_input *files;
+    size_t n_files;
+    aq_part *parts;
+    size_t n_parts, parts_cap;
+    aq_stored *tensors;
+    size_t n_tensors, tensors_cap;
+    uint32_t *table; /* open addressing by name: index + 1 */
+    size_t table_size;
+    void **owned; /* strings and small arrays */
+    size_t n_owned, owned_cap;
+    char *schema_version, *config_json, *metadata_json;
+    aq_modality modality;
+    char **side_files, **side_paths;
+    size_t n_side_files;
+    bool folder; /* path is a folder, not one file */
+};
+
+/* Reads rows of an open file into parts and tensors. */
+aq_status aq_store_read_rows(aq_store *store, size_t file, aq_error *err);
+/* The same for one-file-per-tensor folders of the older formats. */
+aq_status aq_store_read_legacy(aq_store *store, size_t file, aq_error *err);
+
+/* Appends a row to the tensors: a new one, or the next part of the last. `info` is complete but for n_parts. Takes the part's owned memory, also on failure. */
+aq_status aq_store_append(aq_store *store, const aq_store_tensor *info, aq_part *part, aq_error *err);
+/* Every tensor is whole. */
+aq_status aq_store_check_complete(const aq_store *store, aq_error *err);
+/* Copies of small things that live as long as the store. NULL: no memory. */
+void *aq_store_keep(aq_store *store, const void *data, uint64_t size);
+char *aq_store_keep_text(aq_store *store, const uint8_t *text, uint64_t size);
+
+/* aq_store_verify that asks keep_going (may be NULL) now and then. */
+aq_status aq_store_verify_while(const aq_store *store, void (*report)(void *user, const char *problem), void *user, bool (*keep_going)(void *user),
+                                void *keep_going_user, aq_error *err);
+
+/* ---- reading columns (columns.c) ---- */
+
+/* All values of one column in one row group, with a cursor that goes row by row. */
+typedef struct {
+    carquet_column_reader_t *reader; /* holds byte arrays that are not in the map */
+    carquet_physical_type_t type;
+    size_t size;     /* bytes per value */
+    bool missing;    /* no such column: every row is null */
+    uint8_t *values; /* present values only */
+    int16_t *def, *rep;
+    int16_t max_def, max_rep;
+    uint64_t n_levels, at, value_at;
+} aq_column_data;
+
+/* Reads column `column` of a row group of n_rows. A list may have up to max_levels entries in all; others have one a row. */
+aq_status aq_column_read(aq_column_data *out, const aq_store_input *file, int32_t row_group, aq_column column, uint64_t n_rows, uint64_t max_levels,
+                         aq_error *err);
+void aq_column_free(aq_column_data *column);
+/* Next row of a plain column: its value, or NULL for null. */
+const void *aq_column_next(aq_column_data *column);
+/* Next row of a list: values and their number; *null when the list itself is null. False when an element is null. */
+bool aq_column_next_list(aq_column_data *column, const void **values, uint64_t *n, bool *null);
+
+#endif
