@@ -189,9 +189,12 @@ static json_t *parse_text(const aq_config_def *def, const char *text) {
     return value ? value : json_string(text);
 }
 
-/* json_string refuses what is not UTF-8, so NULL is either that or no memory. */
+/* Why there is no value: jansson keeps only UTF-8, else memory is out. */
 static aq_status no_value(const char *text, const char *source, const char *name, aq_error *err) {
     char shown[128];
+    json_t *unchecked = json_string_nocheck(text);
+    if (!unchecked) return aq_fail_memory(err, strlen(text), name);
+    json_decref(unchecked);
     aq_escape(shown, sizeof shown, text, strlen(text));
     return aq_fail(err, AQ_ERR_USAGE, "%s: \"%s\" is not UTF-8", source ? source : name, shown);
 }
@@ -261,13 +264,19 @@ aq_status aq_config_set_json(aq_config *config, const char *name, const char *js
 }
 
 aq_status aq_config_assign_object(aq_config *config, json_t *object, bool with_profile, aq_error *err) {
+    aq_config *copy = aq_config_clone(config);
+    if (!copy) return aq_fail_memory(err, sizeof *copy, "the configuration");
     aq_status status = AQ_OK;
     json_t *profile = json_object_get(object, "deployment_profile");
-    if (with_profile && json_is_string(profile)) status = aq_config_apply_profile(config, json_string_value(profile), err);
+    if (with_profile && json_is_string(profile)) status = aq_config_apply_profile(copy, json_string_value(profile), err);
     for (size_t i = 0; i < aq_config_n_defs && status == AQ_OK; i++) {
         json_t *value = json_object_get(object, aq_config_defs[i].field.name);
-        if (value) status = aq_config_assign(config, i, value, NULL, err);
+        if (value) status = aq_config_assign(copy, i, value, NULL, err);
     }
+    if (status == AQ_OK)
+        replace(config, copy);
+    else
+        aq_config_destroy(copy);
     return status;
 }
 

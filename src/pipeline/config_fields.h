@@ -39,7 +39,7 @@ aq_status aq_config_check(const aq_config_def *def, const json_t *value, const c
 void aq_config_put(aq_config *config, size_t index, json_t *value);
 /* Coerce, check when there is a source, put. */
 aq_status aq_config_assign(aq_config *config, size_t index, json_t *value, const char *source, aq_error *err);
-/* Sets every key of an object, in field order, a profile's values first when `with_profile` and the object names one. Keys must be known. */
+/* Sets every key of an object, in field order, a profile's values first when `with_profile` and the object names one; all or none. Keys must be known. */
 aq_status aq_config_assign_object(aq_config *config, json_t *object, bool with_profile, aq_error *err);
 /* Shortest JSON text of a kept value; free(). */
 char *aq_config_value_text(const json_t *value);

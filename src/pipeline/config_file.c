@@ -117,7 +117,7 @@ static aq_status check_key(reader *r, const json_t *into) {
     aq_status status = expect_scalar(r, "a key must be a name");
     if (status != AQ_OK) return status;
     const char *key = scalar_text(r);
-    if (strcmp(key, "<<") == 0) return refuse(r, "merge keys (<<) are not allowed");
+    if (strcmp(key, "<<") == 0 && r->event.data.scalar.style == YAML_PLAIN_SCALAR_STYLE) return refuse(r, "merge keys (<<) are not allowed");
     if (!json_object_get(into, key)) return AQ_OK;
     snprintf(problem, sizeof problem, "duplicate key \"%s\"", aq_escape(shown, sizeof shown, key, strlen(key)));
     return refuse(r, problem);
