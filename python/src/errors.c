@@ -1,0 +1,134 @@
+/* Exceptions (python-api.md section 1), and the one way from aq_error to them. */
+#include "aqpy.h"
+
+#include <string.h>
+
+/* Bases are NULL for Exception, an index into the state, or a built-in one. */
+typedef struct exception {
+    enum aqpy_object which, base;
+    const char *name;
+    int code; /* exit code of the command line for the same failure */
+    const char *doc;
+} exception;
+
+static const exception exceptions[] = {
+    {AQPY_ArrowQuantError, AQPY_N_OBJECTS, "arrow_quant_v2.ArrowQuantError", AQ_ERR_INTERNAL,
+     "Base of all failures of ArrowQuant.\n\nAttributes: file, tensor and hint (str or None), code (int, the command line's exit code)."},
+    {AQPY_QuantizationError, AQPY_ArrowQuantError, "arrow_quant_v2.QuantizationError", AQ_ERR_INTERNAL,
+     "A layer could not be quantized, or a model file is damaged."},
+    {AQPY_ConfigurationError, AQPY_ArrowQuantError, "arrow_quant_v2.ConfigurationError", AQ_ERR_USAGE, "A configuration field, file or variable is wrong."},
+    {AQPY_ValidationError, AQPY_ArrowQuantError, "arrow_quant_v2.ValidationError", AQ_ERR_QUALITY, "The result is below the accuracy that was asked for."},
+    {AQPY_ModelNotFoundError, AQPY_ArrowQuantError, "arrow_quant_v2.ModelNotFoundError", AQ_ERR_IO, "The model path does not exist or is empty."},
+    {AQPY_MetadataError, AQPY_ArrowQuantError, "arrow_quant_v2.MetadataError", AQ_ERR_FORMAT, "Metadata is missing, unreadable, or names no known modality."},
+    {AQPY_ShapeMismatchError, AQPY_ArrowQuantError, "arrow_quant_v2.ShapeMismatchError", AQ_ERR_USAGE, "Shapes that must agree do not."},
+    {AQPY_FormatError, AQPY_QuantizationError, "arrow_quant_v2.FormatError", AQ_ERR_FORMAT, "An input file is malformed or of a kind that is not supported."},
+    {AQPY_BudgetError, AQPY_ConfigurationError, "arrow_quant_v2.BudgetError", AQ_ERR_BUDGET,
+     "No allocation meets the size budget; `minimum` is the smallest size that can be reached, in bytes (None when it is not known)."},
+    {AQPY_Interrupted, AQPY_ArrowQuantError, "arrow_quant_v2.Interrupted", AQ_ERR_INTERRUPTED,
+     "The work was cancelled; a run that can be resumed kept its state."},
+};
+
+static int add_exception(PyObject *module, const exception *e) {
+    aqpy_state *state = aqpy_state_of(module);
+    PyObject *base = e->base == AQPY_N_OBJECTS ? PyExc_Exception : aqpy_get(state, e->base);
+    PyObject *second = e->which == AQPY_ModelNotFoundError ? PyExc_FileNotFoundError : e->which == AQPY_ShapeMismatchError ? PyExc_ValueError : NULL;
+    PyObject *bases = second ? PyTuple_Pack(2, base, second) : PyTuple_Pack(1, base);
+    if (!bases) return -1;
+    PyObject *type = PyErr_NewExceptionWithDoc(e->name, e->doc, bases, NULL);
+    Py_DECREF(bases);
+    if (!type) return -1;
+    state->objects[e->which] = type;
+    PyObject *code = PyLong_FromLong(e->code);
+    int failed = !code || PyObject_SetAttrString(type, "code", code) < 0;
+    Py_XDECREF(code);
+    if (!failed && e->which == AQPY_ArrowQuantError)
+        failed = PyObject_SetAttrString(type, "file", Py_None) < 0 || PyObject_SetAttrString(type, "tensor", Py_None) < 0 ||
+                 PyObject_SetAttrString(type, "hint", Py_None) < 0;
+    if (!failed && e->which == AQPY_BudgetError) failed = PyObject_SetAttrString(type, "minimum", Py_None) < 0;
+    return failed ? -1 : PyModule_AddObjectRef(module, strrchr(e->name, '.') + 1, type);
+}
+
+int aqpy_add_errors(PyObject *module) {
+    for (size_t i = 0; i < sizeof exceptions / sizeof *exceptions; i++)
+        if (add_exception(module, &exceptions[i]) < 0) return -1;
+    return 0;
+}
+
+PyObject *aqpy_take_exception(void) {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
+/* The error's sentence, with its hint where there is one. File names in it may have been cut inside a character: replaced, never an error. */
+static PyObject *text_of(const aq_error *err) {
+    PyObject *message = PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "replace");
+    if (!message || err->hint[0] == '\0') return message;
+    PyObject *hint = PyUnicode_DecodeUTF8(err->hint, (Py_ssize_t)strlen(err->hint), "replace");
+    size_t n = strlen(err->message);
+    PyObject *text = hint ? PyUnicode_FromFormat(n && err->message[n - 1] == '.' ? "%U Hint: %U" : "%U. Hint: %U", message, hint) : NULL;
+    Py_DECREF(message);
+    Py_XDECREF(hint);
+    return text;
+}
+
+static int set_text(PyObject *object, const char *attribute, const char *text) {
+    if (text[0] == '\0') return 0;
+    PyObject *value = PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+    int failed = value ? PyObject_SetAttrString(object, attribute, value) : -1;
+    Py_XDECREF(value);
+    return failed;
+}
+
+PyObject *aqpy_raise_as(const aqpy_state *state, enum aqpy_object which, PyObject *prefix, const aq_error *err) {
+    PyObject *text = text_of(err);
+    if (text && prefix) {
+        PyObject *whole = PyUnicode_FromFormat("%U%U", prefix, text);
+        Py_DECREF(text);
+        text = whole;
+    }
+    PyObject *type = aqpy_get(state, which), *value = text ? PyObject_CallFunctionObjArgs(type, text, NULL) : NULL;
+    Py_XDECREF(text);
+    if (!value) return NULL;
+    if (set_text(value, "file", err->file) == 0 && set_text(value, "tensor", err->tensor) == 0 && set_text(value, "hint", err->hint) == 0)
+        PyErr_SetObject(type, value);
+    Py_DECREF(value);
+    return NULL;
+}
+
+/* OSError(errno, text, file): Python makes FileNotFoundError, PermissionError … of it. */
+static PyObject *raise_os_error(const aq_error *err) {
+    PyObject *text = text_of(err);
+    if (!text) return NULL;
+    PyObject *arguments = err->os_errno == 0     ? Py_BuildValue("(O)", text)
+                          : err->file[0] == '\0' ? Py_BuildValue("(iO)", err->os_errno, text)
+                                                 : Py_BuildValue("(iOs)", err->os_errno, text, err->file);
+    if (arguments) PyErr_SetObject(PyExc_OSError, arguments);
+    Py_XDECREF(arguments);
+    Py_DECREF(text);
+    return NULL;
+}
+
+PyObject *aqpy_raise(const aqpy_state *state, const aq_error *err) {
+    if (PyErr_Occurred()) return NULL;
+    switch (err->code) {
+    case AQ_ERR_USAGE: return aqpy_raise_as(state, AQPY_ConfigurationError, NULL, err);
+    case AQ_ERR_FORMAT: return aqpy_raise_as(state, AQPY_FormatError, NULL, err);
+    case AQ_ERR_QUALITY: return aqpy_raise_as(state, AQPY_ValidationError, NULL, err);
+    case AQ_ERR_BUDGET: return aqpy_raise_as(state, AQPY_BudgetError, NULL, err);
+    case AQ_ERR_INTERRUPTED: return aqpy_raise_as(state, AQPY_Interrupted, NULL, err);
+    case AQ_ERR_IO: return raise_os_error(err);
+    case AQ_ERR_MEMORY: {
+        PyObject *text = text_of(err);
+        if (text) PyErr_SetObject(PyExc_MemoryError, text);
+        Py_XDECREF(text);
+        return NULL;
+    }
+    case AQ_OK:
+    case AQ_ERR_INTERNAL: break;
+    }
+    return aqpy_raise_as(state, AQPY_ArrowQuantError, NULL, err);
+}

@@ -1,0 +1,56 @@
+"""What the Python tests share: the formulas of the format, written plainly in NumPy."""
+
+import numpy as np
+
+
+def unpack(data, bits, n):
+    """The first n codes of the bytes of one row: element i lies at bit i * bits."""
+    b = np.frombuffer(bytes(data), np.uint8)
+    per_byte = 8 // bits
+    codes = (b[:, None] >> (np.arange(per_byte) * bits)) & (2**bits - 1)
+    return codes.reshape(-1)[:n].astype(np.uint8)
+
+
+def matrix_shape(shape):
+    """[rows, cols] of an array: rows are the first axis; one row for 0-D and 1-D."""
+    if len(shape) < 2:
+        return 1, int(np.prod(shape))
+    return shape[0], int(np.prod(shape[1:]))
+
+
+def dequantize(result):
+    """w = (q - z) * s of one layer result, with one group of 128 after the other along each row."""
+    rows, cols = matrix_shape(result["shape"])
+    bits, group = result["bit_width"], result["group_size"]
+    row_bytes, groups = -(-cols * bits // 8), -(-cols // group)
+    data = bytes(result["quantized_data"])
+    scales = np.asarray(result["scales"], np.float32).reshape(rows, groups)
+    zeros = np.asarray(result["zero_points"], np.float32).reshape(rows, groups)
+    assert len(data) == rows * row_bytes
+    out = np.zeros((rows, cols), np.float32)
+    for r in range(rows):
+        q = unpack(data[r * row_bytes : (r + 1) * row_bytes], bits, cols).astype(np.float32)
+        g = np.arange(cols) // group
+        out[r] = (q - zeros[r, g]) * scales[r, g]
+    return out.reshape(result["shape"])
+
+
+def step_of_each_value(result):
+    """The scale of the group that each value belongs to, in the layer's shape."""
+    rows, cols = matrix_shape(result["shape"])
+    groups = -(-cols // result["group_size"])
+    scales = np.asarray(result["scales"], np.float64).reshape(rows, groups)
+    return scales[:, np.arange(cols) // result["group_size"]].reshape(result["shape"])
+
+
+def same(a, b):
+    """True when two dicts of layer results are equal, whichever of bytes, lists and arrays they hold."""
+    if list(a) != list(b):
+        return False
+    return all(
+        bytes(a[k]["quantized_data"]) == bytes(b[k]["quantized_data"])
+        and list(a[k]["scales"]) == list(b[k]["scales"])
+        and list(a[k]["zero_points"]) == list(b[k]["zero_points"])
+        and a[k]["shape"] == b[k]["shape"]
+        for k in a
+    )

@@ -1,0 +1,45 @@
+"""Every public name is documented, introspectable, and its example runs."""
+
+import doctest
+import inspect
+
+import arrow_quant_v2 as aq
+import pytest
+
+
+def documented():
+    for name in aq.__all__:
+        thing = getattr(aq, name)
+        if isinstance(thing, str):
+            continue
+        yield name, thing
+        if inspect.isclass(thing) and not issubclass(thing, BaseException):
+            for member, value in vars(thing).items():
+                if not member.startswith("_") and callable(value):
+                    yield f"{name}.{member}", value
+
+
+@pytest.mark.parametrize("name, thing", [pytest.param(n, t, id=n) for n, t in documented()])
+def test_every_name_has_a_docstring_and_its_example_runs(name, thing):
+    assert thing.__doc__, name
+    if inspect.isclass(thing) and issubclass(thing, BaseException):
+        return
+    test = doctest.DocTestParser().get_doctest(thing.__doc__, {}, name, None, None)
+    assert test.examples, f"{name} has no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert runner.run(test).failed == 0
+
+
+SIGNATURES = {
+    "ArrowQuantV2": "(mode='diffusion')",
+    "ArrowQuantV2.quantize": "(self, /, weights, bit_width=None, *, as_numpy=False)",
+    "ArrowQuantV2.quantize_batch": "(self, /, weights_dict, bit_width=None, continue_on_error=None, *, as_numpy=False)",
+    "ArrowQuantV2.quantize_batch_with_progress": "(self, /, weights_dict, bit_width=None, progress_callback=None, continue_on_error=None, *, as_numpy=False)",
+    "ArrowQuantV2.quantize_layer_auto": "(self, /, weights, params, enable_simd=True)",
+    "quantize_array": "(a, bits=4, group=128, *, method='rtn', as_numpy=False, threads=0)",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_show_the_names_and_defaults(name):
+    assert str(inspect.signature(dict(documented())[name])) == SIGNATURES[name]
