@@ -396,3 +396,31 @@ uint64_t aq_peak_rss_bytes(void) {
     if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
     return (uint64_t)usage.ru_maxrss * 1024;
 }
+
+/* First number in a small system file; false when it is not there or holds a word ("max"). */
+static bool read_number(const char *path, const char *key, uint64_t *out) {
+    FILE *f = fopen(path, "r");
+    if (!f) return false;
+    char line[256];
+    bool found = false;
+    while (!found && fgets(line, sizeof line, f)) {
+        unsigned long long value;
+        size_t skip = key ? strlen(key) : 0;
+        found = (!key || strncmp(line, key, skip) == 0) && sscanf(line + skip, "%llu", &value) == 1;
+        if (found) *out = value;
+        if (!key) break;
+    }
+    fclose(f);
+    return found;
+}
+
+uint64_t aq_available_memory_bytes(void) {
+    uint64_t available, limit, current;
+    if (!read_number("/proc/meminfo", "MemAvailable:", &available)) return 0;
+    available *= 1024;
+    if (read_number("/sys/fs/cgroup/memory.max", NULL, &limit) && read_number("/sys/fs/cgroup/memory.current", NULL, &current)) {
+        uint64_t left = limit > current ? limit - current : 0;
+        if (left < available) available = left;
+    }
+    return available;
+}

@@ -65,5 +65,7 @@ void aq_xxh3_hex(const void *data, uint64_t size, char out[33]);
 double aq_now_s(void);
 uint64_t aq_rss_bytes(void);
 uint64_t aq_peak_rss_bytes(void);
+/* Memory that can still be had without swapping, the control group's limit included (0 where unknown). */
+uint64_t aq_available_memory_bytes(void);
 
 #endif

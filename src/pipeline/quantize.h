@@ -1,0 +1,87 @@
+/* Inside of aq_quantize_model, in the order of a run:
+ *   preflight.c  opens and checks everything, chooses what happens to each tensor, plans memory
+ *   layers.c     quantizes tensors in parallel and hands them to the writer in order
+ *   summary.c    metadata.json and the report
+ *   quantize.c   the run itself
+ */
+#ifndef AQ_PIPELINE_QUANTIZE_H
+#define AQ_PIPELINE_QUANTIZE_H
+
+#include <arrowquant/pipeline.h>
+#include <arrowquant/store.h>
+#include <jansson.h>
+
+#include "pipeline/job.h"
+#include "pipeline/report.h"
+
+typedef enum { NONFINITE_ERROR, NONFINITE_KEEP, NONFINITE_ZERO } nonfinite_mode;
+
+/* What became of one tensor that was to be quantized. */
+typedef struct layer_outcome {
+    int bits;             /* 2, 4, 8; 16: kept */
+    bool widened;         /* parameters did not fit half precision */
+    uint64_t n_nonfinite; /* values that were not finite: set to zero, or the reason to keep it */
+    double cosine, sqnr_db;
+    char *fallback_from; /* NULL, or what was tried first */
+} layer_outcome;
+
+/* Memory of a run, announced before it starts and kept to. */
+typedef struct memory_plan {
+    uint64_t limit_bytes; /* UINT64_MAX: none */
+    uint64_t minimum_bytes;
+    uint64_t budget_bytes;  /* for tensors in flight */
+    uint64_t slab_values;   /* F32 scratch of one thread */
+    uint64_t predicted_peak_bytes;
+    int n_threads;
+} memory_plan;
+
+typedef struct quantize_run {
+    const aq_config *config;
+    const aq_quantize_options *options;
+    aq_job job;
+    aq_model *model;
+    aq_store_writer *writer;
+    char *out_path;
+    char *config_json; /* what determines the bytes, canonical: see aq_run_config_json */
+    size_t n_tensors;
+    aq_layer_choice *choices; /* [n_tensors] */
+    layer_outcome *outcomes;  /* [n_tensors] */
+    uint64_t source_bytes;    /* of all tensors */
+    uint64_t predicted_bytes; /* of the output */
+    memory_plan memory;
+    nonfinite_mode nonfinite;
+    double min_accuracy;
+    bool fail_fast;
+    int ladder[4]; /* bits to try, rising; n_ladder of them */
+    size_t n_ladder;
+    aq_sentences warnings;
+} quantize_run;
+
+/* An fp8 weight whose scale is consumed: kept, it is stored as BF16. */
+bool is_scaled(const aq_tensor_info *t);
+/* The next step of the ladder above `bits`; 16 when there is none: kept. */
+int next_bits(const quantize_run *run, int bits);
+/* The spec at other bits: two-level parameters do not exist at 8 bits. */
+aq_quant_spec spec_at(const aq_quant_spec *spec, int bits);
+
+/* Opens the model and checks everything that can be checked before work; all problems found are listed together in *err. */
+aq_status preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err);
+/* Output rules: a name when none was given, and never the source in any disguise (FA06). */
+aq_status check_output(quantize_run *run, const char *out_path, aq_error *err);
+aq_status plan_memory(quantize_run *run, aq_error *err);
+
+/* Quantizes or copies all tensors that the writer does not hold yet. */
+aq_status quantize_layers(quantize_run *run, aq_error *err);
+
+/* The configuration without what does not change the bytes (threads, memory, paths). Freed by aq_config_free_text. */
+char *aq_run_config_json(const aq_config *config);
+/* metadata.json: nothing that differs between two runs of the same input and options. NULL: no memory. */
+char *metadata_text(const quantize_run *run);
+/* "arrowquant.quantize/1", from the finished container. */
+aq_status quantize_report(quantize_run *run, char **report_json, aq_error *err);
+
+/* Name under which a side file is stored: the container has a metadata.json of its own. */
+const char *aq_side_file_stored_name(const char *relative_path);
+const char *aq_side_file_original_name(const char *relative_path);
+
+#endif
