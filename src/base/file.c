@@ -258,6 +258,27 @@ char *aq_path_basename(const char *path) {
     return begin == n ? copy_n(path, n) : copy_n(path + begin, n - begin);
 }
 
+bool aq_path_is_inside(const char *inner, const char *outer) {
+    char *at = aq_strdup(inner), *real = NULL;
+    while (at && !(real = realpath(at, NULL))) {
+        char *up = aq_path_dirname(at);
+        bool stuck = !up || strcmp(up, at) == 0;
+        aq_free(at);
+        at = up;
+        if (stuck) break;
+    }
+    aq_free(at);
+    bool inside = false;
+    for (char *p = real; p && !inside;) {
+        inside = aq_path_same(*p ? p : "/", outer);
+        char *slash = strrchr(p, '/');
+        if (!slash || *p == 0) break;
+        *slash = 0;
+    }
+    free(real);
+    return inside;
+}
+
 bool aq_text_ends_with(const char *text, const char *suffix) {
     size_t n = strlen(text), m = strlen(suffix);
     return n >= m && memcmp(text + n - m, suffix, m) == 0;

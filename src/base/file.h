@@ -36,6 +36,8 @@ bool aq_path_is_dir(const char *path);
 bool aq_path_is_file(const char *path);
 /* Same file or folder by device and inode; false when either is missing. */
 bool aq_path_same(const char *a, const char *b);
+/* True when `inner` (which need not exist) is `outer` or lies inside it. The nearest existing folder of `inner` is resolved, so that links do not hide it. */
+bool aq_path_is_inside(const char *inner, const char *outer);
 /* Joined path, aq_free. NULL: no memory. */
 char *aq_path_join(const char *dir, const char *name);
 /* Folder part ("." when there is none) and last component (without trailing slashes), aq_free. */

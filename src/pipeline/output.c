@@ -32,28 +32,6 @@ static char *default_output(const quantize_run *run, const char *model_path) {
     return path;
 }
 
-/* True when `inner` (which need not exist) is `outer` or lies inside it. The nearest existing folder of `inner` is resolved, so that links do not hide it. */
-static bool is_inside(const char *inner, const char *outer) {
-    char *at = aq_strdup(inner), *real = NULL;
-    while (at && !(real = realpath(at, NULL))) {
-        char *up = aq_path_dirname(at);
-        bool stuck = !up || strcmp(up, at) == 0;
-        aq_free(at);
-        at = up;
-        if (stuck) break;
-    }
-    aq_free(at);
-    bool inside = false;
-    for (char *p = real; p && !inside;) {
-        inside = aq_path_same(*p ? p : "/", outer);
-        char *slash = strrchr(p, '/');
-        if (!slash || *p == 0) break;
-        *slash = 0;
-    }
-    free(real);
-    return inside;
-}
-
 static aq_status refuse(aq_error *err, const char *out_path, const char *what, const char *source) {
     aq_fail_at(err, AQ_ERR_USAGE, out_path, NULL, "the output %s %s", what, source);
     aq_hint(err, "choose an output path outside the source model; the source is never changed");
@@ -69,11 +47,11 @@ aq_status check_output(quantize_run *run, const char *out_path, aq_error *err) {
     if (aq_path_same(out_path, source)) return refuse(err, out_path, "is the source model", source);
     for (size_t i = 0; i < aq_model_n_files(run->model); i++)
         if (aq_path_same(out_path, aq_model_file(run->model, i))) return refuse(err, out_path, "is a file of the source model,", aq_model_file(run->model, i));
-    if (aq_path_is_dir(source) && is_inside(out_path, source)) return refuse(err, out_path, "lies inside the source model", source);
+    if (aq_path_is_dir(source) && aq_path_is_inside(out_path, source)) return refuse(err, out_path, "lies inside the source model", source);
     /* An output that holds the source would replace it. */
-    if (aq_path_is_dir(out_path) && is_inside(source, out_path)) return refuse(err, out_path, "is a folder that holds the source model", source);
+    if (aq_path_is_dir(out_path) && aq_path_is_inside(source, out_path)) return refuse(err, out_path, "is a folder that holds the source model", source);
     for (size_t i = 0; i < aq_model_n_files(run->model); i++)
-        if (aq_path_is_dir(out_path) && is_inside(aq_model_file(run->model, i), out_path))
+        if (aq_path_is_dir(out_path) && aq_path_is_inside(aq_model_file(run->model, i), out_path))
             return refuse(err, out_path, "is a folder that holds a file of the source model,", aq_model_file(run->model, i));
     return AQ_OK;
 }

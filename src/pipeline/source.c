@@ -104,6 +104,12 @@ aq_status aq_source_raw(const aq_source *source, size_t index, size_t piece, con
     return AQ_OK;
 }
 
+void aq_source_release(const aq_source *source, size_t index) {
+    if (source->model) aq_model_release(source->model, source->indexes[index]);
+}
+
+uint64_t aq_source_size_bytes(const aq_source *source) { return source->store ? aq_store_size_bytes(source->store) : aq_model_total_bytes(source->model); }
+
 const char *aq_source_path(const aq_source *source) { return source->store ? aq_store_path(source->store) : aq_model_path(source->model); }
 
 uint64_t aq_slab_rows(uint64_t rows, uint64_t cols, uint64_t unit) {

@@ -35,9 +35,11 @@ int64_t aq_source_find(const aq_source *source, const char *name);
 aq_status aq_source_read_f32(const aq_source *source, size_t index, uint64_t row_begin, uint64_t n_rows, float *out, aq_error *err);
 /* Raw bytes of a tensor that is not quantized, piece by piece: *data borrows, *size_bytes 0 past the last piece. */
 aq_status aq_source_raw(const aq_source *source, size_t index, size_t piece, const void **data, uint64_t *size_bytes, aq_error *err);
-/* Rows [row_begin, row_begin + n_rows) will not be read again soon. */
-void aq_source_release(const aq_source *source, size_t index, uint64_t row_begin, uint64_t n_rows);
+/* The tensor will not be read again soon. */
+void aq_source_release(const aq_source *source, size_t index);
 const char *aq_source_path(const aq_source *source);
+/* Bytes of all tensors of a model; bytes of the Parquet files of a container. */
+uint64_t aq_source_size_bytes(const aq_source *source);
 
 /* Work on all tensors in slabs of rows, small enough for the cache and large enough for a thread. Boundaries depend on the shape alone. */
 #define AQ_SLAB_VALUES (UINT64_C(1) << 19)

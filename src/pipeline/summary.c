@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
+#include "pipeline/compare.h"
 #include "pipeline/quantize.h"
 
 const char *aq_side_file_stored_name(const char *relative_path) { return strcmp(relative_path, "metadata.json") == 0 ? "source_metadata.json" : relative_path; }
@@ -20,7 +21,7 @@ const char *aq_side_file_original_name(const char *relative_path) { return strcm
 char *aq_run_config_json(const aq_config *config) {
     /* Fields that change how a run works and not what it writes. */
     static const char *const neutral[] = {"num_threads",   "enable_streaming", "enable_memory_aware_scheduling", "max_memory_limit_mb", "enable_simd",
-                                          "simd_threshold", "calibration_path", "deployment_profile",             "fail_fast"};
+                                          "simd_threshold", "calibration_path", "fail_fast"};
     char *text = aq_config_to_json(config, false);
     json_t *object = text ? aq_report_parsed(text) : NULL;
     aq_config_free_text(text);
@@ -35,9 +36,7 @@ char *aq_run_config_json(const aq_config *config) {
 typedef struct {
     uint64_t n_layers, n_kept, n_widened, n_zeroed_tensors, n_zeroed, n_kept_nonfinite;
     uint64_t bits_count[9];
-    double cosine, sqnr_db; /* mean cosine weighted by size; SQNR of the mean relative error, weighted by size */
-    size_t worst;           /* tensor of the lowest cosine */
-    double worst_cosine;
+    aq_mean mean;
     json_t *fallbacks; /* {"int4": 2, "keep": 1} */
 } figures;
 
@@ -49,8 +48,7 @@ static void count_fallback(json_t *counts, int bits) {
 }
 
 static bool add_up(const quantize_run *run, figures *f) {
-    *f = (figures){.worst_cosine = INFINITY, .fallbacks = json_object()};
-    double weights = 0, cosine = 0, error = 0;
+    *f = (figures){.fallbacks = json_object()};
     for (size_t i = 0; i < run->n_tensors; i++) {
         const aq_tensor_info *t = aq_model_tensor(run->model, i);
         const layer_outcome *o = &run->outcomes[i];
@@ -66,17 +64,8 @@ static bool add_up(const quantize_run *run, figures *f) {
         f->n_widened += o->widened;
         f->n_zeroed += o->n_nonfinite;
         f->n_zeroed_tensors += o->n_nonfinite > 0;
-        double n = (double)t->count;
-        weights += n;
-        cosine += n * o->cosine;
-        if (isfinite(o->sqnr_db)) error += n * pow(10, -o->sqnr_db / 10);
-        if (o->cosine < f->worst_cosine) {
-            f->worst_cosine = o->cosine;
-            f->worst = i;
-        }
+        aq_mean_add(&f->mean, t->name, t->count, o->cosine, o->sqnr_db, 0);
     }
-    f->cosine = weights > 0 ? cosine / weights : (double)NAN;
-    f->sqnr_db = error > 0 ? -10 * log10(error / weights) : (double)NAN;
     return f->fallbacks != NULL;
 }
 
@@ -86,11 +75,6 @@ static int usual_bits(const figures *f) {
     for (int bits = 2; bits <= 8; bits++)
         if (f->bits_count[bits] && (!best || f->bits_count[bits] >= f->bits_count[best])) best = bits;
     return best;
-}
-
-static json_t *worst_json(const quantize_run *run, const figures *f) {
-    if (f->n_layers == 0) return json_null();
-    return json_pack("{s:o, s:o}", "name", aq_report_text(aq_model_tensor(run->model, f->worst)->name), "cosine", aq_report_real(f->worst_cosine));
 }
 
 static json_t *nonfinite_json(const figures *f) {
@@ -150,8 +134,8 @@ char *metadata_text(const quantize_run *run) {
     figures f;
     if (!add_up(run, &f)) return NULL;
     json_t *summary = json_pack("{s:I, s:I, s:i, s:o, s:o, s:o, s:O, s:I, s:o, s:b}", "n_layers", (json_int_t)f.n_layers, "n_kept", (json_int_t)f.n_kept,
-                                "bit_width", usual_bits(&f), "cosine", aq_report_real(f.cosine), "sqnr_db", aq_report_real(f.sqnr_db), "worst",
-                                worst_json(run, &f), "fallbacks", f.fallbacks, "n_widened", (json_int_t)f.n_widened, "nonfinite", nonfinite_json(&f),
+                                "bit_width", usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f.mean)), "worst",
+                                aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened", (json_int_t)f.n_widened, "nonfinite", nonfinite_json(&f),
                                 "calibrated", 0);
     json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION, "arrowquant_version",
                              AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model), "config",
@@ -242,8 +226,8 @@ static json_t *summary_json(const quantize_run *run, const aq_store *store, cons
     json_t *json = json_pack("{s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:O, s:I, s:o}", "n_layers", (json_int_t)f->n_layers, "n_kept",
                              (json_int_t)f->n_kept, "bits_per_weight", aq_report_real(ratio(8.0 * (double)list->layer_bytes, (double)list->layer_weights)),
                              "bits_per_weight_file", aq_report_real(ratio(8 * size, n_weights)), "compression_ratio",
-                             aq_report_real(ratio((double)run->source_bytes, (double)list->stored_bytes)), "cosine", aq_report_real(f->cosine), "sqnr_db",
-                             aq_report_real(f->sqnr_db), "worst", worst_json(run, f), "model_size_mb", aq_report_real(mb), "bit_width",
+                             aq_report_real(ratio((double)run->source_bytes, (double)list->stored_bytes)), "cosine", aq_report_real(aq_mean_cosine(&f->mean)), "sqnr_db",
+                             aq_report_real(aq_mean_sqnr_db(&f->mean)), "worst", aq_mean_worst_json(&f->mean), "model_size_mb", aq_report_real(mb), "bit_width",
                              f->n_layers ? json_integer(usual_bits(f)) : json_null(), "calibrated", 0, "verified", !run->options->no_verify, "target_met",
                              target_json(run, mb), "fallbacks", f->fallbacks, "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
     return json;
