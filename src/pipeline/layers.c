@@ -87,19 +87,8 @@ static aq_status start_try(layer *l, const aq_tensor_info *t, aq_error *err) {
 }
 
 static uint64_t layer_cost(void *context, size_t item) {
-    quantize_run *run = ((work *)context)->run;
-    item += ((work *)context)->first_tensor;
-    const aq_tensor_info *t = aq_model_tensor(run->model, item);
-    const aq_layer_choice *choice = &run->choices[item];
-    if (!choice->quantize) return 0;
-    int most = choice->bits;
-    while (!run->fail_fast && next_bits(run, most) < 16) most = next_bits(run, most);
-    aq_quant_spec worst = spec_at(&choice->spec, most);
-    worst.params = AQ_PARAMS_F32;
-    uint64_t rows, cols;
-    aq_quant_layout layout;
-    aq_shape_matrix(&t->shape, &rows, &cols);
-    return aq_quant_layout_init(&layout, &worst, rows, cols, NULL) == AQ_OK ? layout.codes_bytes + layout.params_bytes : t->size_bytes;
+    const work *w = context;
+    return w->run->needs[item + w->first_tensor];
 }
 
 static bool begin_layer(void *context, size_t item, size_t *n_parts) {
@@ -224,10 +213,12 @@ static aq_status judge_nonfinite(const quantize_run *run, layer *l, const aq_ten
 }
 
 /* All slabs are done: takes the layer, or says what to try next by *again. */
-static aq_status judge(const quantize_run *run, layer *l, const aq_tensor_info *t, layer_outcome *outcome, bool *again, aq_error *err) {
+static aq_status judge(const quantize_run *run, layer *l, size_t index, bool *again, aq_error *err) {
+    const aq_tensor_info *t = aq_model_tensor(run->model, index);
+    layer_outcome *outcome = &run->outcomes[index];
     if (atomic_load(&l->needs_f32)) {
         outcome->widened = true;
-        l->spec.params = AQ_PARAMS_F32;
+        l->spec = widened(run, &l->spec);
         *again = true;
         return AQ_OK;
     }
@@ -253,10 +244,9 @@ static aq_status judge(const quantize_run *run, layer *l, const aq_tensor_info *
     note_fallback(l, text);
     int bits = next_bits(run, l->spec.bits);
     if (bits == 16) return keep_layer(l, outcome, err);
-    aq_quant_spec first = spec_at(&l->spec, bits);
-    l->spec = first;
     *again = true;
-    return AQ_OK;
+    outcome->widened = false;
+    return spec_at(run, index, bits, &l->spec, err);
 }
 
 static aq_ordered_next end_layer(void *context, size_t item, size_t *n_parts) {
@@ -265,7 +255,7 @@ static aq_ordered_next end_layer(void *context, size_t item, size_t *n_parts) {
     size_t index = item + w->first_tensor;
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
     bool again = false;
-    aq_status status = judge(w->run, l, t, &w->run->outcomes[index], &again, &l->error);
+    aq_status status = judge(w->run, l, index, &again, &l->error);
     if (status == AQ_OK && again) status = start_try(l, t, &l->error);
     if (status != AQ_OK) return AQ_ORDERED_FAIL;
     if (!again) return AQ_ORDERED_READY;

@@ -22,11 +22,20 @@ int next_bits(const quantize_run *run, int bits) {
     return 16;
 }
 
-aq_quant_spec spec_at(const aq_quant_spec *spec, int bits) {
-    aq_quant_spec other = *spec;
-    other.bits = bits;
-    if (bits == 8 && other.params == AQ_PARAMS_TWO_LEVEL) other.params = AQ_PARAMS_F16;
-    return other;
+aq_status spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err) {
+    aq_layer_choice choice;
+    aq_status status = aq_config_choose_bits(run->config, aq_model_tensor(run->model, index), bits, &choice, err);
+    *spec = choice.spec;
+    spec->no_simd = run->choices[index].spec.no_simd;
+    return status;
+}
+
+aq_quant_spec widened(const quantize_run *run, const aq_quant_spec *spec) {
+    aq_quant_spec wide = *spec;
+    /* Without sub-groups a group of two levels would be too coarse. */
+    if (spec->params == AQ_PARAMS_TWO_LEVEL) wide.group_size = (uint64_t)aq_config_int(run->config, "group_size", 128);
+    wide.params = AQ_PARAMS_F32;
+    return wide;
 }
 
 /* Several problems of one run become one error: the first one's code and place, all sentences. */
@@ -59,11 +68,8 @@ static void read_settings(quantize_run *run) {
     run->nonfinite = word && strcmp(word, "keep") == 0 ? NONFINITE_KEEP : word && strcmp(word, "zero") == 0 ? NONFINITE_ZERO : NONFINITE_ERROR;
     run->min_accuracy = aq_config_float(run->config, "min_accuracy");
     run->fail_fast = aq_config_bool(run->config, "fail_fast");
-    char *text = aq_config_get_json(run->config, "fallback");
-    json_t *ladder = aq_report_parsed(text);
-    for (size_t i = 0; i < json_array_size(ladder) && run->n_ladder < 4; i++) run->ladder[run->n_ladder++] = (int)json_integer_value(json_array_get(ladder, i));
-    json_decref(ladder);
-    aq_config_free_text(text);
+    size_t n = aq_config_list_size(run->config, "fallback"), most = sizeof run->ladder / sizeof *run->ladder;
+    for (size_t i = 0; i < n && i < most; i++) run->ladder[run->n_ladder++] = aq_config_list_int(run->config, "fallback", i);
 }
 
 static void scaled_warning(quantize_run *run) {
@@ -89,6 +95,7 @@ static aq_status choose_all(quantize_run *run, aq_error *err) {
         if (status != AQ_OK) return status;
         if (choice->quantize && (t->count == 0 || !aq_dtype_is_float(t->dtype)))
             *choice = (aq_layer_choice){.bits = 16, .reason = t->count == 0 ? "no values" : aq_role_reason(AQ_ROLE_KEEP_DTYPE)};
+        choice->spec.no_simd = !aq_config_bool(run->config, "enable_simd") || t->count < (uint64_t)aq_config_int(run->config, "simd_threshold", 0);
         run->outcomes[i].bits = choice->quantize ? choice->bits : 16;
         run->source_bytes += t->size_bytes;
     }
@@ -96,78 +103,97 @@ static aq_status choose_all(quantize_run *run, aq_error *err) {
     return AQ_OK;
 }
 
-/* Bytes of the record of one tensor at `bits` with parameters as in `spec`, an upper bound. Overflow and bad specs are refused. */
-static aq_status record_bytes(const aq_tensor_info *t, const aq_quant_spec *spec, uint64_t *codes, uint64_t *params, aq_error *err) {
+/* Bytes of one tensor's codes and parameters. Overflow and bad specs are refused. */
+static aq_status coded_bytes(const aq_tensor_info *t, const aq_quant_spec *spec, uint64_t *codes, uint64_t *params, aq_error *err) {
     uint64_t rows, cols;
     aq_quant_layout layout;
     aq_shape_matrix(&t->shape, &rows, &cols);
     aq_status status = aq_quant_layout_init(&layout, spec, rows, cols, err);
-    if (status != AQ_OK) return status;
-    *codes = layout.codes_bytes;
-    *params = layout.params_bytes;
+    *codes = status == AQ_OK ? layout.codes_bytes : 0;
+    *params = status == AQ_OK ? layout.params_bytes : 0;
+    return status;
+}
+
+/* Largest size that a layer can take on its way up the ladder, with widened parameters. */
+static aq_status worst_bytes(quantize_run *run, size_t index, uint64_t *out, aq_error *err) {
+    aq_status status = AQ_OK;
+    *out = 0;
+    for (int bits = run->choices[index].bits; bits < 16 && status == AQ_OK; bits = run->fail_fast ? 16 : next_bits(run, bits)) {
+        aq_quant_spec spec;
+        uint64_t codes, params;
+        if ((status = spec_at(run, index, bits, &spec, err)) != AQ_OK) break;
+        spec = widened(run, &spec);
+        status = coded_bytes(aq_model_tensor(run->model, index), &spec, &codes, &params, err);
+        if (codes + params > *out) *out = codes + params;
+    }
+    return status;
+}
+
+/* What the tensors ask for. */
+typedef struct {
+    uint64_t largest, total;          /* codes and parameters in flight, of one layer and of all */
+    uint64_t slab_values, slab_bytes; /* largest slab */
+    uint64_t part;                    /* largest row group */
+} demand;
+
+static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *err) {
+    const aq_tensor_info *t = aq_model_tensor(run->model, i);
+    const aq_layer_choice *choice = &run->choices[i];
+    uint64_t codes = is_scaled(t) ? 2 * t->count : t->size_bytes, params = 0, rows, cols;
+    if (choice->quantize) {
+        aq_status status = coded_bytes(t, &choice->spec, &codes, &params, err);
+        if (status == AQ_OK) status = worst_bytes(run, i, &run->needs[i], err);
+        if (status != AQ_OK) return status;
+        aq_shape_matrix(&t->shape, &rows, &cols);
+        uint64_t slab = aq_slab_rows(rows, cols, choice->spec.axis == 0 ? choice->spec.group_size : 1);
+        uint64_t values = (slab < rows ? slab : rows) * cols;
+        if (values > d->slab_values) d->slab_values = values;
+        if (values * aq_dtype_size(t->dtype) > d->slab_bytes) d->slab_bytes = values * aq_dtype_size(t->dtype);
+    }
+    run->predicted_bytes += codes + 3 * params + 4096; /* parameters are stored expanded as well; pages and footer */
+    if (codes > d->part) d->part = codes;
+    if (run->needs[i] > d->largest) d->largest = run->needs[i];
+    d->total = d->total > UINT64_MAX - run->needs[i] ? UINT64_MAX : d->total + run->needs[i];
     return AQ_OK;
 }
 
+static aq_status too_little(const memory_plan *m, bool given, aq_error *err) {
+    unsigned long long limit = m->limit_bytes / MIB, minimum = m->minimum_bytes / MIB;
+    aq_fail(err, AQ_ERR_MEMORY, "the memory limit of %llu MiB is too small: the largest tensor needs %llu MiB", limit, minimum);
+    aq_hint(err, "%s --max-memory %lluMiB", given ? "allow at least" : "half of the free memory is the default; free some, or allow it with", minimum);
+    return AQ_ERR_MEMORY;
+}
+
 aq_status plan_memory(quantize_run *run, aq_error *err) {
-    uint64_t largest = 0, total = 0, slab_values = 1, slab_bytes = 0, part = 1 * MIB;
+    demand d = {.slab_values = 1, .part = MIB};
+    if (!(run->needs = aq_calloc(run->n_tensors, sizeof *run->needs))) return aq_fail_memory(err, run->n_tensors * sizeof *run->needs, "the tensor list");
     for (size_t i = 0; i < run->n_tensors; i++) {
-        const aq_tensor_info *t = aq_model_tensor(run->model, i);
-        const aq_layer_choice *choice = &run->choices[i];
-        uint64_t codes, params, need = 0, rows, cols;
-        if (choice->quantize) {
-            aq_status status = record_bytes(t, &choice->spec, &codes, &params, err);
-            if (status != AQ_OK) return status;
-            run->predicted_bytes += codes + 3 * params;
-            /* In flight it may climb the ladder and widen its parameters. */
-            int most = choice->bits;
-            while (!run->fail_fast && next_bits(run, most) < 16) most = next_bits(run, most);
-            aq_quant_spec worst = spec_at(&choice->spec, most);
-            worst.params = AQ_PARAMS_F32;
-            if ((status = record_bytes(t, &worst, &codes, &params, err)) != AQ_OK) return status;
-            need = codes + params;
-            aq_shape_matrix(&t->shape, &rows, &cols);
-            uint64_t slab = aq_slab_rows(rows, cols, choice->spec.axis == 0 ? choice->spec.group_size : 1);
-            uint64_t values = (slab < rows ? slab : rows) * cols;
-            if (values > slab_values) slab_values = values;
-            if (values * aq_dtype_size(t->dtype) > slab_bytes) slab_bytes = values * aq_dtype_size(t->dtype);
-        } else {
-            codes = is_scaled(t) ? 2 * t->count : t->size_bytes;
-            run->predicted_bytes += codes;
-        }
-        run->predicted_bytes += 4096;
-        if (codes > part) part = codes;
-        if (need > largest) largest = need;
-        total = total > UINT64_MAX - need ? UINT64_MAX : total + need;
+        aq_status status = add_tensor(run, i, &d, err);
+        if (status != AQ_OK) return status;
     }
-    if (part > AQ_STORE_PART_BYTES) part = AQ_STORE_PART_BYTES;
+    if (d.part > AQ_STORE_PART_BYTES) d.part = AQ_STORE_PART_BYTES;
     /* Program, tables of the model, one row group on its way to the file (twice: as it is and as a page); then per thread a slab of the source, its F32
      * copy and as much again for the search. */
-    uint64_t fixed = 24 * MIB + 512 * run->n_tensors + 2 * part;
-    uint64_t per_thread = slab_bytes + 2 * 4 * slab_values + MIB;
+    uint64_t fixed = 24 * MIB + 512 * run->n_tensors + 2 * d.part;
+    uint64_t per_thread = d.slab_bytes + 2 * 4 * d.slab_values + MIB;
     memory_plan *m = &run->memory;
-    m->slab_values = slab_values;
-    m->minimum_bytes = (fixed + per_thread + largest + MIB - 1) / MIB * MIB;
+    m->slab_values = d.slab_values;
+    m->minimum_bytes = (fixed + per_thread + d.largest + MIB - 1) / MIB * MIB;
     int64_t limit_mb = aq_config_int(run->config, "max_memory_limit_mb", 0);
     uint64_t available = aq_available_memory_bytes();
     m->limit_bytes = !aq_config_bool(run->config, "enable_memory_aware_scheduling") ? UINT64_MAX
                      : limit_mb > 0                                                ? (uint64_t)limit_mb * MIB
                      : available > 0                                               ? available / 2
                                                                                    : UINT64_MAX;
-    if (m->limit_bytes < m->minimum_bytes) {
-        aq_fail(err, AQ_ERR_MEMORY, "the memory limit of %llu MiB is too small: the largest tensor needs %llu MiB", (unsigned long long)(m->limit_bytes / MIB),
-                (unsigned long long)(m->minimum_bytes / MIB));
-        aq_hint(err, "%s --max-memory %lluMiB", limit_mb > 0 ? "allow at least" : "half of the free memory is the default; free some, or allow it with",
-                (unsigned long long)(m->minimum_bytes / MIB));
-        return AQ_ERR_MEMORY;
-    }
-    uint64_t spare = m->limit_bytes - fixed - largest;
+    if (m->limit_bytes < m->minimum_bytes) return too_little(m, limit_mb > 0, err);
+    uint64_t spare = m->limit_bytes - fixed - d.largest;
     m->n_threads = aq_cpu_threads((int)aq_config_int(run->config, "num_threads", 0));
     if (spare / per_thread < (uint64_t)m->n_threads) m->n_threads = (int)(spare / per_thread);
     m->budget_bytes = m->limit_bytes - fixed - (uint64_t)m->n_threads * per_thread;
     /* Streaming keeps no more in flight than threads need to stay busy while a tensor is written. */
-    uint64_t enough = largest > UINT64_MAX / 4 ? UINT64_MAX : 3 * largest > 64 * MIB ? 3 * largest : 64 * MIB;
+    uint64_t enough = d.largest > UINT64_MAX / 4 ? UINT64_MAX : 3 * d.largest > 64 * MIB ? 3 * d.largest : 64 * MIB;
     if (aq_config_bool(run->config, "enable_streaming") && m->budget_bytes > enough) m->budget_bytes = enough;
-    m->predicted_peak_bytes = aq_rss_bytes() + fixed + (uint64_t)m->n_threads * per_thread + (total < m->budget_bytes ? total : m->budget_bytes);
+    m->predicted_peak_bytes = aq_rss_bytes() + fixed + (uint64_t)m->n_threads * per_thread + (d.total < m->budget_bytes ? d.total : m->budget_bytes);
     char peak[32], out[32];
     aq_job_log(&run->job, AQ_LOG_INFO, "predicted: peak memory %s, output %s at most, %d threads", aq_text_bytes(peak, m->predicted_peak_bytes),
                aq_text_bytes(out, run->predicted_bytes), m->n_threads);

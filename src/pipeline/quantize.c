@@ -51,9 +51,20 @@ static aq_status create_writer(quantize_run *run, aq_error *err) {
     return aq_store_writer_create(&run->writer, run->out_path, &options, err);
 }
 
+/* A folder's own metadata.json cannot keep its name: the container has one. */
+static aq_status copy_metadata(quantize_run *run, aq_error *err) {
+    if (!aq_path_is_dir(aq_model_path(run->model))) return AQ_OK;
+    char *path = aq_path_join(aq_model_root(run->model), "metadata.json");
+    if (!path) return aq_fail_memory(err, 0, "a path");
+    aq_status status = aq_path_is_file(path) ? aq_store_writer_copy(run->writer, aq_side_file_stored_name("metadata.json"), path, err) : AQ_OK;
+    aq_free(path);
+    return status;
+}
+
 static aq_status copy_side_files(quantize_run *run, aq_error *err) {
-    aq_status status = AQ_OK;
-    for (size_t i = 0; i < aq_model_n_side_files(run->model) && !run->options->no_side_files && status == AQ_OK; i++) {
+    if (run->options->no_side_files) return AQ_OK;
+    aq_status status = copy_metadata(run, err);
+    for (size_t i = 0; i < aq_model_n_side_files(run->model) && status == AQ_OK; i++) {
         const char *absolute, *relative = aq_model_side_file(run->model, i, &absolute);
         if (!aq_job_tell(&run->job, "copy", NULL, NULL, run->job.n_total, run->job.bytes_total, 0.9)) return aq_job_cancelled(err, "the state is kept; the same command continues");
         status = aq_store_writer_copy(run->writer, aq_side_file_stored_name(relative), absolute, err);
@@ -90,6 +101,7 @@ static void free_run(quantize_run *run) {
     for (size_t i = 0; run->outcomes && i < run->n_tensors; i++) aq_free(run->outcomes[i].fallback_from);
     aq_free(run->outcomes);
     aq_free(run->choices);
+    aq_free(run->needs);
     aq_free(run->out_path);
     free(run->config_json);
     aq_sentences_free(&run->warnings);

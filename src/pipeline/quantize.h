@@ -46,6 +46,7 @@ typedef struct quantize_run {
     size_t n_tensors;
     aq_layer_choice *choices; /* [n_tensors] */
     layer_outcome *outcomes;  /* [n_tensors] */
+    uint64_t *needs;          /* [n_tensors] bytes of codes and parameters in flight, at most */
     uint64_t source_bytes;    /* of all tensors */
     uint64_t predicted_bytes; /* of the output */
     memory_plan memory;
@@ -61,8 +62,10 @@ typedef struct quantize_run {
 bool is_scaled(const aq_tensor_info *t);
 /* The next step of the ladder above `bits`; 16 when there is none: kept. */
 int next_bits(const quantize_run *run, int bits);
-/* The spec at other bits: two-level parameters do not exist at 8 bits. */
-aq_quant_spec spec_at(const aq_quant_spec *spec, int bits);
+/* What tensor `index` becomes at the bits of a ladder step. */
+aq_status spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err);
+/* The same with F32 parameters, for values that do not fit half precision. */
+aq_quant_spec widened(const quantize_run *run, const aq_quant_spec *spec);
 
 /* Opens the model and checks everything that can be checked before work; all problems found are listed together in *err. */
 aq_status preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err);
