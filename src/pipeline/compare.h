@@ -16,9 +16,9 @@ typedef struct aq_pair {
 typedef struct aq_pair_result {
     aq_quant_metrics metrics; /* of b against a, in F32; without a partner only v_sq and count */
     uint64_t n_nonfinite_a, n_nonfinite_b;
-    uint64_t n_odd;           /* values that are not finite on one side only, or differently */
-    bool is_float, equal;     /* equal: the same values bit for bit */
-    char *failure;            /* it could not be read: why; aq_free */
+    uint64_t n_odd;       /* values that are not finite on one side only, or differently */
+    bool is_float, equal; /* equal: the same values bit for bit */
+    char *failure;        /* it could not be read: why; aq_free */
 } aq_pair_result;
 
 /* Fills results[n_pairs] (zeroed by the caller). Shapes of partners must be equal. A tensor that cannot be read is a result, not an error.

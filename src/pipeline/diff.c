@@ -23,7 +23,8 @@ static aq_status pair_up(difference *d, aq_error *err) {
     d->only_in_a = json_array();
     d->only_in_b = json_array();
     d->shapes = json_array();
-    if (!d->pairs || !d->results || !d->only_in_a || !d->only_in_b || !d->shapes) return aq_fail_memory(err, d->b.n_tensors * sizeof *d->results, "the tensor list");
+    if (!d->pairs || !d->results || !d->only_in_a || !d->only_in_b || !d->shapes)
+        return aq_fail_memory(err, d->b.n_tensors * sizeof *d->results, "the tensor list");
     aq_source_tensor a, b;
     char shape_a[192], shape_b[192];
     for (size_t i = 0; i < d->b.n_tensors; i++) {
@@ -35,8 +36,9 @@ static aq_status pair_up(difference *d, aq_error *err) {
         }
         aq_source_tensor_at(&d->a, (size_t)partner, &a);
         if (strcmp(aq_text_shape(shape_a, &a.shape), aq_text_shape(shape_b, &b.shape)) != 0 || a.is_float != b.is_float)
-            json_array_append_new(d->shapes, json_pack("{s:o, s:o, s:o, s:o, s:o}", "name", aq_report_text(b.name), "a", aq_report_shape(&a.shape), "b",
-                                                       aq_report_shape(&b.shape), "a_type", aq_report_text(a.stored_as), "b_type", aq_report_text(b.stored_as)));
+            json_array_append_new(d->shapes,
+                                  json_pack("{s:o, s:o, s:o, s:o, s:o}", "name", aq_report_text(b.name), "a", aq_report_shape(&a.shape), "b",
+                                            aq_report_shape(&b.shape), "a_type", aq_report_text(a.stored_as), "b_type", aq_report_text(b.stored_as)));
         else
             d->pairs[d->n_pairs++] = (aq_pair){partner, i};
     }
@@ -74,12 +76,12 @@ static aq_status give_report(difference *d, char **report_json, aq_error *err) {
     uint64_t n_equal = 0;
     for (size_t i = 0; tensors && i < d->n_pairs; i++) json_array_append_new(tensors, tensor_json(d, i, &mean, &n_equal));
     bool same_names = json_array_size(d->only_in_a) == 0 && json_array_size(d->only_in_b) == 0 && json_array_size(d->shapes) == 0;
-    json_t *report = json_pack(
-        "{s:s, s:o, s:o, s:b, s:o, s:O, s:O, s:O, s:{s:I, s:I, s:o, s:o, s:o, s:o}, s:{s:o}}", "schema", "arrowquant.diff/1", "a", side_json(&d->a), "b",
-        side_json(&d->b), "equal", same_names && n_equal == d->n_pairs, "tensors", tensors, "only_in_a", d->only_in_a, "only_in_b", d->only_in_b,
-        "shape_differs", d->shapes, "summary", "n_compared", (json_int_t)d->n_pairs, "n_equal", (json_int_t)n_equal, "cosine",
-        aq_report_real(aq_mean_cosine(&mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&mean)), "max_error", aq_report_real(mean.max_error), "worst",
-        aq_mean_worst_json(&mean), "time", "elapsed_s", aq_report_real(aq_now_s() - d->job.start_s));
+    json_t *report =
+        json_pack("{s:s, s:o, s:o, s:b, s:o, s:O, s:O, s:O, s:{s:I, s:I, s:o, s:o, s:o, s:o}, s:{s:o}}", "schema", "arrowquant.diff/1", "a", side_json(&d->a),
+                  "b", side_json(&d->b), "equal", same_names && n_equal == d->n_pairs, "tensors", tensors, "only_in_a", d->only_in_a, "only_in_b", d->only_in_b,
+                  "shape_differs", d->shapes, "summary", "n_compared", (json_int_t)d->n_pairs, "n_equal", (json_int_t)n_equal, "cosine",
+                  aq_report_real(aq_mean_cosine(&mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&mean)), "max_error", aq_report_real(mean.max_error),
+                  "worst", aq_mean_worst_json(&mean), "time", "elapsed_s", aq_report_real(aq_now_s() - d->job.start_s));
     return aq_report_finish(report, report_json, err);
 }
 

@@ -82,8 +82,8 @@ static aq_status list_entries(exporting *x, aq_error *err) {
             return AQ_ERR_FORMAT;
         }
         bool verbatim = is_verbatim(x, &t);
-        x->entries[i] = (aq_st_entry){.name = t.name, .dtype = aq_dtype_name(dtype), .shape = t.shape,
-                                      .size_bytes = verbatim ? stored_raw_bytes(&t) : t.count * aq_dtype_size(dtype)};
+        x->entries[i] = (aq_st_entry){
+            .name = t.name, .dtype = aq_dtype_name(dtype), .shape = t.shape, .size_bytes = verbatim ? stored_raw_bytes(&t) : t.count * aq_dtype_size(dtype)};
         x->n_converted += !verbatim;
         x->job.bytes_total += x->entries[i].size_bytes;
     }
@@ -208,8 +208,14 @@ static aq_status write_weights(exporting *x, const char *path, aq_error *err) {
     aq_status status = aq_st_writer_create(&x->writer, path, x->entries, x->source.n_tensors, metadata, x->overwrite, err);
     free(metadata);
     if (status != AQ_OK) return status;
-    aq_ordered work = {.n_items = (size_t)x->slabs.n_slabs, .n_threads = x->n_threads, .budget = IN_FLIGHT_BYTES, .context = x, .cost = slab_cost,
-                       .part = do_slab, .commit = commit_slab, .tick = tick};
+    aq_ordered work = {.n_items = (size_t)x->slabs.n_slabs,
+                       .n_threads = x->n_threads,
+                       .budget = IN_FLIGHT_BYTES,
+                       .context = x,
+                       .cost = slab_cost,
+                       .part = do_slab,
+                       .commit = commit_slab,
+                       .tick = tick};
     size_t failed;
     aq_ordered_result result = aq_ordered_run(&work, &failed);
     if (result == AQ_ORDERED_FAILED) {
@@ -301,7 +307,8 @@ static aq_status export_folder(exporting *x, aq_error *err) {
     snprintf(work, n + 16, "%.*s.exporting", (int)n, x->out_path);
     int lock = -1;
     aq_status status = mkdir(work, 0777) == 0 || errno == EEXIST ? AQ_OK : aq_fail_io(err, errno, work, "cannot create the folder");
-    if (status == AQ_OK && (lock = open(work, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0) status = aq_fail_io(err, errno, work, "cannot open the folder");
+    if (status == AQ_OK && (lock = open(work, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0)
+        status = aq_fail_io(err, errno, work, "cannot open the folder");
     if (status == AQ_OK && flock(lock, LOCK_EX | LOCK_NB) != 0) {
         status = aq_fail_at(err, AQ_ERR_IO, work, NULL, "another export to the same output is running");
         close(lock);
@@ -351,7 +358,8 @@ static aq_status check_target(const exporting *x, aq_error *err) {
     for (size_t i = 0; i < aq_store_n_files(x->source.store); i++)
         if (aq_path_same(x->out_path, aq_store_file(x->source.store, i)))
             return aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "the output is a file of the container");
-    if (aq_path_is_inside(x->out_path, aq_source_path(&x->source))) return aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "the output lies inside the container");
+    if (aq_path_is_inside(x->out_path, aq_source_path(&x->source)))
+        return aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "the output lies inside the container");
     if (aq_path_is_dir(x->out_path) && aq_path_is_inside(aq_source_path(&x->source), x->out_path))
         return aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "the output is a folder that holds the container");
     if (aq_path_exists(x->out_path)) {
@@ -361,7 +369,8 @@ static aq_status check_target(const exporting *x, aq_error *err) {
             return AQ_ERR_IO;
         }
         if (x->single_file == aq_path_is_dir(x->out_path))
-            return aq_fail_at(err, AQ_ERR_IO, x->out_path, NULL, x->single_file ? "is a folder, and a file would replace it" : "is a file, and a folder would replace it");
+            return aq_fail_at(err, AQ_ERR_IO, x->out_path, NULL,
+                              x->single_file ? "is a folder, and a file would replace it" : "is a file, and a folder would replace it");
     }
     char *parent = aq_path_dirname(x->out_path);
     if (!parent) return aq_fail_memory(err, strlen(x->out_path), "a path");
@@ -376,7 +385,8 @@ static aq_status check_target(const exporting *x, aq_error *err) {
 
 static aq_status give_report(exporting *x, char **report_json, aq_error *err) {
     if (x->n_infinite > 0)
-        aq_sentences_add(&x->warnings, "%llu values are too large for %s and became infinite", (unsigned long long)x->n_infinite, x->dtype ? x->dtype : "their type");
+        aq_sentences_add(&x->warnings, "%llu values are too large for %s and became infinite", (unsigned long long)x->n_infinite,
+                         x->dtype ? x->dtype : "their type");
     for (size_t i = 0; i < x->warnings.n_items; i++) aq_job_log(&x->job, AQ_LOG_WARNING, "%s", x->warnings.items[i]);
     json_t *report = json_pack("{s:s, s:o, s:s, s:o, s:{s:o, s:I, s:o}, s:I, s:I, s:o, s:{s:o}}", "schema", "arrowquant.export/1", "path",
                                aq_report_text(aq_source_path(&x->source)), "to", "safetensors", "dtype", aq_report_text(x->dtype), "output", "path",

@@ -27,8 +27,7 @@ static json_t *decision_json(const aq_config *config, const aq_tensor_info *t, u
     aq_layer_choice choice = {0};
     *status = aq_config_choose(config, t, &choice, err);
     if (*status != AQ_OK) return json_null();
-    if (!choice.quantize)
-        return json_pack("{s:s, s:o}", "action", "keep", "reason", aq_report_text(choice.reason ? choice.reason : aq_role_reason(t->role)));
+    if (!choice.quantize) return json_pack("{s:s, s:o}", "action", "keep", "reason", aq_report_text(choice.reason ? choice.reason : aq_role_reason(t->role)));
     ++*n_layers;
     return json_pack("{s:s, s:i, s:I, s:s, s:s}", "action", "quantize", "bits", choice.spec.bits, "group_size", (json_int_t)choice.spec.group_size, "params",
                      aq_params_form_name(choice.spec.params), "method", aq_method_name(choice.spec.method));
@@ -44,9 +43,8 @@ static json_t *stored_tensor_json(const aq_source_tensor *t, uint64_t *n_layers)
     const aq_store_tensor *s = t->stored;
     *n_layers += s->quantized;
     json_t *json = json_pack("{s:o, s:o, s:o, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "name", aq_report_text(t->name), "dtype",
-                             aq_report_text(t->dtype), "shape", aq_report_shape(&t->shape), "count", (json_int_t)t->count, "bytes",
-                             (json_int_t)s->stored_bytes, "quant_type", aq_report_text(s->quant_type), "bits",
-                             s->quantized ? json_integer(s->spec.bits) : json_null(), "group_size",
+                             aq_report_text(t->dtype), "shape", aq_report_shape(&t->shape), "count", (json_int_t)t->count, "bytes", (json_int_t)s->stored_bytes,
+                             "quant_type", aq_report_text(s->quant_type), "bits", s->quantized ? json_integer(s->spec.bits) : json_null(), "group_size",
                              s->quantized ? json_integer((json_int_t)s->spec.group_size) : json_null(), "params",
                              s->quantized ? json_string(aq_params_form_name(s->spec.params)) : json_null(), "method", aq_report_text(s->quality.method),
                              "cosine", aq_report_real(s->quality.cosine), "sqnr_db", aq_report_real(s->quality.sqnr_db), "fallback_from",
@@ -67,10 +65,10 @@ static json_t *model_head(const aq_model *m) {
     for (size_t i = 0; metadata && aq_model_metadata(m, i, &key, &value); i++) json_object_set_new(metadata, key, aq_report_text(value));
     for (size_t i = 0; warnings && i < aq_model_n_warnings(m); i++) json_array_append_new(warnings, aq_report_text(aq_model_warning(m, i)));
     aq_modality modality = aq_model_modality(m);
-    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:s, s:o, s:o, s:b}", "kind", "model", "format", aq_model_format(m), "class",
-                     aq_report_text(aq_model_class(m)), "component", aq_report_text(aq_model_component(m)), "modality",
-                     modality == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(modality)), "modality_source",
-                     aq_model_modality_source(m), "metadata", metadata, "warnings", warnings, "quantized", 0);
+    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:s, s:o, s:o, s:b}", "kind", "model", "format", aq_model_format(m), "class", aq_report_text(aq_model_class(m)),
+                     "component", aq_report_text(aq_model_component(m)), "modality",
+                     modality == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(modality)), "modality_source", aq_model_modality_source(m),
+                     "metadata", metadata, "warnings", warnings, "quantized", 0);
 }
 
 static json_t *container_head(const aq_store *s) {

@@ -44,8 +44,8 @@ typedef struct {
     layer *open[AQ_ORDERED_WINDOW]; /* by position in the ring; NULL: kept or closed */
     float *scratch[MAX_THREADS];    /* one slab each, made when first used */
     pthread_mutex_t error_mutex;
-    size_t first_tensor;  /* the writer already holds the tensors before it … */
-    uint64_t parts_done;  /* … and so many parts of it */
+    size_t first_tensor; /* the writer already holds the tensors before it … */
+    uint64_t parts_done; /* … and so many parts of it */
     _Atomic uint64_t bytes_worked;
     uint64_t n_done, bytes_done; /* committed */
     aq_error error;              /* of a commit */
@@ -499,8 +499,7 @@ static aq_status resume(work *w, aq_error *err) {
         w->bytes_done += t->size_bytes;
         w->first_tensor++;
     }
-    if (n > 0)
-        aq_job_log(&run->job, AQ_LOG_INFO, "continuing an interrupted run: %llu of %zu tensors are done", (unsigned long long)w->n_done, run->n_tensors);
+    if (n > 0) aq_job_log(&run->job, AQ_LOG_INFO, "continuing an interrupted run: %llu of %zu tensors are done", (unsigned long long)w->n_done, run->n_tensors);
     atomic_store(&w->bytes_worked, w->bytes_done);
     return AQ_OK;
 }

@@ -1,4 +1,5 @@
-/* Everything that can be known to fail before work (see quantize.h): inputs, settings, patterns, output rules, memory. Problems are collected and told together. */
+/* Everything that can be known to fail before work (see quantize.h): inputs, settings, patterns, output rules, memory. Problems are collected and told
+ * together. */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -182,9 +183,9 @@ aq_status plan_memory(quantize_run *run, aq_error *err) {
     int64_t limit_mb = aq_config_int(run->config, "max_memory_limit_mb", 0);
     uint64_t available = aq_available_memory_bytes();
     m->limit_bytes = !aq_config_bool(run->config, "enable_memory_aware_scheduling") ? UINT64_MAX
-                     : limit_mb > 0                                                ? (uint64_t)limit_mb * MIB
-                     : available > 0                                               ? available / 2
-                                                                                   : UINT64_MAX;
+                     : limit_mb > 0                                                 ? (uint64_t)limit_mb * MIB
+                     : available > 0                                                ? available / 2
+                                                                                    : UINT64_MAX;
     if (m->limit_bytes < m->minimum_bytes) return too_little(m, limit_mb > 0, err);
     uint64_t spare = m->limit_bytes - fixed - d.largest;
     m->n_threads = aq_cpu_threads((int)aq_config_int(run->config, "num_threads", 0));

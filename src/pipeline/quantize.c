@@ -66,7 +66,8 @@ static aq_status copy_side_files(quantize_run *run, aq_error *err) {
     aq_status status = copy_metadata(run, err);
     for (size_t i = 0; i < aq_model_n_side_files(run->model) && status == AQ_OK; i++) {
         const char *absolute, *relative = aq_model_side_file(run->model, i, &absolute);
-        if (!aq_job_tell(&run->job, "copy", NULL, NULL, run->job.n_total, run->job.bytes_total, 0.9)) return aq_job_cancelled(err, "the state is kept; the same command continues");
+        if (!aq_job_tell(&run->job, "copy", NULL, NULL, run->job.n_total, run->job.bytes_total, 0.9))
+            return aq_job_cancelled(err, "the state is kept; the same command continues");
         status = aq_store_writer_copy(run->writer, aq_side_file_stored_name(relative), absolute, err);
     }
     return status;

@@ -29,8 +29,8 @@ typedef struct layer_outcome {
 typedef struct memory_plan {
     uint64_t limit_bytes; /* UINT64_MAX: none */
     uint64_t minimum_bytes;
-    uint64_t budget_bytes;  /* for tensors in flight */
-    uint64_t slab_values;   /* F32 scratch of one thread */
+    uint64_t budget_bytes; /* for tensors in flight */
+    uint64_t slab_values;  /* F32 scratch of one thread */
     uint64_t predicted_peak_bytes;
     int n_threads;
 } memory_plan;

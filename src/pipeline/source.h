@@ -20,7 +20,7 @@ typedef struct aq_source_tensor {
     aq_shape shape;
     uint64_t rows, cols, count;
     uint64_t stored_bytes;
-    bool is_float; /* rows can be read as F32 */
+    bool is_float;                 /* rows can be read as F32 */
     const aq_store_tensor *stored; /* NULL in a model */
     const aq_tensor_info *info;    /* NULL in a container */
 } aq_source_tensor;

@@ -16,12 +16,15 @@
 #include "pipeline/quantize.h"
 
 const char *aq_side_file_stored_name(const char *relative_path) { return strcmp(relative_path, "metadata.json") == 0 ? "source_metadata.json" : relative_path; }
-const char *aq_side_file_original_name(const char *relative_path) { return strcmp(relative_path, "source_metadata.json") == 0 ? "metadata.json" : relative_path; }
+const char *aq_side_file_original_name(const char *relative_path) {
+    return strcmp(relative_path, "source_metadata.json") == 0 ? "metadata.json" : relative_path;
+}
 
 char *aq_run_config_json(const aq_config *config) {
     /* Fields that change how a run works and not what it writes. */
-    static const char *const neutral[] = {"num_threads",   "enable_streaming", "enable_memory_aware_scheduling", "max_memory_limit_mb", "enable_simd",
-                                          "simd_threshold", "calibration_path", "fail_fast"};
+    static const char *const neutral[] = {"num_threads",         "enable_streaming", "enable_memory_aware_scheduling",
+                                          "max_memory_limit_mb", "enable_simd",      "simd_threshold",
+                                          "calibration_path",    "fail_fast"};
     char *text = aq_config_to_json(config, false);
     json_t *object = text ? aq_report_parsed(text) : NULL;
     aq_config_free_text(text);
@@ -116,11 +119,11 @@ static json_t *source_json(const quantize_run *run) {
     char *name = aq_path_basename(aq_model_path(m));
     size_t n_tensors;
     uint64_t n_weights = count_weights(m, &n_tensors);
-    json_t *json = json_pack("{s:o, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "name", aq_report_text(name), "format", aq_model_format(m), "class",
-                             aq_report_text(aq_model_class(m)), "component", aq_report_text(aq_model_component(m)), "weights_folder",
-                             aq_report_text(weights_folder(m)), "weights_name", aq_report_text(aq_model_weights_name(m)), "n_files",
-                             (json_int_t)aq_model_n_files(m), "n_tensors", (json_int_t)n_tensors, "n_weights", (json_int_t)n_weights, "size_bytes",
-                             (json_int_t)run->source_bytes, "metadata", header_metadata(m));
+    json_t *json =
+        json_pack("{s:o, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:o}", "name", aq_report_text(name), "format", aq_model_format(m), "class",
+                  aq_report_text(aq_model_class(m)), "component", aq_report_text(aq_model_component(m)), "weights_folder", aq_report_text(weights_folder(m)),
+                  "weights_name", aq_report_text(aq_model_weights_name(m)), "n_files", (json_int_t)aq_model_n_files(m), "n_tensors", (json_int_t)n_tensors,
+                  "n_weights", (json_int_t)n_weights, "size_bytes", (json_int_t)run->source_bytes, "metadata", header_metadata(m));
     aq_free(name);
     return json;
 }
@@ -134,9 +137,9 @@ char *metadata_text(const quantize_run *run) {
     figures f;
     if (!add_up(run, &f)) return NULL;
     json_t *summary = json_pack("{s:I, s:I, s:i, s:o, s:o, s:o, s:O, s:I, s:o, s:b}", "n_layers", (json_int_t)f.n_layers, "n_kept", (json_int_t)f.n_kept,
-                                "bit_width", usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f.mean)), "worst",
-                                aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened", (json_int_t)f.n_widened, "nonfinite", nonfinite_json(&f),
-                                "calibrated", 0);
+                                "bit_width", usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db",
+                                aq_report_real(aq_mean_sqnr_db(&f.mean)), "worst", aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened",
+                                (json_int_t)f.n_widened, "nonfinite", nonfinite_json(&f), "calibrated", 0);
     json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION, "arrowquant_version",
                              AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model), "config",
                              aq_report_parsed(run->config_json), "source", source_json(run), "summary", summary);
@@ -223,13 +226,13 @@ static double ratio(double a, double b) { return b > 0 ? a / b : (double)NAN; }
 static json_t *summary_json(const quantize_run *run, const aq_store *store, const listing *list, const figures *f) {
     size_t n_tensors;
     double n_weights = (double)count_weights(run->model, &n_tensors), size = (double)aq_store_size_bytes(store), mb = size / (double)(1 << 20);
-    json_t *json = json_pack("{s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:O, s:I, s:o}", "n_layers", (json_int_t)f->n_layers, "n_kept",
-                             (json_int_t)f->n_kept, "bits_per_weight", aq_report_real(ratio(8.0 * (double)list->layer_bytes, (double)list->layer_weights)),
-                             "bits_per_weight_file", aq_report_real(ratio(8 * size, n_weights)), "compression_ratio",
-                             aq_report_real(ratio((double)run->source_bytes, (double)list->stored_bytes)), "cosine", aq_report_real(aq_mean_cosine(&f->mean)), "sqnr_db",
-                             aq_report_real(aq_mean_sqnr_db(&f->mean)), "worst", aq_mean_worst_json(&f->mean), "model_size_mb", aq_report_real(mb), "bit_width",
-                             f->n_layers ? json_integer(usual_bits(f)) : json_null(), "calibrated", 0, "verified", !run->options->no_verify, "target_met",
-                             target_json(run, mb), "fallbacks", f->fallbacks, "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
+    json_t *json = json_pack(
+        "{s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:O, s:I, s:o}", "n_layers", (json_int_t)f->n_layers, "n_kept",
+        (json_int_t)f->n_kept, "bits_per_weight", aq_report_real(ratio(8.0 * (double)list->layer_bytes, (double)list->layer_weights)), "bits_per_weight_file",
+        aq_report_real(ratio(8 * size, n_weights)), "compression_ratio", aq_report_real(ratio((double)run->source_bytes, (double)list->stored_bytes)), "cosine",
+        aq_report_real(aq_mean_cosine(&f->mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f->mean)), "worst", aq_mean_worst_json(&f->mean), "model_size_mb",
+        aq_report_real(mb), "bit_width", f->n_layers ? json_integer(usual_bits(f)) : json_null(), "calibrated", 0, "verified", !run->options->no_verify,
+        "target_met", target_json(run, mb), "fallbacks", f->fallbacks, "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
     return json;
 }
 
@@ -243,11 +246,11 @@ aq_status quantize_report(quantize_run *run, char **report_json, aq_error *err) 
     json_t *report = NULL;
     if (listed) {
         char *config = aq_config_to_json(run->config, false);
-        report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input", input_json(run), "output",
-                           output_json(run, store), "config", aq_report_parsed(config), "summary", summary_json(run, store, &list, &f), "layers", list.layers,
-                           "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s",
-                           aq_report_real(aq_now_s() - run->job.start_s), "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes",
-                           (json_int_t)run->memory.predicted_peak_bytes);
+        report =
+            json_pack("{s:s, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input", input_json(run), "output",
+                      output_json(run, store), "config", aq_report_parsed(config), "summary", summary_json(run, store, &list, &f), "layers", list.layers,
+                      "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s),
+                      "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
         aq_config_free_text(config);
         json_decref(f.fallbacks);
     }

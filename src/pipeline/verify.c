@@ -93,8 +93,7 @@ static json_t *judge_tensor(verification *v, size_t i) {
     if (quantized && r->n_nonfinite_a)
         aq_sentences_add(v->zeroed ? &v->warnings : &v->problems, "tensor \"%s\": %llu values of the source are not finite", name,
                          (unsigned long long)r->n_nonfinite_a);
-    if (pair->a >= 0 && !r->failure && is_verbatim(&t) && !r->equal)
-        aq_sentences_add(&v->problems, "tensor \"%s\" is kept and differs from the source", name);
+    if (pair->a >= 0 && !r->failure && is_verbatim(&t) && !r->equal) aq_sentences_add(&v->problems, "tensor \"%s\" is kept and differs from the source", name);
     if (quantized && !r->failure && isfinite(cosine) && cosine < floor)
         aq_sentences_add(&v->problems, "layer \"%s\": cosine similarity %s is below the floor %s", name, aq_text_fixed(got, cosine, 6),
                          aq_text_fixed(floor_text, floor, 3));
@@ -112,7 +111,10 @@ static json_t *judge_tensor(verification *v, size_t i) {
                      "quant_type", aq_report_text(t.stored_as), "bits", quantized ? json_integer(t.stored->spec.bits) : json_null(), "bytes",
                      (json_int_t)t.stored_bytes, "cosine", aq_report_real(cosine), "sqnr_db", aq_report_real(sqnr), "max_error",
                      measured ? aq_report_real(r->metrics.err_max) : json_null(), "floor", aq_report_real(floor), "measured",
-                     measured ? "against" : quantized ? "stored" : "none", "ok", v->problems.n_items == before);
+                     measured    ? "against"
+                     : quantized ? "stored"
+                                 : "none",
+                     "ok", v->problems.n_items == before);
 }
 
 static json_t *summary(const verification *v) {
