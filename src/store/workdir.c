@@ -184,7 +184,7 @@ static aq_status refuse_rivals(const aq_workdir *dir, aq_error *err) {
         bool live = false;
         int lock = -1;
         if (!path) status = aq_fail_memory(err, 1, "a path");
-        if (status == AQ_OK && strcmp(path, dir->path) != 0 && aq_path_is_dir(path)) {
+        if (status == AQ_OK && !aq_path_same(path, dir->path) && aq_path_is_dir(path)) {
             status = take_lock(&lock, path, &live, who, err);
             if (status == AQ_OK && live) status = fail_live(err, dir->target, who);
         }
