@@ -28,16 +28,25 @@ static void print_wrapped(FILE *out, const char *text, size_t column, size_t wid
     putc('\n', out);
 }
 
-/* "--bits 2|4|8": how the option is written. */
-static void option_form(char *out, size_t size, const cli_option *option, bool markdown) {
+/* `--no-x` after the `--enable-x` of the same field: told together with it. */
+static bool is_counterpart(size_t index) {
+    const cli_option *option = cli_option_at(index), *before = index > 0 ? cli_option_at(index - 1) : option;
+    return index > 0 && option->group == GROUP_FIELDS && option->field == before->field;
+}
+
+/* "--bits 2|4|8", "--enable-x, --no-x": how the option is written. */
+static void option_form(char *out, size_t size, size_t index, bool markdown) {
+    const cli_option *option = cli_option_at(index);
     const char *value = option->words && strlen(option->words) < 40 ? option->words : option->value;
     char letter[8] = "";
     if (option->letter)
         snprintf(letter, sizeof letter, "-%c, ", option->letter);
     else if (!markdown)
         snprintf(letter, sizeof letter, "    ");
-    const char *sign = option->optional_value ? "[=" : " ";
-    snprintf(out, size, "%s--%s%s%s%s", letter, option->name, option->value ? sign : "", option->value ? value : "", option->optional_value ? "]" : "");
+    if (index + 1 < cli_n_options() && is_counterpart(index + 1))
+        snprintf(out, size, "%s--%s, --%s", letter, option->name, cli_option_at(index + 1)->name);
+    else
+        snprintf(out, size, "%s--%s%s%s", letter, option->name, option->value ? " " : "", option->value ? value : "");
 }
 
 static void print_options(FILE *out, const cli_command *command) {
@@ -45,11 +54,11 @@ static void print_options(FILE *out, const cli_command *command) {
         bool any = false;
         for (size_t i = 0; i < cli_n_options(); i++) {
             const cli_option *option = cli_option_at(i);
-            if ((int)option->group != group || !cli_option_applies(option, command)) continue;
+            if ((int)option->group != group || !cli_option_applies(option, command) || is_counterpart(i)) continue;
             if (!any) fprintf(out, "\n%s%s%s\n", cli_color_on(stdout, COLOR_BOLD), cli_group_title(option->group), cli_color_off(stdout));
             any = true;
             char form[160];
-            option_form(form, sizeof form, option, false);
+            option_form(form, sizeof form, i, false);
             int n = fprintf(out, "  %s", form);
             if (n + 2 > OPTION_COLUMN)
                 fprintf(out, "\n%*s", OPTION_COLUMN, "");
@@ -130,9 +139,9 @@ static void write_markdown_options(FILE *out, const cli_command *command, bool e
     for (int group = 0; group < GROUP_COUNT; group++) {
         for (size_t i = 0; i < cli_n_options(); i++) {
             const cli_option *option = cli_option_at(i);
-            if ((int)option->group != group || everywhere != (group == GROUP_EVERYWHERE) || !cli_option_applies(option, command)) continue;
+            if ((int)option->group != group || everywhere != (group == GROUP_EVERYWHERE) || !cli_option_applies(option, command) || is_counterpart(i)) continue;
             char form[160];
-            option_form(form, sizeof form, option, true);
+            option_form(form, sizeof form, i, true);
             if (!any) fprintf(out, "\n| | Option | |\n|---|---|---|\n");
             any = true;
             fprintf(out, "| %s | `", cli_group_title(option->group));

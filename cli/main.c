@@ -3,12 +3,18 @@
 #include <stdlib.h>
 
 #include "args.h"
+#include "kernels/kernels.h"
+#include "log.h"
+#include "signals.h"
 #include "term.h"
 
 static int run(const cli_args *args) {
     if (args->version) return cli_run_version(args);
     if (args->help) return cli_print_help(args, args->command);
     if (!args->command) return cli_print_overview(args);
+    aq_error err;
+    if (cli_log_start(args, &err) || aq_kernels_select(NULL, &err)) return cli_report_error(&err, args->json, NULL);
+    cli_signals_guard_maps(args->json);
     return args->command->run(args);
 }
 

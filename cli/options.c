@@ -7,7 +7,31 @@
 #include "args.h"
 #include "fields.h"
 
+#define MODELS "A path is a .safetensors file, an *.index.json, a folder (diffusers, transformers, or plain), or a written container."
+
 static const cli_command commands[] = {
+    {"inspect", "PATH", 1, 1, NULL, "show what a model or container holds",
+     "Format, modality, element types, every tensor with its shape, and whether it would be quantized.\n" MODELS
+     "\nReads headers only. With the options of quantize it shows what they would do.",
+     "arrowquant inspect model.safetensors\narrowquant inspect pipeline-folder --component unet -v\narrowquant inspect model-int4 --json", cli_run_inspect},
+    {"quantize", "PATH", 1, 1, NULL, "make a smaller model and verify it",
+     "Writes a folder of Parquet files with the copied configs; without -o it is NAME-int4 (by the bits) beside the source.\n"
+     "The result is read back and compared before it gets its name. The source is never changed.\n"
+     "An interrupted run goes on when the same command is given again, and ends with the same bytes.\n"
+     "Settings: default < profile < --config file < ARROW_QUANT_* environment < options.",
+     "arrowquant quantize model.safetensors\narrowquant quantize pipeline-folder -o small --bits 4 --group 64 --method search\n"
+     "arrowquant quantize model.safetensors --bits 2 --layer '*attn*=bits:8' --exclude 'head.*'\n"
+     "arrowquant quantize model.safetensors --profile edge --print-config > run.yaml",
+     cli_run_quantize},
+    {"verify", "PATH", 1, 1, NULL, "check a container, and measure its error against the source",
+     "Structure, SHA-256 of each file, a hash per tensor, non-finite values and bounds of the parameters.\n"
+     "With --against the error of each tensor is measured. Exit code 4 when something is wrong or below the floor.",
+     "arrowquant verify model-int4\narrowquant verify model-int4 --against model.safetensors --min-accuracy 0.99", cli_run_verify},
+    {"diff", "A B", 2, 2, NULL, "error between two models, tensor by tensor", "Each of A and B is a model or a container; B is measured against A.",
+     "arrowquant diff model.safetensors model-int4\narrowquant diff model-int4 model-int8 -v", cli_run_diff},
+    {"export", "PATH", 1, 1, NULL, "write a container as a model that other programs load",
+     "The folder layout of the source comes back: same names, shapes and side files. OUT may be a single .safetensors file.",
+     "arrowquant export model-int4 --to safetensors\narrowquant export model-int4 --to safetensors --dtype f16 -o model-f16.safetensors", cli_run_export},
     {"version", "", 0, 0, NULL, "version of the program and its kernels", "With --json for programs.", "arrowquant version\narrowquant version --json",
      cli_run_version},
     {"help", "[COMMAND]", 0, 1, "*", "this help, or that of a command", "With --markdown the whole manual, which is docs/cli.md.",
@@ -25,23 +49,23 @@ static const char *const group_titles[GROUP_COUNT] = {
 
 /* name, letter, value, words, field, set, repeat, optional value, group, commands, help */
 static const cli_option table[] = {
-    {"profile", 0, "NAME", "edge|local|cloud", "deployment_profile", NULL, false, false, GROUP_SCHEME, "quantize",
+    {"profile", 0, "NAME", "edge|local|cloud", "deployment_profile", NULL, false, false, GROUP_SCHEME, "inspect quantize",
      "a set of values: edge = 2 bits, group 256, floor 0.65; local = 4, 128, 0.85; cloud = 8, 64, 0.95"},
-    {"bits", 0, "N", "2|4|8", "bit_width", NULL, false, false, GROUP_SCHEME, "quantize", "bits of a code (4)"},
-    {"group", 0, "N", "32|64|128|256|row", "group_size", NULL, false, false, GROUP_SCHEME, "quantize",
+    {"bits", 0, "N", "2|4|8", "bit_width", NULL, false, false, GROUP_SCHEME, "inspect quantize", "bits of a code (4)"},
+    {"group", 0, "N", "32|64|128|256|row", "group_size", NULL, false, false, GROUP_SCHEME, "inspect quantize",
      "weights that share a scale, along the inputs; row: a whole row (128)"},
-    {"sym", 0, NULL, NULL, "symmetric", "true", false, false, GROUP_SCHEME, "quantize", "zero point fixed in the middle"},
-    {"asym", 0, NULL, NULL, "symmetric", "false", false, false, GROUP_SCHEME, "quantize", "a zero point per group (default)"},
-    {"params", 0, "FORM", "auto|f16|two-level|f32", "params", NULL, false, false, GROUP_SCHEME, "quantize",
+    {"sym", 0, NULL, NULL, "symmetric", "true", false, false, GROUP_SCHEME, "inspect quantize", "zero point fixed in the middle"},
+    {"asym", 0, NULL, NULL, "symmetric", "false", false, false, GROUP_SCHEME, "inspect quantize", "a zero point per group (default)"},
+    {"params", 0, "FORM", "auto|f16|two-level|f32", "params", NULL, false, false, GROUP_SCHEME, "inspect quantize",
      "how scales and offsets are stored (auto: two-level at 2 bits, else f16)"},
 
-    {"method", 0, "NAME", "auto|rtn|search", "method", NULL, false, false, GROUP_METHOD, "quantize",
+    {"method", 0, "NAME", "auto|rtn|search", "method", NULL, false, false, GROUP_METHOD, "inspect quantize",
      "rtn: min and max of each group; search: clipping that minimizes the squared error (auto)"},
 
-    {"exclude", 0, "GLOB", NULL, "exclude", NULL, true, false, GROUP_LAYERS, "quantize", "keep the tensors whose name matches; may be repeated"},
-    {"include", 0, "GLOB", NULL, "include", NULL, true, false, GROUP_LAYERS, "quantize",
+    {"exclude", 0, "GLOB", NULL, "exclude", NULL, true, false, GROUP_LAYERS, "inspect quantize", "keep the tensors whose name matches; may be repeated"},
+    {"include", 0, "GLOB", NULL, "include", NULL, true, false, GROUP_LAYERS, "inspect quantize",
      "quantize matching tensors that would be kept otherwise; may be repeated"},
-    {"layer", 0, "GLOB=KEY:VALUE,...", NULL, "layer_overrides", NULL, true, false, GROUP_LAYERS, "quantize",
+    {"layer", 0, "GLOB=KEY:VALUE,...", NULL, "layer_overrides", NULL, true, false, GROUP_LAYERS, "inspect quantize",
      "settings of matching tensors, as in '*attn*=bits:8,group:64'; may be repeated, the last match wins"},
     {"allow-unmatched", 0, NULL, NULL, NULL, NULL, false, false, GROUP_LAYERS, "quantize", "a pattern that matches nothing is no error"},
 
@@ -65,9 +89,10 @@ static const cli_option table[] = {
     {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
     {"against", 0, "SOURCE", NULL, NULL, NULL, false, false, GROUP_QUALITY, "verify", "the source model: measure the error of each tensor"},
 
-    {"to", 0, "FORMAT", "safetensors", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write (safetensors)"},
+    {"to", 0, "FORMAT", "safetensors", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write"},
     {"dtype", 0, "TYPE", "f32|f16|bf16", NULL, NULL, false, false, GROUP_OUTPUT, "export", "element type of the weights (that of the source)"},
-    {"output", 'o', "OUT", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "where to write"},
+    {"output", 'o', "OUT", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export",
+     "where to write (beside the input: NAME-int4 by the bits, or NAME-safetensors)"},
     {"overwrite", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "replace an existing output, once the new one is complete"},
     {"mkdir", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "create missing parent folders"},
     {"shard-size", 0, "SIZE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "begin a new file beyond this size (5GB)"},
@@ -78,7 +103,7 @@ static const cli_option table[] = {
     {"threads", 0, "N", NULL, "num_threads", NULL, false, false, GROUP_RUN, "quantize verify diff export", "threads to use; 0: all (0)"},
     {"max-memory", 0, "SIZE", NULL, "max_memory_limit_mb", NULL, false, false, GROUP_RUN, "quantize", "most memory to use, as in 4GB"},
 
-    {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "read settings from a .yaml or .json file"},
+    {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "inspect quantize", "read settings from a .yaml or .json file"},
     {"print-config", 0, NULL, NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "print the merged settings, which reproduce the run, and stop"},
 
     {"markdown", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "help", "print the whole manual as Markdown"},

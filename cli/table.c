@@ -87,12 +87,13 @@ void cli_table_print(cli_table *table) {
         size_t *width = &widths[flexible - table->align], excess = total - most;
         *width = *width > excess + 16 ? *width - excess : 16;
     }
-    for (size_t i = 0; i < table->n_cells; i++) {
-        bool heading = i < columns, last = i % columns == columns - 1;
-        if (heading && i == 0) cli_print(stdout, "%s", cli_color_on(stdout, COLOR_BOLD));
-        print_cell(table->cells[i], widths[i % columns], table->align[i % columns], last);
-        if (heading && last) cli_print(stdout, "%s", cli_color_off(stdout));
-        if (last) cli_print(stdout, "\n");
+    for (size_t row = 0; row < table->n_cells; row += columns) {
+        char **cells = table->cells + row;
+        size_t n = columns;
+        while (n > 1 && !*cells[n - 1]) n--; /* no blanks at the end of a line */
+        if (row == 0) cli_print(stdout, "%s", cli_color_on(stdout, COLOR_BOLD));
+        for (size_t i = 0; i < n; i++) print_cell(cells[i], widths[i], table->align[i], i == n - 1);
+        cli_print(stdout, "%s\n", row == 0 ? cli_color_off(stdout) : "");
     }
     for (size_t i = 0; i < table->n_cells; i++) aq_free(table->cells[i]);
     aq_free(table->cells);

@@ -112,17 +112,29 @@ void cli_put(const char *text) {
 }
 
 /* The functions that return text hand out these in turn: eight may stand in one printf. */
-static char *next_buffer(size_t *size) {
-    static char buffers[8][1100];
+char *cli_buffer(size_t *size) {
+    static char buffers[16][1100];
     static unsigned turn;
     *size = sizeof buffers[0];
-    return buffers[turn++ % 8];
+    return buffers[turn++ % 16];
 }
 
 const char *cli_safe(const char *text) {
     size_t size;
-    char *out = next_buffer(&size);
+    char *out = cli_buffer(&size);
     return aq_escape(out, size, text, strlen(text));
+}
+
+const char *cli_shell_word(const char *text) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./=:,+@%-";
+    const char *safe = cli_safe(text);
+    if (*safe && strspn(safe, plain) == strlen(safe)) return safe;
+    size_t size, n = 0;
+    char *out = cli_buffer(&size);
+    out[n++] = '\'';
+    for (; *safe && n + 8 < size; safe++) n += (size_t)snprintf(out + n, size - n, *safe == '\'' ? "'\\''" : "%c", *safe);
+    snprintf(out + n, size - n, "'");
+    return out;
 }
 
 /* Three significant digits: 6.42, 64.2, 642. */
@@ -144,7 +156,7 @@ static const char *const binary_units[5] = {"KiB", "MiB", "GiB", "TiB", "PiB"};
 
 const char *cli_size(uint64_t bytes) {
     size_t size;
-    char *out = next_buffer(&size);
+    char *out = cli_buffer(&size);
     write_size(out, size, bytes, 1000, decimal_units);
     return out;
 }
@@ -152,7 +164,7 @@ const char *cli_size(uint64_t bytes) {
 const char *cli_size_both(uint64_t bytes) {
     if (bytes < 1000) return cli_size(bytes);
     size_t size;
-    char *out = next_buffer(&size), binary[32];
+    char *out = cli_buffer(&size), binary[32];
     write_size(binary, sizeof binary, bytes, 1024, binary_units);
     int n = write_size(out, size, bytes, 1000, decimal_units);
     snprintf(out + n, size - (size_t)n, " (%s)", binary);
@@ -161,7 +173,7 @@ const char *cli_size_both(uint64_t bytes) {
 
 const char *cli_count(uint64_t count) {
     size_t size;
-    char *out = next_buffer(&size);
+    char *out = cli_buffer(&size);
     double value = (double)count;
     if (count < 10000)
         snprintf(out, size, "%llu", (unsigned long long)count);
@@ -176,7 +188,7 @@ const char *cli_count(uint64_t count) {
 
 const char *cli_duration(double seconds) {
     size_t size;
-    char *out = next_buffer(&size);
+    char *out = cli_buffer(&size);
     if (!(seconds >= 0 && seconds < 1e8)) return "?";
     long s = lround(seconds);
     if (s < 3600)

@@ -25,10 +25,15 @@ const char *cli_color_off(FILE *stream);
 void cli_print(FILE *stream, const char *format, ...) AQ_PRINTF(2, 3);
 /* Writes text to stdout as it is: for programs (JSON, scripts), in UTF-8 under any locale. */
 void cli_put(const char *text);
-/* A string from a file or a person, made safe for a terminal. Uses one of eight buffers in turn. */
+/* One of sixteen buffers in turn: the functions below that return text use them, so sixteen of them may stand in one printf. */
+char *cli_buffer(size_t *size);
+/* A string from a file or a person, made safe for a terminal. */
 const char *cli_safe(const char *text);
 
-/* "6.42 GB", "512 B"; both: "6.42 GB (5.98 GiB)". Uses one of eight buffers in turn. */
+/* The same, quoted where a shell would not read it as one word. */
+const char *cli_shell_word(const char *text);
+
+/* "6.42 GB", "512 B"; both: "6.42 GB (5.98 GiB)". */
 const char *cli_size(uint64_t bytes);
 const char *cli_size_both(uint64_t bytes);
 /* "11.9 B", "1.2 M", "512": a count in words. */

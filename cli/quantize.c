@@ -1,0 +1,94 @@
+/* `arrowquant quantize`. */
+#include <arrowquant/pipeline.h>
+#include <math.h>
+#include <string.h>
+
+#include "job.h"
+#include "log.h"
+#include "settings.h"
+#include "signals.h"
+#include "term.h"
+
+enum { MOST_REASONS = 8 };
+
+/* "kept 12 tensors (34.5 kB): 10 fewer than two dimensions, 2 time, position or class embedding" */
+static void print_kept(const json_t *kept) {
+    const char *reasons[MOST_REASONS];
+    size_t counts[MOST_REASONS] = {0}, n_reasons = 0, others = 0, i;
+    uint64_t bytes = 0;
+    const json_t *tensor;
+    if (json_array_size(kept) == 0) return;
+    json_array_foreach(kept, i, tensor) {
+        const char *reason = cli_json_text(tensor, "reason");
+        size_t at = 0;
+        bytes += cli_json_count(tensor, "bytes");
+        while (at < n_reasons && strcmp(reasons[at], reason) != 0) at++;
+        if (at == MOST_REASONS) {
+            others++;
+            continue;
+        }
+        if (at == n_reasons) reasons[n_reasons++] = reason;
+        counts[at]++;
+    }
+    cli_print(stdout, "kept %zu tensor%s (%s):", json_array_size(kept), json_array_size(kept) == 1 ? "" : "s", cli_size(bytes));
+    for (size_t at = 0; at < n_reasons; at++) cli_print(stdout, "%s %zu %s", at ? ";" : "", counts[at], cli_safe(reasons[at]));
+    if (others) cli_print(stdout, "; %zu for other reasons", others);
+    cli_print(stdout, "\n");
+}
+
+static void print_report(const cli_args *args, const json_t *report) {
+    if (args->quiet) return;
+    const json_t *output = json_object_get(report, "output"), *summary = json_object_get(report, "summary"), *worst = json_object_get(summary, "worst");
+    const char *path = cli_json_text(output, "path");
+    size_t n_warnings = json_array_size(json_object_get(report, "warnings")), n = strlen(path);
+    print_kept(json_object_get(report, "kept"));
+    cli_print(stdout, "%swrote %s%s%s  %s", cli_color_on(stdout, COLOR_GREEN), cli_safe(path), n && path[n - 1] == '/' ? "" : "/", cli_color_off(stdout),
+              cli_size_both(cli_json_count(output, "size_bytes")));
+    double bits = cli_json_real(summary, "bits_per_weight");
+    if (!isnan(bits)) cli_print(stdout, "  %.2f bit/weight", bits);
+    cli_print(stdout, "  %s", json_is_true(json_object_get(summary, "verified")) ? "verified" : "not verified");
+    if (worst && !json_is_null(worst))
+        cli_print(stdout, "  cos %s (worst %s %s)", cli_cosine(cli_json_real(summary, "cosine")), cli_cosine(cli_json_real(worst, "cosine")),
+                  cli_safe(cli_json_text(worst, "name")));
+    if (n_warnings) cli_print(stdout, "  %s%zu warning%s%s", cli_color_on(stdout, COLOR_YELLOW), n_warnings, n_warnings == 1 ? "" : "s", cli_color_off(stdout));
+    cli_print(stdout, "\nnext: arrowquant export %s --to safetensors\n", cli_shell_word(path));
+}
+
+static aq_status read_options(aq_quantize_options *out, const cli_args *args, aq_error *err) {
+    *out = (aq_quantize_options){
+        .overwrite = cli_args_has(args, "overwrite"),
+        .make_parents = cli_args_has(args, "mkdir"),
+        .restart = cli_args_has(args, "restart"),
+        .no_verify = cli_args_has(args, "no-verify"),
+        .strict = cli_args_has(args, "strict"),
+        .allow_unmatched = cli_args_has(args, "allow-unmatched"),
+        .no_side_files = cli_args_has(args, "no-side-files"),
+    };
+    const char *shard_size = cli_args_value(args, "shard-size");
+    aq_status status = cli_settings_model(&out->model, args, err);
+    if (status == AQ_OK && shard_size) status = cli_parse_size(&out->shard_bytes, shard_size, "--shard-size", err);
+    if (status == AQ_OK && shard_size && out->shard_bytes == 0)
+        status = aq_fail(err, AQ_ERR_USAGE, "--shard-size: invalid size \"%s\"; must be above 0", cli_safe(shard_size));
+    return status;
+}
+
+int cli_run_quantize(const cli_args *args) {
+    aq_error err;
+    aq_error_clear(&err);
+    aq_quantize_options options;
+    aq_config *config = NULL;
+    char *report = NULL;
+    aq_status status = read_options(&options, args, &err);
+    if (status == AQ_OK) status = cli_settings_config(&config, args, &err);
+    if (status == AQ_OK && cli_args_has(args, "print-config")) {
+        status = cli_settings_print(config, args, &err);
+        aq_config_destroy(config);
+        return status ? cli_report_error(&err, args->json, NULL) : AQ_OK;
+    }
+    if (status == AQ_OK) {
+        cli_signals_catch_interrupts();
+        status = aq_quantize_model(args->operands[0], cli_args_value(args, "output"), config, &options, cli_job_hooks(), &report, &err);
+    }
+    aq_config_destroy(config);
+    return cli_job_end(args, &err, report, print_report);
+}
