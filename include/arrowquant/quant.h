@@ -71,7 +71,7 @@ AQ_API double aq_quant_metrics_cosine(const aq_quant_metrics *m);
 AQ_API double aq_quant_metrics_sqnr_db(const aq_quant_metrics *m);
 
 /* Quantizes W [rows, cols] of `layout` into `codes` (layout->codes_bytes) and `params` (layout->params_bytes), both the caller's, disjoint from w.
- * `importance` [cols] weights the squared error of each input in the search (NULL: 1). `metrics` may be NULL.
+ * `importance` [cols] weights the squared error of each input in the search (NULL: 1; AQ_ERR_USAGE when one is negative or not finite). `metrics` may be NULL.
  * `n_threads` 0 = all. Every value must be finite: AQ_ERR_FORMAT names the first flat index otherwise.
  * With AQ_PARAMS_F16 / TWO_LEVEL, a group whose scale or offset does not fit half precision (overflow, or underflow below 2^-20) makes the call
  * return AQ_ERR_QUALITY with `*needs_f32` = true (needs_f32 may be NULL): the caller widens to AQ_PARAMS_F32 and counts it.

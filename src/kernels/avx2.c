@@ -1,0 +1,31 @@
+/* AVX2 and F16C kernels: the template with registers of 8 floats. Compiled with -mavx2 -mf16c. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VECTOR_BYTES 32
+#define KERNELS_NAME "avx2"
+#define KERNELS aq_kernels_avx2
+
+typedef __m256 vf;
+
+static inline vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+static inline __m256d vd_max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
+static inline __m256d vd_abs(__m256d a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
+
+static inline vf half_load(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+static inline void half_store(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+
+static inline void codes_store(uint8_t *p, const vf *q) {
+    __m256i words = _mm256_packus_epi32(_mm256_cvttps_epi32(q[0]), _mm256_cvttps_epi32(q[1])); /* 128-bit halves of q0 q1 q0 q1 */
+    words = _mm256_permute4x64_epi64(words, 0xD8);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+static inline void codes_load(const uint8_t *p, vf *q) {
+    __m128i bytes = _mm_loadu_si128((const __m128i *)p);
+    q[0] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    q[1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
+}
+
+#include "kernels/template.h"

@@ -1,0 +1,22 @@
+/* AVX-512 kernels (F, BW, DQ, VL): the template with registers of 16 floats. Compiled with the matching -m flags. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VECTOR_BYTES 64
+#define KERNELS_NAME "avx512"
+#define KERNELS aq_kernels_avx512
+
+typedef __m512 vf;
+
+static inline vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline __m512d vd_max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
+static inline __m512d vd_abs(__m512d a) { return _mm512_abs_pd(a); }
+
+static inline vf half_load(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline void half_store(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+
+static inline void codes_store(uint8_t *p, const vf *q) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(q[0]))); }
+static inline void codes_load(const uint8_t *p, vf *q) { q[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
+
+#include "kernels/template.h"

@@ -14,14 +14,36 @@ typedef struct aq_error_sums {
     double dot, w_sq, v_sq, err_sq, err_max;
 } aq_error_sums;
 
-/* The search runs 16 groups at a time, one per lane: values are transposed, x[step * 16 + lane]. */
+/* The search works on 16 lanes: a lane is a group (its values transposed: step i of lane j at x[16 i + j]) or a sixteenth of one large group
+ * (its values as they lie). Sums run over the steps in rising order. */
 enum { AQ_LANES = 16 };
 
-/* What one pass over the values of 16 groups learns about the codes q = clamp(rint((x - o) / s)) and their residuals r = x - (s q + o):
- * sums over the steps, in rising order, in F32, each term weighted by h. They suffice for the least-squares s and o of these codes. */
+/* 16 lanes of values, with their weights in the squared error (h, >= 0; NULL: all 1; 0 for padding). */
+typedef struct aq_block {
+    const float *x, *h;
+    size_t steps;
+} aq_block;
+
+/* A line w = s q + o per lane, and the sum of h (x - w)^2 that it leaves. */
+typedef struct aq_lines {
+    float s[AQ_LANES], o[AQ_LANES], error[AQ_LANES];
+} aq_lines;
+
+/* What one pass learns about the codes q = clamp(rint((x - o) * (1 / s))) and their residuals r = (x - o) - q s: per lane, in F32, the sums of
+ * h q, (h q) q, h r, (h r) q, (h r) r. They suffice for the least-squares line of these codes. */
 typedef struct aq_fit_sums {
     float q[AQ_LANES], qq[AQ_LANES], r[AQ_LANES], rq[AQ_LANES], rr[AQ_LANES];
 } aq_fit_sums;
+
+/* Small integers per lane on the grid of an outer pair (two-level parameters): s = outer_s k, o = outer_o m. */
+typedef struct aq_grid {
+    float outer_s[AQ_LANES], outer_o[AQ_LANES];
+    float k[AQ_LANES], m[AQ_LANES], error[AQ_LANES];
+} aq_grid;
+
+typedef struct aq_grid_limits {
+    float k_top, m_low, m_top;
+} aq_grid_limits;
 
 typedef struct aq_kernels {
     const char *name;
@@ -34,10 +56,10 @@ typedef struct aq_kernels {
 
     /* Index of the first NaN or infinity, n when there is none. */
     size_t (*find_nonfinite)(const float *x, size_t n);
-    /* Smallest and largest of n >= 1 values; a zero result is +0 or -0 as it comes (n is not read beyond, callers add +0). */
+    /* Smallest and largest of n >= 1 values; zeros come out as +0. */
     void (*range)(const float *x, size_t n, float *lo, float *hi);
 
-    /* codes[i] = clamp(rint(x[i] / s + z), 0, q_max), one byte each. s > 0; |x / s + z| < 2^31 is not required. */
+    /* codes[i] = clamp(rint(x[i] / s + z), 0, q_max), one byte each; half to even; s > 0. */
     void (*quantize)(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes);
     /* out[i] = ((float)codes[i] - z) * s */
     void (*dequantize)(const uint8_t *codes, size_t n, float s, float z, float *out);
@@ -49,6 +71,17 @@ typedef struct aq_kernels {
 
     /* Sums over n elements, in the order of aq_error_sums. */
     void (*error_sums)(const float *w, const float *v, size_t n, aq_error_sums *out);
+
+    /* ---- search: one pass over a block each ---- */
+
+    void (*fit_sums)(const aq_block *block, int q_max, const aq_lines *lines, aq_fit_sums *out);
+    /* The least-squares line of the codes that `sums` describes replaces `lines` (same s and o that made the sums), with its error; `weight` is the
+     * sum of h per lane. middle >= 0: o stays -middle s. Lanes without such a line (equal codes, s <= 0) keep theirs and get error infinity. */
+    void (*fit_lines)(const aq_fit_sums *sums, const float *weight, float middle, aq_lines *lines);
+    /* Tries k + dk, m + dm (clamped to [1, k_top] and [m_low, m_top]) of `from` and keeps them in `best` where the error is smaller. */
+    void (*grid_try)(const aq_block *block, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best);
+    /* error[j] = sum of h (x - v)^2 in double, v exactly as `quantize` and `dequantize` give it for the lane's s and z. */
+    void (*pair_error)(const aq_block *block, int q_max, const float *s, const float *z, double *error);
 } aq_kernels;
 
 extern const aq_kernels aq_kernels_scalar, aq_kernels_avx2, aq_kernels_avx512, aq_kernels_neon;

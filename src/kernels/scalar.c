@@ -34,17 +34,16 @@ static void range(const float *x, size_t n, float *lo, float *hi) {
     *hi = b + 0.0f;
 }
 
+static float clamp(float t, float low, float high) {
+    t = t > low ? t : low;
+    return t < high ? t : high;
+}
+
 /* Clamped before it is rounded: adding and subtracting 1.5 * 2^23 then rounds half to even in two operations. */
-static const float round_magic = 12582912.0f;
+static float round_code(float t, float top) { return clamp(t, 0.0f, top) + 12582912.0f - 12582912.0f; }
 
 static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
-    float top = (float)q_max;
-    for (size_t i = 0; i < n; i++) {
-        float t = x[i] / s + z;
-        t = t > 0.0f ? t : 0.0f;
-        t = t < top ? t : top;
-        codes[i] = (uint8_t)(t + round_magic - round_magic);
-    }
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)round_code(x[i] / s + z, (float)q_max);
 }
 
 static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
@@ -92,6 +91,82 @@ static void error_sums(const float *w, const float *v, size_t n, aq_error_sums *
     *out = (aq_error_sums){fold(dot, false), fold(w_sq, false), fold(v_sq, false), fold(err_sq, false), fold(err_max, true)};
 }
 
+/* ---- search ---- */
+
+static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit_sums *out) {
+    float top = (float)q_max, inverse[AQ_LANES];
+    *out = (aq_fit_sums){0};
+    for (size_t j = 0; j < AQ_LANES; j++) inverse[j] = 1.0f / lines->s[j];
+    for (size_t i = 0; i < b->steps; i++)
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            float d = b->x[i * AQ_LANES + j] - lines->o[j], h = b->h ? b->h[i * AQ_LANES + j] : 1.0f;
+            float q = round_code(d * inverse[j], top), r = d - q * lines->s[j], hq = h * q, hr = h * r;
+            out->q[j] += hq;
+            out->qq[j] += hq * q;
+            out->r[j] += hr;
+            out->rq[j] += hr * q;
+            out->rr[j] += hr * r;
+        }
+}
+
+/* With residuals r of the line (s, o): minimize sum h (r - ds q - do)^2 over ds and do, a weighted line fit in closed form. */
+static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines) {
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        float n = weight[j], ds, d_o, error, spread;
+        if (middle >= 0) { /* w = s (q - middle) */
+            float cq = f->q[j] - middle * n, cr = f->rq[j] - middle * f->r[j];
+            spread = f->qq[j] - middle * f->q[j] - middle * cq;
+            ds = cr / spread;
+            d_o = -middle * ds;
+            error = f->rr[j] - ds * cr;
+        } else {
+            spread = n * f->qq[j] - f->q[j] * f->q[j];
+            ds = (n * f->rq[j] - f->q[j] * f->r[j]) / spread;
+            d_o = (f->r[j] - ds * f->q[j]) / n;
+            error = f->rr[j] - ds * f->rq[j] - d_o * f->r[j];
+        }
+        float s = lines->s[j] + ds, o = lines->o[j] + d_o;
+        bool good = spread > 0 && s > 0 && error < INFINITY;
+        lines->s[j] = good ? s : lines->s[j];
+        lines->o[j] = good ? o : lines->o[j];
+        lines->error[j] = good ? error > 0 ? error : 0.0f : INFINITY;
+    }
+}
+
+static void grid_try(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {
+    float top = (float)q_max, k[AQ_LANES], m[AQ_LANES], s[AQ_LANES], o[AQ_LANES], inverse[AQ_LANES], error[AQ_LANES] = {0};
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        k[j] = clamp(from->k[j] + dk, 1.0f, limits->k_top);
+        m[j] = clamp(from->m[j] + dm, limits->m_low, limits->m_top);
+        s[j] = from->outer_s[j] * k[j];
+        o[j] = from->outer_o[j] * m[j];
+        inverse[j] = 1.0f / s[j];
+    }
+    for (size_t i = 0; i < b->steps; i++)
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            float d = b->x[i * AQ_LANES + j] - o[j], h = b->h ? b->h[i * AQ_LANES + j] : 1.0f;
+            float r = d - round_code(d * inverse[j], top) * s[j];
+            error[j] += h * r * r;
+        }
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        bool better = error[j] < best->error[j];
+        best->k[j] = better ? k[j] : best->k[j];
+        best->m[j] = better ? m[j] : best->m[j];
+        best->error[j] = better ? error[j] : best->error[j];
+    }
+}
+
+static void pair_error(const aq_block *b, int q_max, const float *s, const float *z, double *error) {
+    float top = (float)q_max;
+    for (size_t j = 0; j < AQ_LANES; j++) error[j] = 0;
+    for (size_t i = 0; i < b->steps; i++)
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            float x = b->x[i * AQ_LANES + j], v = (round_code(x / s[j] + z[j], top) - z[j]) * s[j];
+            double e = (double)x - (double)v, h = b->h ? (double)b->h[i * AQ_LANES + j] : 1.0;
+            error[j] += h * e * e;
+        }
+}
+
 const aq_kernels aq_kernels_scalar = {
     .name = "scalar",
     .f16_to_f32 = f16_to_f32,
@@ -107,4 +182,8 @@ const aq_kernels aq_kernels_scalar = {
     .unpack2 = unpack2,
     .unpack4 = unpack4,
     .error_sums = error_sums,
+    .fit_sums = fit_sums,
+    .fit_lines = fit_lines,
+    .grid_try = grid_try,
+    .pair_error = pair_error,
 };

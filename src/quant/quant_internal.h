@@ -54,13 +54,48 @@ typedef struct aq_values {
     uint64_t n, n_rows, stride;
 } aq_values;
 
-/* Min-max pair of the values, stored at `slot`. False when it does not fit half precision. */
-bool aq_rtn_pair(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, void *slot, aq_pair *out);
-/* The same, then improved. Never a larger sum of h (x - v)^2 than the min-max pair. */
-bool aq_search_pair(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, void *slot, aq_pair *out);
-/* One group of up to 256 values in sub-groups. */
-bool aq_two_level_group(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, uint8_t *record, aq_pair *out);
-/* sum h (x - v)^2 in double, in rising order, v as it dequantizes. */
-double aq_pair_error(const aq_quant_spec *spec, const aq_values *values, aq_pair pair);
+/* Smallest and largest value of a group. */
+typedef struct aq_range {
+    float lo, hi;
+} aq_range;
+aq_range aq_values_range(const aq_kernels *k, const aq_values *values);
+
+/* Min-max pair, stored at `slot`. False when it does not fit half precision. */
+bool aq_rtn_pair(const aq_quant_spec *spec, aq_range range, void *slot, aq_pair *out);
+/* The same for one group of up to 256 values in sub-groups; out: one pair each. */
+bool aq_rtn_two_level(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, uint8_t *record, aq_pair *out);
+
+/* Sixteen lanes of values and how the search sees them. One group of up to AQ_NARROW values a lane, transposed into x and h; or one large group
+ * (`wide`) whose values are read where they lie and whose sums, folded, stand in every lane. */
+enum { AQ_NARROW = 1024 };
+typedef struct aq_lanes {
+    const aq_kernels *kernels;
+    const aq_values *wide; /* NULL: narrow */
+    aq_block block;
+    int q_max;
+    float middle;                        /* symmetric: 2^(bits-1), else -1 */
+    float low[AQ_LANES], high[AQ_LANES]; /* range of each lane */
+    float weight[AQ_LANES];              /* sum of h */
+    float x[AQ_LANES * AQ_NARROW], h[AQ_LANES * AQ_NARROW];
+} aq_lanes;
+
+/* Puts n <= 16 groups of one row each into lanes; the other lanes get weight 0. */
+void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n);
+void aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group);
+void aq_lanes_sums(const aq_lanes *l, const aq_lines *lines, aq_fit_sums *out);
+void aq_lanes_error(const aq_lanes *l, const float *s, const float *z, double *error);
+/* Magnitudes at which the search's F32 sums can neither overflow nor vanish; groups beyond them keep their min-max parameters. */
+#define AQ_SEARCH_MIN 0x1p-40f
+#define AQ_SEARCH_MAX 0x1p40f
+static inline float aq_range_reach(aq_range range) { return range.hi > -range.lo ? range.hi : -range.lo; }
+
+/* The best lines that clip candidates and a least-squares fit of each find, before any rounding. */
+void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines *best);
+
+/* Pairs of the groups in the lanes (n of them; wide: 1), stored at slots[i]: min-max, then whatever is better, never a larger sum of h (x - v)^2.
+ * Returns the number of groups before the first whose min-max pair does not fit half precision: n when all do. */
+size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots);
+/* Records of n <= 16 / (sub-groups of a group) groups. Returns as above. */
+size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records);
 
 #endif

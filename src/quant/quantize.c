@@ -2,10 +2,12 @@
  *
  * The matrix is cut into strips: a few thousand consecutive values of a row that hold whole groups and whole bytes of codes (axis 0: one group of
  * rows). A task is a fixed number of strips, whatever the number of threads, and sums its own part of the metrics; the parts are added in order.
- * A strip is read from memory once: its range is taken, then it is coded, packed and compared in pieces that stay in the first-level cache.
+ * Min-max reads a strip from memory once: its ranges are taken, then it is coded, packed and compared in pieces that stay in the first-level cache.
+ * The search first finds the parameters of all groups of a task, then codes the strips.
  */
 #include "quant/quant_internal.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -94,59 +96,130 @@ static bool all_finite(job *j, const float *x, uint64_t n) {
     return i == n;
 }
 
-static bool choose_pair(job *j, const aq_values *values, void *slot, aq_pair *out) {
-    if (j->spec->params == AQ_PARAMS_TWO_LEVEL) return aq_two_level_group(j->kernels, j->spec, values, slot, out);
-    if (j->spec->method == AQ_METHOD_SEARCH) return aq_search_pair(j->kernels, j->spec, values, slot, out);
-    return aq_rtn_pair(j->kernels, j->spec, values, slot, out);
+/* Where strip `s` lies. */
+typedef struct strip {
+    uint64_t row, n_rows;           /* axis 1: one row */
+    uint64_t group, n_groups;       /* in the row; axis 0: one */
+    uint64_t begin, end;            /* inputs */
+    uint64_t param_row, group_size; /* axis 0: row group, inputs */
+} strip;
+
+static strip strip_at(const job *j, uint64_t s) {
+    const aq_quant_layout *l = j->layout;
+    uint64_t size = j->spec->group_size;
+    if (j->spec->axis == 0) {
+        uint64_t height = size ? size : l->rows, row = s * height;
+        return (strip){row, height < l->rows - row ? height : l->rows - row, 0, 1, 0, l->cols, s, l->cols};
+    }
+    size = size ? size : l->cols;
+    uint64_t row = s / j->strips_per_row, group = s % j->strips_per_row * j->strip_groups, left = l->groups_per_row - group;
+    uint64_t n_groups = j->strip_groups < left ? j->strip_groups : left, end = (group + n_groups) * size;
+    return (strip){row, 1, group, n_groups, group * size, n_groups == left ? l->cols : end, row, size};
 }
 
-/* Axis 1: strip `s` of the matrix. */
-static bool row_strip(job *j, scratch *t, uint64_t s, aq_quant_metrics *m) {
-    const aq_quant_layout *l = j->layout;
-    uint64_t row = s / j->strips_per_row, group = s % j->strips_per_row * j->strip_groups, size = j->spec->group_size ? j->spec->group_size : l->cols;
-    uint64_t begin = group * size, end = j->strip_groups < l->groups_per_row - group ? begin + j->strip_groups * size : l->cols;
-    const float *x = j->w + row * l->cols + begin;
-    if (!all_finite(j, x, end - begin)) return false;
+static aq_values group_values(const job *j, const strip *s, uint64_t group) {
+    uint64_t begin = group * s->group_size, end = s->end - begin < s->group_size ? s->end : begin + s->group_size;
+    return (aq_values){j->w + s->row * j->layout->cols + begin, j->importance ? j->importance + begin : NULL, end - begin, s->n_rows, j->layout->cols};
+}
 
-    uint64_t pairs_per_group = (size + l->pair_width - 1) / l->pair_width;
-    for (uint64_t at = begin, i = 0; at < end; at += size, i += pairs_per_group, group++) {
-        aq_values values = {j->w + row * l->cols + at, j->importance ? j->importance + at : NULL, size < end - at ? size : end - at, 1, 0};
-        if (!choose_pair(j, &values, j->params + aq_params_offset(j->spec, l, row, group), t->pairs + i)) {
-            note_failure(j, values.x, true);
-            return false;
-        }
-    }
-    code_run(j, t, x, end - begin, l->pair_width, j->codes + row * l->row_bytes + begin * (uint64_t)j->spec->bits / 8, m);
+static void *group_slot(const job *j, const strip *s, uint64_t group) { return j->params + aq_params_offset(j->spec, j->layout, s->param_row, group); }
+
+static bool strip_is_finite(job *j, const strip *s) {
+    for (uint64_t r = s->row; r < s->row + s->n_rows; r++)
+        if (!all_finite(j, j->w + r * j->layout->cols + s->begin, s->end - s->begin)) return false;
     return true;
 }
 
-/* Axis 0: row group `s`. */
-static bool row_group_strip(job *j, scratch *t, uint64_t s, aq_quant_metrics *m) {
-    const aq_quant_layout *l = j->layout;
-    uint64_t size = j->spec->group_size ? j->spec->group_size : l->rows, row = s * size, n_rows = size < l->rows - row ? size : l->rows - row;
-    for (uint64_t r = row; r < row + n_rows; r++)
-        if (!all_finite(j, j->w + r * l->cols, l->cols)) return false;
-    aq_values values = {j->w + row * l->cols, j->importance, l->cols, n_rows, l->cols};
-    if (!choose_pair(j, &values, j->params + aq_params_offset(j->spec, l, s, 0), t->pairs)) {
+/* Min-max parameters of a strip. */
+static bool round_strip(job *j, const strip *s) {
+    for (uint64_t g = s->group; g < s->group + s->n_groups; g++) {
+        aq_values values = group_values(j, s, g);
+        aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
+        bool fits = j->spec->params == AQ_PARAMS_TWO_LEVEL ? aq_rtn_two_level(j->kernels, j->spec, &values, group_slot(j, s, g), pairs)
+                                                           : aq_rtn_pair(j->spec, aq_values_range(j->kernels, &values), group_slot(j, s, g), pairs);
+        if (fits) continue;
         note_failure(j, values.x, true);
         return false;
     }
-    for (uint64_t r = row; r < row + n_rows; r++) code_run(j, t, j->w + r * l->cols, l->cols, l->cols, j->codes + r * l->row_bytes, m);
+    return true;
+}
+
+/* Groups that are searched together. */
+typedef struct batch {
+    aq_lanes *lanes;
+    aq_values groups[AQ_LANES];
+    void *slots[AQ_LANES];
+    size_t n;
+} batch;
+
+static bool flush(job *j, batch *b) {
+    size_t n = b->n, stored;
+    if (n == 0) return true;
+    b->n = 0;
+    if (j->spec->params == AQ_PARAMS_TWO_LEVEL) {
+        stored = aq_search_two_level(b->lanes, j->kernels, j->spec, b->groups, n, b->slots);
+    } else {
+        bool wide = b->groups[0].n_rows > 1 || b->groups[0].n > AQ_NARROW;
+        if (wide)
+            aq_lanes_fill_wide(b->lanes, j->kernels, j->spec, &b->groups[0]);
+        else
+            aq_lanes_fill(b->lanes, j->kernels, j->spec, b->groups, n);
+        stored = aq_search_pairs(b->lanes, j->spec, b->groups, n, b->slots);
+    }
+    if (stored < n) note_failure(j, b->groups[stored].x, true);
+    return stored == n;
+}
+
+/* Searched parameters of strips [begin, end): full groups together, as many as there are lanes; short and large ones alone. */
+static bool search_strips(job *j, batch *b, uint64_t begin, uint64_t end) {
+    uint64_t capacity = j->spec->params == AQ_PARAMS_TWO_LEVEL ? AQ_LANES / (j->spec->group_size / j->layout->pair_width) : AQ_LANES;
+    for (uint64_t i = begin; i < end; i++) {
+        strip s = strip_at(j, i);
+        if (!strip_is_finite(j, &s)) return false;
+        for (uint64_t g = s.group; g < s.group + s.n_groups; g++) {
+            aq_values values = group_values(j, &s, g);
+            bool alone = values.n_rows > 1 || values.n > AQ_NARROW || values.n < s.group_size;
+            if ((alone || b->n == capacity) && !flush(j, b)) return false;
+            b->groups[b->n] = values;
+            b->slots[b->n++] = group_slot(j, &s, g);
+            if (alone && !flush(j, b)) return false;
+        }
+    }
+    return flush(j, b);
+}
+
+static void code_strip(job *j, scratch *t, const strip *s, aq_quant_metrics *m) {
+    const aq_quant_layout *l = j->layout;
+    aq_pairs_load(j->spec, l, j->params, s->param_row, s->group, s->n_groups, t->pairs);
+    for (uint64_t r = s->row; r < s->row + s->n_rows; r++)
+        code_run(j, t, j->w + r * l->cols + s->begin, s->end - s->begin, l->pair_width, j->codes + r * l->row_bytes + s->begin * (uint64_t)j->spec->bits / 8,
+                 m);
+}
+
+static bool run_strips(job *j, scratch *t, batch *b, uint64_t begin, uint64_t end, aq_quant_metrics *m) {
+    if (b && !search_strips(j, b, begin, end)) return false;
+    for (uint64_t i = begin; i < end; i++) {
+        strip s = strip_at(j, i);
+        if (!b && !(strip_is_finite(j, &s) && round_strip(j, &s))) return false;
+        code_strip(j, t, &s, m);
+    }
     return true;
 }
 
 static bool run_task(void *context, size_t index) {
     job *j = context;
+    bool search = j->spec->method == AQ_METHOD_SEARCH, ok = false;
     scratch *t = aq_alloc(sizeof *t);
-    if (!t) {
+    batch b = {.lanes = search ? aq_alloc(sizeof *b.lanes) : NULL};
+    if (!t || (search && !b.lanes)) {
         atomic_store(&j->no_memory, true);
-        return false;
+    } else {
+        aq_quant_metrics sum = {0};
+        uint64_t begin = index * j->strips_per_task, end = j->strips_per_task < j->strips - begin ? begin + j->strips_per_task : j->strips;
+        ok = run_strips(j, t, search ? &b : NULL, begin, end, j->parts ? &sum : NULL);
+        if (j->parts) j->parts[index] = sum;
     }
-    aq_quant_metrics sum = {0}, *m = j->parts ? &sum : NULL;
-    uint64_t begin = index * j->strips_per_task, end = j->strips_per_task < j->strips - begin ? begin + j->strips_per_task : j->strips;
-    bool ok = true;
-    for (uint64_t s = begin; ok && s < end; s++) ok = j->spec->axis == 1 ? row_strip(j, t, s, m) : row_group_strip(j, t, s, m);
-    if (m) j->parts[index] = sum;
+    aq_free(b.lanes);
     aq_free(t);
     return ok;
 }
@@ -172,13 +245,28 @@ static void plan_strips(job *j) {
 }
 
 static aq_status report(const job *j, bool *needs_f32, aq_error *err) {
-    if (j->no_memory) return aq_fail_memory(err, sizeof(scratch), "quantization scratch");
+    if (j->no_memory) return aq_fail_memory(err, sizeof(scratch) + sizeof(aq_lanes), "quantization scratch");
     unsigned long long index = j->first_failure / 2;
     if (j->first_failure % 2 == 0) return aq_fail(err, AQ_ERR_FORMAT, "the value at flat index %llu is not finite", index);
     if (needs_f32) *needs_f32 = true;
     aq_fail(err, AQ_ERR_QUALITY, "the scale or offset of the group at flat index %llu does not fit half precision", index);
     aq_hint(err, "use f32 parameters for this tensor");
     return AQ_ERR_QUALITY;
+}
+
+/* The weights times a power of two that brings the largest near 1, so that F32 sums of them stay in range. */
+static aq_status scale_importance(const float *importance, uint64_t n, float **out, aq_error *err) {
+    float largest = 0;
+    int exponent;
+    for (uint64_t i = 0; i < n; i++) {
+        if (!(importance[i] >= 0 && isfinite(importance[i])))
+            return aq_fail(err, AQ_ERR_USAGE, "the importance of input %llu must be a finite number of at least 0", (unsigned long long)i);
+        largest = importance[i] > largest ? importance[i] : largest;
+    }
+    if (!(*out = aq_alloc(n * sizeof **out))) return aq_fail_memory(err, n * sizeof **out, "importance weights");
+    frexpf(largest, &exponent);
+    for (uint64_t i = 0; i < n; i++) (*out)[i] = ldexpf(importance[i], -exponent);
+    return AQ_OK;
 }
 
 aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const float *importance, int n_threads, uint8_t *codes,
@@ -191,11 +279,21 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
 
     plan_strips(&j);
     uint64_t n_tasks = aq_div_up(j.strips, j.strips_per_task);
-    if (metrics && !(j.parts = aq_calloc(n_tasks, sizeof *j.parts))) return aq_fail_memory(err, n_tasks * sizeof *j.parts, "quality sums");
+    float *weights = NULL;
+    if (importance && spec->method == AQ_METHOD_SEARCH) {
+        aq_status status = scale_importance(importance, layout->cols, &weights, err);
+        if (status != AQ_OK) return status;
+        j.importance = weights;
+    }
+    if (metrics && !(j.parts = aq_calloc(n_tasks, sizeof *j.parts))) {
+        aq_free(weights);
+        return aq_fail_memory(err, n_tasks * sizeof *j.parts, "quality sums");
+    }
     bool ok = aq_parallel_for(n_tasks, n_threads, run_task, &j);
     if (ok && metrics)
         for (uint64_t i = 0; i < n_tasks; i++) aq_quant_metrics_add(metrics, &j.parts[i]);
     aq_free(j.parts);
+    aq_free(weights);
     return ok ? AQ_OK : report(&j, needs_f32, err);
 }
 

@@ -50,14 +50,19 @@ static bool range_pair(const aq_quant_spec *spec, float lo, float hi, void *slot
     return aq_pair_store(spec, s, -(double)z * s, slot, out);
 }
 
-bool aq_rtn_pair(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, void *slot, aq_pair *out) {
-    float lo = values->x[0], hi = lo;
+aq_range aq_values_range(const aq_kernels *k, const aq_values *values) {
+    aq_range all = {values->x[0] + 0.0f, values->x[0] + 0.0f};
     for (uint64_t r = 0; r < values->n_rows; r++) {
-        float a, b;
-        k->range(values->x + r * values->stride, values->n, &a, &b);
-        lo = a < lo ? a : lo;
-        hi = b > hi ? b : hi;
+        aq_range row;
+        k->range(values->x + r * values->stride, values->n, &row.lo, &row.hi);
+        all.lo = row.lo < all.lo ? row.lo : all.lo;
+        all.hi = row.hi > all.hi ? row.hi : all.hi;
     }
+    return all;
+}
+
+bool aq_rtn_pair(const aq_quant_spec *spec, aq_range range, void *slot, aq_pair *out) {
+    float lo = range.lo, hi = range.hi;
     if (lo == 0 && hi == 0) return aq_pair_store(spec, 1.0, 0.0, slot, out);
     if (lo == hi && constant_pair(spec, lo, slot, out)) return true;
     lo = lo < 0 ? lo : 0.0f;

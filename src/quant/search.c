@@ -1,75 +1,118 @@
-/* Parameter search: a pair with a smaller weighted squared error than min-max (algorithms 2).
+/* Parameter search: pairs with a smaller weighted squared error than min-max (algorithms 2).
  *
- * Candidates clip the range by a factor; each is followed by rounds of "codes by rounding, then the least-squares line through (code, value)".
- * What counts is the error after rounding to the stored form; the best is kept, min-max included, so search is never worse.
+ * Candidates clip the range by a factor and shift it by a fraction of a step: at few bits the error as a function of the line has many local minima,
+ * and different starts find better ones than more rounds from one start. Each start takes one pass: codes by rounding, the least-squares line
+ * through (code, value) in closed form, and its error with these codes. The best line then alternates between rounding to the stored form and a new
+ * fit. What counts in the end is the error of the stored pair, in double, exactly as it dequantizes; min-max is among the candidates.
  */
 #include "quant/quant_internal.h"
 
 #include <math.h>
 #include <string.h>
 
-static double code_of(double x, double s, double o, double q_max) { return fmin(fmax(rint((x - o) / s), 0), q_max); }
+enum { CLIPS = 5, FINAL_ROUNDS = 3 };
+static const float shifts[] = {0.0f, -0.33f, 0.33f}; /* in steps */
 
-double aq_pair_error(const aq_quant_spec *spec, const aq_values *values, aq_pair pair) {
-    float top = (float)aq_quant_q_max(spec);
-    double sum = 0;
-    for (uint64_t r = 0; r < values->n_rows; r++)
-        for (uint64_t i = 0; i < values->n; i++) {
-            float x = values->x[r * values->stride + i], t = x / pair.s + pair.z;
-            t = t > 0.0f ? t : 0.0f;
-            t = t < top ? t : top;
-            double e = (double)x - (double)((rintf(t) - pair.z) * pair.s);
-            sum += (values->h ? (double)values->h[i] : 1.0) * e * e;
-        }
-    return sum;
+/* Clip factors that suit the values of a bell-shaped group of this size: the larger the group, the further out lie its extremes. */
+static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
+    int doublings = 0; /* above 16 values */
+    while (group_size > 16 && doublings < 8) group_size /= 2, doublings++;
+    *high = bits == 2 ? 0.95f : 1.0f;
+    *low = bits == 2 ? 0.7f - 0.1f * (float)(doublings < 4 ? doublings : 4) : bits == 4 ? 0.9f - 0.05f * (float)doublings : 0.99f - 0.01f * (float)doublings;
 }
 
-/* One least-squares fit of the codes that (s, o) gives. False when the codes are all the same. */
-static bool refit(const aq_quant_spec *spec, const aq_values *values, double *s, double *o) {
-    double q_max = aq_quant_q_max(spec), middle = (double)(1 << (spec->bits - 1)), sh = 0, sq = 0, sx = 0, sqq = 0, sqx = 0;
-    for (uint64_t r = 0; r < values->n_rows; r++)
-        for (uint64_t i = 0; i < values->n; i++) {
-            double x = values->x[r * values->stride + i], h = values->h ? (double)values->h[i] : 1.0, q = code_of(x, *s, *o, q_max);
-            if (spec->symmetric) q -= middle;
-            sh += h;
-            sq += h * q;
-            sx += h * x;
-            sqq += h * q * q;
-            sqx += h * q * x;
-        }
-    if (spec->symmetric) {
-        if (!(sqq > 0) || !(sqx > 0)) return false;
-        *s = sqx / sqq;
-        *o = -middle * *s;
-        return true;
-    }
-    double var = sqq * sh - sq * sq, cov = sqx * sh - sq * sx;
-    if (!(var > 0) || !(cov > 0)) return false;
-    *s = cov / var;
-    *o = (sx - *s * sq) / sh;
-    return true;
-}
-
-bool aq_search_pair(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, void *slot, aq_pair *out) {
-    enum { CANDIDATES = 12, REFITS = 2 };
-    if (!aq_rtn_pair(k, spec, values, slot, out)) return false;
-    double best = aq_pair_error(spec, values, *out);
-    if (!(best > 0)) return true;
-    double s0 = (double)out->s, o0 = (0.0 - out->z) * s0, lowest = spec->bits == 2 ? 0.4 : spec->bits == 4 ? 0.65 : 0.9;
-    for (int c = 0; c < CANDIDATES; c++) {
-        double clip = 1 - (1 - lowest) * c / (CANDIDATES - 1), s = s0 * clip, o = o0 * clip;
-        for (int round = 0; round < REFITS; round++) {
-            uint8_t trial[8];
-            aq_pair pair;
-            if (!refit(spec, values, &s, &o)) break;
-            if (!aq_pair_store(spec, s, o, trial, &pair)) break;
-            double error = aq_pair_error(spec, values, pair);
-            if (error < best) {
-                best = error;
-                *out = pair;
-                memcpy(slot, trial, aq_pair_bytes(spec));
+void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines *best) {
+    float high, low, q_max = (float)l->q_max;
+    size_t n_shifts = l->middle >= 0 ? 1 : sizeof shifts / sizeof *shifts, n_clips = l->middle >= 0 ? 2 * CLIPS : CLIPS;
+    clip_range(bits, group_size, &high, &low);
+    for (size_t j = 0; j < AQ_LANES; j++) best->error[j] = INFINITY;
+    for (size_t c = 0; c < n_clips; c++)
+        for (size_t k = 0; k < n_shifts; k++) {
+            float clip = high + (low - high) * (float)c / (float)(n_clips - 1);
+            aq_lines try;
+            aq_fit_sums sums;
+            for (size_t j = 0; j < AQ_LANES; j++) {
+                float range = l->high[j] - l->low[j], center = (l->high[j] + l->low[j]) * 0.5f;
+                if (l->middle >= 0) range = 2 * (l->high[j] > -l->low[j] ? l->high[j] : -l->low[j]);
+                try.s[j] = range > 0 ? clip * range / q_max : 1.0f;
+                try.o[j] = l->middle >= 0 ? -l->middle * try.s[j] : center + (shifts[k] - 0.5f * q_max) * try.s[j];
+            }
+            aq_lanes_sums(l, &try, &sums);
+            l->kernels->fit_lines(&sums, l->weight, l->middle, &try);
+            for (size_t j = 0; j < AQ_LANES; j++) {
+                bool better = try.error[j] < best->error[j];
+                best->s[j] = better ? try.s[j] : best->s[j];
+                best->o[j] = better ? try.o[j] : best->o[j];
+                best->error[j] = better ? try.error[j] : best->error[j];
             }
         }
+}
+
+typedef struct stored {
+    float s[AQ_LANES], z[AQ_LANES];
+    double error[AQ_LANES];
+    uint8_t bytes[AQ_LANES][8];
+} stored;
+
+static void set_pair(stored *t, size_t j, aq_pair pair) {
+    t->s[j] = pair.s;
+    t->z[j] = pair.z;
+}
+
+/* Rounds the lines of the lanes that are searched; the others, and those that do not fit, repeat the best pair. */
+static void round_lines(const aq_quant_spec *spec, const aq_lines *lines, const stored *best, const bool *searched, size_t n, stored *out) {
+    *out = *best;
+    for (size_t j = 0; j < n; j++) {
+        aq_pair pair;
+        uint8_t bytes[8];
+        if (!searched[j] || !(lines->error[j] < INFINITY) || !aq_pair_store(spec, (double)lines->s[j], (double)lines->o[j], bytes, &pair)) continue;
+        set_pair(out, j, pair);
+        memcpy(out->bytes[j], bytes, sizeof bytes);
     }
-    return true;
+}
+
+static void keep_better(const stored *trial, stored *best, size_t n) {
+    for (size_t j = 0; j < n; j++) {
+        if (!(trial->error[j] < best->error[j])) continue;
+        best->s[j] = trial->s[j];
+        best->z[j] = trial->z[j];
+        best->error[j] = trial->error[j];
+        memcpy(best->bytes[j], trial->bytes[j], sizeof best->bytes[j]);
+    }
+}
+
+size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots) {
+    stored best = {0}, trial;
+    aq_lines lines = {0};
+    bool searched[AQ_LANES];
+    size_t fit = 0;
+    for (size_t j = 0; j < AQ_LANES; j++) set_pair(&best, j, (aq_pair){1.0f, 0.0f});
+    for (; fit < n; fit++) {
+        aq_range range = {l->low[fit], l->high[fit]};
+        aq_pair pair;
+        searched[fit] = range.lo < range.hi && aq_range_reach(range) > AQ_SEARCH_MIN && aq_range_reach(range) < AQ_SEARCH_MAX;
+        if (!aq_rtn_pair(spec, range, best.bytes[fit], &pair)) break;
+        set_pair(&best, fit, pair);
+    }
+    if (l->wide) /* one group: its pair stands in every lane */
+        for (size_t j = 1; j < AQ_LANES; j++) set_pair(&best, j, (aq_pair){best.s[0], best.z[0]});
+    aq_lanes_error(l, best.s, best.z, best.error);
+    aq_search_lines(l, spec->bits, groups[0].n * groups[0].n_rows, &lines);
+    for (int round = 0; round < FINAL_ROUNDS; round++) {
+        round_lines(spec, &lines, &best, searched, fit, &trial);
+        if (l->wide)
+            for (size_t j = 1; j < AQ_LANES; j++) set_pair(&trial, j, (aq_pair){trial.s[0], trial.z[0]});
+        aq_lanes_error(l, trial.s, trial.z, trial.error);
+        keep_better(&trial, &best, fit);
+        if (round + 1 == FINAL_ROUNDS) break;
+        aq_fit_sums sums;
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            lines.s[j] = trial.s[j];
+            lines.o[j] = (0.0f - trial.z[j]) * trial.s[j];
+        }
+        aq_lanes_sums(l, &lines, &sums);
+        l->kernels->fit_lines(&sums, l->weight, l->middle, &lines);
+    }
+    for (size_t j = 0; j < fit; j++) memcpy(slots[j], best.bytes[j], aq_pair_bytes(spec));
+    return fit;
 }

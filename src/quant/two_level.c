@@ -1,6 +1,8 @@
 /* Two-level parameters: sub-groups of 16 or 32 values whose scale and offset are small multiples of the group's (algorithms 1 and 2).
  *
- * The lines of the sub-groups are found freely, then the outer pair, then each sub-group's integers on that grid.
+ * Search: the sub-groups' lines are found freely, side by side in the lanes; an outer pair that reaches the largest of them makes a grid; each
+ * sub-group moves to the best of its neighbouring grid points; then, by turns, the outer pair is fitted by least squares to all codes of the group
+ * and the sub-groups move again. Sub-groups are independent once the outer pair is fixed, so one pass tries one move for all of them.
  */
 #include "quant/quant_internal.h"
 
@@ -9,51 +11,230 @@
 
 #include "base/half.h"
 
-static uint8_t grid(double x, int lowest, int highest) { return (uint8_t)(x > lowest ? x < highest ? rint(x) : highest : lowest); }
+static int levels(const aq_quant_spec *spec) { return 1 << aq_two_level_field_bits(spec->bits); }
+static float grid(double x, int lowest, int highest) { return (float)(x > lowest ? x < highest ? rint(x) : highest : lowest); }
+static double middle(const aq_quant_spec *spec) { return (double)(1 << (spec->bits - 1)); }
 
-/* Puts lines s_j, o_j on the grid of an outer pair that just reaches the largest of them. */
-static bool round_lines(const aq_quant_spec *spec, const double *s, const double *o, uint64_t n_sub, aq_two_level *g) {
-    int levels = 1 << aq_two_level_field_bits(spec->bits), top_k = spec->symmetric ? levels - 1 : levels;
-    double s_max = 0, o_far = 0, middle = (double)(1 << (spec->bits - 1));
-    for (uint64_t j = 0; j < n_sub; j++) {
-        s_max = fmax(s_max, s[j]);
-        if (fabs(o[j]) > fabs(o_far)) o_far = o[j];
+static aq_grid_limits limits_of(const aq_quant_spec *spec) {
+    float top = (float)levels(spec);
+    /* Symmetric: o = -middle s, so that m repeats k and O = -middle S. */
+    return spec->symmetric ? (aq_grid_limits){top - 1, 1, top - 1} : (aq_grid_limits){top, 0, top - 1};
+}
+
+/* Rounds an outer pair to halves; false when it does not fit. */
+static bool round_outer(const aq_quant_spec *spec, double s, double o, float *outer_s, float *outer_o) {
+    *outer_s = aq_f16_to_f32(aq_f32_to_f16((float)s));
+    *outer_o = aq_f16_to_f32(aq_f32_to_f16((float)(spec->symmetric ? -middle(spec) * (double)*outer_s : o)));
+    return isfinite(*outer_s) && isfinite(*outer_o) && *outer_s >= AQ_MIN_HALF_SCALE;
+}
+
+/* Puts the lines of lanes [first, first + n_sub) on the grid of an outer pair that reaches the largest scale and offset among them. */
+static bool start_grid(const aq_quant_spec *spec, const float *s, const float *o, size_t first, size_t n_sub, aq_grid *g) {
+    aq_grid_limits limits = limits_of(spec);
+    double s_max = 0, o_far = 0;
+    for (size_t j = first; j < first + n_sub; j++) {
+        s_max = fmax(s_max, (double)s[j]);
+        if (fabs((double)o[j]) > fabs(o_far)) o_far = (double)o[j];
     }
-    g->scale = aq_f32_to_f16((float)(s_max / top_k));
-    double outer_s = (double)aq_f16_to_f32(g->scale);
-    g->offset = aq_f32_to_f16((float)(spec->symmetric ? -middle * outer_s : o_far / (levels - 1)));
-    double outer_o = (double)aq_f16_to_f32(g->offset);
-    if (!isfinite(outer_s) || !isfinite(outer_o) || outer_s < (double)AQ_MIN_HALF_SCALE) return false;
-    for (uint64_t j = 0; j < n_sub; j++) {
-        g->k[j] = grid(s[j] / outer_s, 1, top_k);
-        g->m[j] = spec->symmetric ? g->k[j] : outer_o != 0 ? grid(o[j] / outer_o, 0, levels - 1) : 0;
+    float outer_s = 1, outer_o = 0;
+    if (s_max > 0 && !round_outer(spec, s_max / (double)limits.k_top, o_far / (double)limits.m_top, &outer_s, &outer_o)) return false;
+    for (size_t j = first; j < first + n_sub; j++) {
+        g->outer_s[j] = outer_s;
+        g->outer_o[j] = outer_o;
+        g->k[j] = grid((double)s[j] / (double)outer_s, 1, (int)limits.k_top);
+        g->m[j] = s_max == 0 ? 0.0f : spec->symmetric ? g->k[j] : outer_o != 0 ? grid((double)o[j] / (double)outer_o, 0, (int)limits.m_top) : 0.0f;
     }
     return true;
 }
 
-bool aq_two_level_group(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, uint8_t *record, aq_pair *out) {
-    uint64_t width = aq_two_level_width(spec->bits), n_sub = (values->n + width - 1) / width;
-    aq_quant_spec free_spec = *spec;
-    free_spec.params = AQ_PARAMS_F32;
-    double s[AQ_TWO_LEVEL_MAX_SUB], o[AQ_TWO_LEVEL_MAX_SUB];
-    bool any = false;
-    for (uint64_t j = 0; j < n_sub; j++) {
-        aq_values sub = {values->x + j * width, values->h ? values->h + j * width : NULL, values->n - j * width < width ? values->n - j * width : width, 1, 0};
-        float lo, hi;
-        k->range(sub.x, sub.n, &lo, &hi);
-        s[j] = o[j] = 0;
-        if (lo == 0 && hi == 0) continue;
-        aq_pair pair;
-        uint8_t slot[8];
-        if (!(spec->method == AQ_METHOD_SEARCH ? aq_search_pair : aq_rtn_pair)(k, &free_spec, &sub, slot, &pair)) return false;
-        any = true;
-        s[j] = (double)pair.s;
-        o[j] = (0.0 - (double)pair.z) * s[j];
+static aq_two_level record_of(const aq_grid *g, size_t first, size_t n_sub) {
+    aq_two_level r = {.scale = aq_f32_to_f16(g->outer_s[first]), .offset = aq_f32_to_f16(g->outer_o[first])};
+    for (size_t j = 0; j < n_sub; j++) {
+        r.k[j] = (uint8_t)g->k[first + j];
+        r.m[j] = (uint8_t)g->m[first + j];
     }
-    aq_two_level g = {.scale = 0x3C00, .offset = 0}; /* S = 1, O = 0: an all-zero group */
-    for (uint64_t j = 0; j < n_sub; j++) g.k[j] = 1, g.m[j] = 0;
-    if (any && !round_lines(spec, s, o, n_sub, &g)) return false;
-    aq_two_level_write(&g, spec->bits, n_sub, record);
-    for (uint64_t j = 0; j < n_sub; j++) out[j] = aq_two_level_pair(&g, j);
+    return r;
+}
+
+/* Sub-group j of a group. */
+static aq_values sub_group(const aq_quant_spec *spec, const aq_values *v, size_t j) {
+    uint64_t width = aq_two_level_width(spec->bits), begin = j * width;
+    return (aq_values){v->x + begin, v->h ? v->h + begin : NULL, v->n - begin < width ? v->n - begin : width, 1, 0};
+}
+static size_t sub_count(const aq_quant_spec *spec, const aq_values *v) {
+    return (size_t)((v->n + aq_two_level_width(spec->bits) - 1) / aq_two_level_width(spec->bits));
+}
+
+/* Min-max: offsets first, on their grid, then scales that reach each sub-group's largest value from there. */
+static bool rtn_grid(const aq_quant_spec *spec, const float *low, const float *high, size_t first, size_t n_sub, aq_grid *g) {
+    float s[AQ_LANES] = {0}, o[AQ_LANES] = {0}, q_max = (float)aq_quant_q_max(spec), mid = (float)middle(spec);
+    for (size_t j = first; j < first + n_sub; j++) {
+        float lo = low[j] < 0 ? low[j] : 0.0f, hi = high[j] > 0 ? high[j] : 0.0f;
+        s[j] = (float)(((double)hi - (double)lo) / (double)q_max);
+        o[j] = lo;
+        if (!spec->symmetric) continue;
+        s[j] = -lo / mid > hi / (q_max - mid) ? -lo / mid : hi / (q_max - mid);
+        o[j] = -mid * s[j];
+    }
+    return start_grid(spec, s, o, first, n_sub, g);
+}
+
+bool aq_rtn_two_level(const aq_kernels *k, const aq_quant_spec *spec, const aq_values *values, uint8_t *record, aq_pair *out) {
+    size_t n_sub = sub_count(spec, values);
+    float low[AQ_LANES], high[AQ_LANES];
+    aq_grid g;
+    for (size_t j = 0; j < n_sub; j++) {
+        aq_values sub = sub_group(spec, values, j);
+        k->range(sub.x, sub.n, &low[j], &high[j]);
+    }
+    if (!rtn_grid(spec, low, high, 0, n_sub, &g)) return false;
+    aq_two_level r = record_of(&g, 0, n_sub);
+    aq_two_level_write(&r, spec->bits, n_sub, record);
+    for (size_t j = 0; j < n_sub; j++) out[j] = aq_two_level_pair(&r, j);
     return true;
+}
+
+/* ---- search ---- */
+
+typedef struct search {
+    aq_lanes *lanes;
+    const aq_quant_spec *spec;
+    size_t n_groups, n_sub;  /* lane of sub-group j of group i: i * n_sub + j */
+    bool searched[AQ_LANES]; /* per group */
+} search;
+
+static void move(const search *t, aq_grid *g, int reach) {
+    aq_grid_limits limits = limits_of(t->spec);
+    aq_grid from = *g;
+    for (int dk = -reach; dk <= reach; dk++)
+        for (int dm = -reach; dm <= reach; dm++) {
+            if (t->spec->symmetric && dk != dm) continue;
+            t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, (float)dk, (float)dm, &limits, g);
+        }
+}
+
+/* Least squares of S and O given every code, k and m of the group: residuals r = x - (S k q + O m), so dS, dO solve a 2 x 2 system. */
+static void refit_outer(const search *t, const aq_fit_sums *f, size_t first, aq_grid *g) {
+    double a11 = 0, a12 = 0, a22 = 0, b1 = 0, b2 = 0, mid = t->spec->symmetric ? middle(t->spec) : 0;
+    for (size_t j = first; j < first + t->n_sub; j++) {
+        double k = (double)g->k[j], m = (double)g->m[j], n = (double)t->lanes->weight[j], q = (double)f->q[j];
+        a11 += k * k * ((double)f->qq[j] - 2 * mid * q + mid * mid * n);
+        b1 += k * ((double)f->rq[j] - mid * (double)f->r[j]);
+        a12 += k * m * q;
+        a22 += m * m * n;
+        b2 += m * (double)f->r[j];
+    }
+    if (t->spec->symmetric) a12 = b2 = 0, a22 = 1;
+    double det = a11 * a22 - a12 * a12, outer_s = (double)g->outer_s[first], outer_o = (double)g->outer_o[first];
+    if (det > 1e-9 * a11 * a22) {
+        outer_s += (b1 * a22 - b2 * a12) / det;
+        outer_o += (a11 * b2 - a12 * b1) / det;
+    } else if (a11 > 0) {
+        outer_s += b1 / a11;
+    }
+    float s, o;
+    if (!round_outer(t->spec, outer_s, outer_o, &s, &o)) return;
+    for (size_t j = first; j < first + t->n_sub; j++) {
+        g->outer_s[j] = s;
+        g->outer_o[j] = o;
+    }
+}
+
+static double group_error(const search *t, const float *lanes, size_t first) {
+    double sum = 0;
+    for (size_t j = first; j < first + t->n_sub; j++) sum += (double)lanes[j];
+    return sum;
+}
+
+static void copy_group(const search *t, const aq_grid *from, size_t first, aq_grid *to) {
+    for (size_t j = first; j < first + t->n_sub; j++) {
+        to->outer_s[j] = from->outer_s[j];
+        to->outer_o[j] = from->outer_o[j];
+        to->k[j] = from->k[j];
+        to->m[j] = from->m[j];
+        to->error[j] = from->error[j];
+    }
+}
+
+static void improve(const search *t, aq_grid *best) {
+    enum { ROUNDS = 2 };
+    aq_grid g = *best;
+    for (int round = 0; round < ROUNDS; round++) {
+        aq_lines lines;
+        aq_fit_sums sums;
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            lines.s[j] = g.outer_s[j] * g.k[j];
+            lines.o[j] = g.outer_o[j] * g.m[j];
+        }
+        aq_lanes_sums(t->lanes, &lines, &sums);
+        for (size_t i = 0; i < t->n_groups; i++) refit_outer(t, &sums, i * t->n_sub, &g);
+        for (size_t j = 0; j < AQ_LANES; j++) g.error[j] = INFINITY;
+        move(t, &g, round + 1 < ROUNDS ? 1 : 0);
+        for (size_t i = 0; i < t->n_groups; i++)
+            if (group_error(t, g.error, i * t->n_sub) < group_error(t, best->error, i * t->n_sub)) copy_group(t, &g, i * t->n_sub, best);
+        g = *best;
+    }
+}
+
+/* Exact error of each group as it dequantizes. */
+static void exact_errors(const search *t, const aq_grid *g, double *group_errors) {
+    float s[AQ_LANES], z[AQ_LANES];
+    double error[AQ_LANES];
+    for (size_t i = 0; i < AQ_LANES; i++) s[i] = 1, z[i] = 0;
+    for (size_t i = 0; i < t->n_groups; i++) {
+        aq_two_level r = record_of(g, i * t->n_sub, t->n_sub);
+        for (size_t j = 0; j < t->n_sub; j++) {
+            aq_pair pair = aq_two_level_pair(&r, j);
+            s[i * t->n_sub + j] = pair.s;
+            z[i * t->n_sub + j] = pair.z;
+        }
+    }
+    aq_lanes_error(t->lanes, s, z, error);
+    for (size_t i = 0; i < t->n_groups; i++) {
+        group_errors[i] = 0;
+        for (size_t j = 0; j < t->n_sub; j++) group_errors[i] += error[i * t->n_sub + j];
+    }
+}
+
+size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records) {
+    aq_values subs[AQ_LANES];
+    search t = {.lanes = l, .spec = spec, .n_sub = sub_count(spec, &groups[0])};
+    /* Groups of a batch have as many sub-groups as the first; a last, shorter one comes alone. */
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < t.n_sub; j++) subs[i * t.n_sub + j] = sub_group(spec, &groups[i], j);
+    aq_lanes_fill(l, k, spec, subs, n * t.n_sub);
+
+    aq_grid rtn, found;
+    for (size_t j = 0; j < AQ_LANES; j++) rtn.outer_s[j] = rtn.k[j] = 1, rtn.outer_o[j] = rtn.m[j] = rtn.error[j] = 0;
+    for (; t.n_groups < n; t.n_groups++)
+        if (!rtn_grid(spec, l->low, l->high, t.n_groups * t.n_sub, t.n_sub, &rtn)) break;
+
+    aq_lines lines = {0};
+    aq_search_lines(l, spec->bits, aq_two_level_width(spec->bits), &lines);
+    found = rtn;
+    for (size_t i = 0; i < t.n_groups; i++) {
+        size_t first = i * t.n_sub;
+        t.searched[i] = true;
+        for (size_t j = first; j < first + t.n_sub; j++) {
+            aq_range range = {l->low[j], l->high[j]};
+            t.searched[i] &= aq_range_reach(range) < AQ_SEARCH_MAX;
+            if (lines.error[j] < INFINITY) continue; /* no line: take the range's */
+            lines.o[j] = range.lo < 0 ? range.lo : 0.0f;
+            lines.s[j] = ((range.hi > 0 ? range.hi : 0.0f) - lines.o[j]) / (float)l->q_max;
+        }
+        if (t.searched[i]) t.searched[i] = start_grid(spec, lines.s, lines.o, first, t.n_sub, &found);
+    }
+    for (size_t j = 0; j < AQ_LANES; j++) found.error[j] = INFINITY;
+    move(&t, &found, 1);
+    improve(&t, &found);
+
+    double rtn_errors[AQ_LANES], found_errors[AQ_LANES];
+    exact_errors(&t, &rtn, rtn_errors);
+    exact_errors(&t, &found, found_errors);
+    for (size_t i = 0; i < t.n_groups; i++) {
+        bool better = t.searched[i] && found_errors[i] < rtn_errors[i];
+        aq_two_level r = record_of(better ? &found : &rtn, i * t.n_sub, t.n_sub);
+        aq_two_level_write(&r, spec->bits, t.n_sub, records[i]);
+    }
+    return t.n_groups;
 }

@@ -1,0 +1,7 @@
+/* Benchmarks: each prints ratios to a peer or to memory bandwidth measured in the same run. Times are the shortest of several runs. */
+#ifndef AQ_BENCH_H
+#define AQ_BENCH_H
+
+int bench_quant(int argc, char **argv);
+
+#endif

@@ -1,0 +1,35 @@
+/* NEON kernels: the template with registers of 4 floats. AArch64 has these instructions everywhere. */
+#include <arm_neon.h>
+#include <stdint.h>
+
+#define VECTOR_BYTES 16
+#define KERNELS_NAME "neon"
+#define KERNELS aq_kernels_neon
+
+typedef float32x4_t vf;
+
+/* Compare and select: vminq and vmaxq treat -0 and NaN in their own way. */
+static inline vf v_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+static inline vf v_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static inline float64x2_t vd_max(float64x2_t a, float64x2_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
+static inline float64x2_t vd_abs(float64x2_t a) { return vabsq_f64(a); }
+
+static inline vf half_load(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline void half_store(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+
+static inline void codes_store(uint8_t *p, const vf *q) {
+    uint16x8_t low = vcombine_u16(vmovn_u32(vcvtq_u32_f32(q[0])), vmovn_u32(vcvtq_u32_f32(q[1])));
+    uint16x8_t high = vcombine_u16(vmovn_u32(vcvtq_u32_f32(q[2])), vmovn_u32(vcvtq_u32_f32(q[3])));
+    vst1q_u8(p, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+}
+
+static inline void codes_load(const uint8_t *p, vf *q) {
+    uint8x16_t bytes = vld1q_u8(p);
+    uint16x8_t low = vmovl_u8(vget_low_u8(bytes)), high = vmovl_u8(vget_high_u8(bytes));
+    q[0] = vcvtq_f32_u32(vmovl_u16(vget_low_u16(low)));
+    q[1] = vcvtq_f32_u32(vmovl_u16(vget_high_u16(low)));
+    q[2] = vcvtq_f32_u32(vmovl_u16(vget_low_u16(high)));
+    q[3] = vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)));
+}
+
+#include "kernels/template.h"

@@ -1,0 +1,334 @@
+/* Vector kernels: the loops of scalar.c, written once for every instruction set. An instruction-set file defines, then includes this:
+ *   VECTOR_BYTES             size of a register
+ *   v_min, v_max             a < b ? a : b and a > b ? a : b, b when unordered
+ *   codes_store, codes_load  16 floats that hold integers 0..255 <-> 16 bytes
+ *   half_load, half_store    one register of floats <-> halves
+ *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
+ * The rest is the vector extension of GCC and clang: + - * / and comparisons on whole registers. Each lane performs exactly the operations of the
+ * scalar code in the same order, which is why the results are the same bits.
+ */
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/half.h"
+
+enum { W = VECTOR_BYTES / 4, PARTS = AQ_LANES / W }; /* floats a register; registers that hold the 16 lanes */
+
+typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
+typedef double vd __attribute__((vector_size(VECTOR_BYTES)));
+typedef float vf_half __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+static inline vf v_load(const float *p) {
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline void v_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
+static inline vf v_set(float x) { return x - (vf){0}; }
+static inline vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+static inline vf v_clamp(vf t, vf low, vf high) { return v_min(v_max(t, low), high); }
+static inline vf v_round_code(vf t, vf top) { return v_clamp(t, v_set(0.0f), top) + 12582912.0f - 12582912.0f; }
+/* Registers of double that hold floats [0, W/2) and [W/2, W) from p. */
+static inline vd v_load_double(const float *p) {
+    vf_half h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, vd);
+}
+
+/* ---- conversions ---- */
+
+static void f16_to_f32(const uint16_t *in, float *out, size_t n) {
+    size_t i = 0;
+    for (; i + W <= n; i += W) v_store(out + i, half_load(in + i));
+    for (; i < n; i++) out[i] = aq_f16_to_f32(in[i]);
+}
+
+static void f32_to_f16(const float *in, uint16_t *out, size_t n) {
+    size_t i = 0;
+    for (; i + W <= n; i += W) half_store(out + i, v_load(in + i));
+    for (; i < n; i++) out[i] = aq_f32_to_f16(in[i]);
+}
+
+/* Integer arithmetic without branches: compilers vectorize these two as they stand. */
+static void bf16_to_f32(const uint16_t *in, float *out, size_t n) {
+    for (size_t i = 0; i < n; i++) out[i] = aq_bf16_to_f32(in[i]);
+}
+
+static void f32_to_bf16(const float *in, uint16_t *out, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = aq_f32_bits(in[i]), rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16, quiet = u >> 16 | 0x40;
+        out[i] = (uint16_t)((u & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded);
+    }
+}
+
+/* ---- finite, range ---- */
+
+static size_t find_nonfinite(const float *x, size_t n) {
+    size_t i = 0;
+    for (; i + 4 * W <= n; i += 4 * W) {
+        vi bad = {0};
+        for (size_t u = 0; u < 4; u++) bad |= ((vi)v_load(x + i + u * W) & 0x7F800000) == 0x7F800000;
+        int32_t any = 0, lanes[W];
+        memcpy(lanes, &bad, sizeof lanes);
+        for (size_t u = 0; u < W; u++) any |= lanes[u];
+        if (any) break;
+    }
+    while (i < n && (aq_f32_bits(x[i]) & 0x7F800000) != 0x7F800000) i++;
+    return i;
+}
+
+static void range(const float *x, size_t n, float *lo, float *hi) {
+    float low = x[0], high = x[0];
+    size_t i = 0;
+    if (n >= 4 * W) {
+        vf a[4], b[4];
+        for (size_t u = 0; u < 4; u++) a[u] = b[u] = v_load(x + u * W);
+        for (i = 4 * W; i + 4 * W <= n; i += 4 * W)
+            for (size_t u = 0; u < 4; u++) {
+                vf v = v_load(x + i + u * W);
+                a[u] = v_min(a[u], v);
+                b[u] = v_max(b[u], v);
+            }
+        a[0] = v_min(v_min(a[0], a[1]), v_min(a[2], a[3]));
+        b[0] = v_max(v_max(b[0], b[1]), v_max(b[2], b[3]));
+        float lows[W], highs[W];
+        v_store(lows, a[0]);
+        v_store(highs, b[0]);
+        for (size_t u = 0; u < W; u++) {
+            low = lows[u] < low ? lows[u] : low;
+            high = highs[u] > high ? highs[u] : high;
+        }
+    }
+    for (; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    *lo = low + 0.0f;
+    *hi = high + 0.0f;
+}
+
+/* ---- codes ---- */
+
+static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
+    vf scale = v_set(s), zero = v_set(z), top = v_set((float)q_max);
+    float tail[AQ_LANES] = {0};
+    for (size_t i = 0; i < n; i += AQ_LANES) {
+        size_t left = n - i;
+        const float *from = x + i;
+        if (left < AQ_LANES) from = memcpy(tail, from, left * sizeof *from);
+        vf q[PARTS];
+        for (size_t u = 0; u < PARTS; u++) q[u] = v_round_code(v_load(from + u * W) / scale + zero, top);
+        if (left >= AQ_LANES) {
+            codes_store(codes + i, q);
+        } else {
+            uint8_t last[AQ_LANES];
+            codes_store(last, q);
+            memcpy(codes + i, last, left);
+        }
+    }
+}
+
+static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
+    vf scale = v_set(s), zero = v_set(z);
+    size_t i = 0;
+    for (; i + AQ_LANES <= n; i += AQ_LANES) {
+        vf q[PARTS];
+        codes_load(codes + i, q);
+        for (size_t u = 0; u < PARTS; u++) v_store(out + i + u * W, (q[u] - zero) * scale);
+    }
+    for (; i < n; i++) out[i] = ((float)codes[i] - z) * s;
+}
+
+/* Plain loops over bytes: compilers turn them into shuffles of the instruction set that this file is compiled for. */
+static void pack2(const uint8_t *restrict codes, size_t n, uint8_t *restrict packed) {
+    size_t whole = n / 4;
+    for (size_t i = 0; i < whole; i++) packed[i] = (uint8_t)(codes[4 * i] | codes[4 * i + 1] << 2 | codes[4 * i + 2] << 4 | codes[4 * i + 3] << 6);
+    if (n % 4) packed[whole] = 0;
+    for (size_t i = 4 * whole; i < n; i++) packed[whole] = (uint8_t)(packed[whole] | codes[i] << i % 4 * 2);
+}
+
+static void pack4(const uint8_t *restrict codes, size_t n, uint8_t *restrict packed) {
+    size_t whole = n / 2;
+    for (size_t i = 0; i < whole; i++) packed[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
+    if (n % 2) packed[whole] = codes[n - 1];
+}
+
+static void unpack2(const uint8_t *restrict packed, size_t n, uint8_t *restrict codes) {
+    size_t whole = n / 4;
+    for (size_t i = 0; i < whole; i++) {
+        codes[4 * i] = packed[i] & 3;
+        codes[4 * i + 1] = packed[i] >> 2 & 3;
+        codes[4 * i + 2] = packed[i] >> 4 & 3;
+        codes[4 * i + 3] = packed[i] >> 6;
+    }
+    for (size_t i = 4 * whole; i < n; i++) codes[i] = packed[whole] >> i % 4 * 2 & 3;
+}
+
+static void unpack4(const uint8_t *restrict packed, size_t n, uint8_t *restrict codes) {
+    size_t whole = n / 2;
+    for (size_t i = 0; i < whole; i++) {
+        codes[2 * i] = packed[i] & 15;
+        codes[2 * i + 1] = packed[i] >> 4;
+    }
+    if (n % 2) codes[n - 1] = packed[whole] & 15;
+}
+
+/* ---- error ---- */
+
+static double fold(double *lanes, bool max) {
+    for (size_t half = AQ_LANES / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++) lanes[j] = !max ? lanes[j] + lanes[j + half] : lanes[j] > lanes[j + half] ? lanes[j] : lanes[j + half];
+    return lanes[0];
+}
+
+/* A tail is padded with zeros: they add +0 to the sums, which start at +0 and so never change by it. */
+static void error_sums(const float *w, const float *v, size_t n, aq_error_sums *out) {
+    enum { DOUBLES = W / 2, REGISTERS = AQ_LANES / DOUBLES };
+    vd dot[REGISTERS] = {0}, w_sq[REGISTERS] = {0}, v_sq[REGISTERS] = {0}, err_sq[REGISTERS] = {0}, err_max[REGISTERS] = {0};
+    float tail[2][AQ_LANES] = {0};
+    for (size_t i = 0; i < n; i += AQ_LANES) {
+        const float *pw = w + i, *pv = v + i;
+        if (n - i < AQ_LANES) {
+            pw = memcpy(tail[0], pw, (n - i) * sizeof *pw);
+            pv = memcpy(tail[1], pv, (n - i) * sizeof *pv);
+        }
+        for (size_t u = 0; u < REGISTERS; u++) {
+            vd a = v_load_double(pw + u * DOUBLES), b = v_load_double(pv + u * DOUBLES), e = a - b;
+            dot[u] += a * b;
+            w_sq[u] += a * a;
+            v_sq[u] += b * b;
+            err_sq[u] += e * e;
+            err_max[u] = vd_max(vd_abs(e), err_max[u]);
+        }
+    }
+    *out = (aq_error_sums){fold((double *)dot, false), fold((double *)w_sq, false), fold((double *)v_sq, false), fold((double *)err_sq, false),
+                           fold((double *)err_max, true)};
+}
+
+/* ---- search: the lanes of one register at a time, over all steps ---- */
+
+static inline __attribute__((always_inline)) void fit_sums_part(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf o, aq_fit_sums *out) {
+    vf inverse = 1.0f / s, sq = {0}, sqq = {0}, sr = {0}, srq = {0}, srr = {0};
+    for (size_t i = 0; i < b->steps; i++) {
+        vf d = v_load(b->x + i * AQ_LANES + first) - o, q = v_round_code(d * inverse, top), r = d - q * s, hq = q, hr = r;
+        if (weighted) {
+            vf h = v_load(b->h + i * AQ_LANES + first);
+            hq = h * q;
+            hr = h * r;
+        }
+        sq += hq;
+        sqq += hq * q;
+        sr += hr;
+        srq += hr * q;
+        srr += hr * r;
+    }
+    v_store(out->q + first, sq);
+    v_store(out->qq + first, sqq);
+    v_store(out->r + first, sr);
+    v_store(out->rq + first, srq);
+    v_store(out->rr + first, srr);
+}
+
+static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit_sums *out) {
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf top = v_set((float)q_max), s = v_load(lines->s + j), o = v_load(lines->o + j);
+        if (b->h)
+            fit_sums_part(b, j, true, top, s, o, out);
+        else
+            fit_sums_part(b, j, false, top, s, o, out);
+    }
+}
+
+static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines) {
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf n = v_load(weight + j), q = v_load(f->q + j), qq = v_load(f->qq + j), r = v_load(f->r + j), rq = v_load(f->rq + j), rr = v_load(f->rr + j);
+        vf ds, d_o, error, spread;
+        if (middle >= 0) {
+            vf cq = q - middle * n, cr = rq - middle * r;
+            spread = qq - middle * q - middle * cq;
+            ds = cr / spread;
+            d_o = -middle * ds;
+            error = rr - ds * cr;
+        } else {
+            spread = n * qq - q * q;
+            ds = (n * rq - q * r) / spread;
+            d_o = (r - ds * q) / n;
+            error = rr - ds * rq - d_o * r;
+        }
+        vf s0 = v_load(lines->s + j), o0 = v_load(lines->o + j), s = s0 + ds, o = o0 + d_o, zero = v_set(0.0f), infinite = v_set(INFINITY);
+        vi good = (spread > zero) & (s > zero) & (error < infinite);
+        v_store(lines->s + j, v_select(good, s, s0));
+        v_store(lines->o + j, v_select(good, o, o0));
+        v_store(lines->error + j, v_select(good, v_max(error, zero), infinite));
+    }
+}
+
+static inline __attribute__((always_inline)) vf grid_error(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf o) {
+    vf inverse = 1.0f / s, error = {0};
+    for (size_t i = 0; i < b->steps; i++) {
+        vf d = v_load(b->x + i * AQ_LANES + first) - o, r = d - v_round_code(d * inverse, top) * s;
+        error += weighted ? v_load(b->h + i * AQ_LANES + first) * r * r : r * r;
+    }
+    return error;
+}
+
+static void grid_try(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf k = v_clamp(v_load(from->k + j) + dk, v_set(1.0f), v_set(limits->k_top)),
+           m = v_clamp(v_load(from->m + j) + dm, v_set(limits->m_low), v_set(limits->m_top));
+        vf s = v_load(from->outer_s + j) * k, o = v_load(from->outer_o + j) * m, top = v_set((float)q_max);
+        vf error = b->h ? grid_error(b, j, true, top, s, o) : grid_error(b, j, false, top, s, o), old = v_load(best->error + j);
+        vi better = error < old;
+        v_store(best->k + j, v_select(better, k, v_load(best->k + j)));
+        v_store(best->m + j, v_select(better, m, v_load(best->m + j)));
+        v_store(best->error + j, v_select(better, error, old));
+    }
+}
+
+static inline __attribute__((always_inline)) void pair_error_part(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf z, double *error) {
+    vd sum[2] = {{0}, {0}};
+    for (size_t i = 0; i < b->steps; i++) {
+        const float *x = b->x + i * AQ_LANES + first;
+        vf v = (v_round_code(v_load(x) / s + z, top) - z) * s;
+        float values[W];
+        v_store(values, v);
+        for (size_t u = 0; u < 2; u++) {
+            vd e = v_load_double(x + u * (W / 2)) - v_load_double(values + u * (W / 2));
+            sum[u] += weighted ? v_load_double(b->h + i * AQ_LANES + first + u * (W / 2)) * e * e : e * e;
+        }
+    }
+    memcpy(error + first, sum, sizeof sum);
+}
+
+static void pair_error(const aq_block *b, int q_max, const float *s, const float *z, double *error) {
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf top = v_set((float)q_max), scale = v_load(s + j), zero = v_load(z + j);
+        if (b->h)
+            pair_error_part(b, j, true, top, scale, zero, error);
+        else
+            pair_error_part(b, j, false, top, scale, zero, error);
+    }
+}
+
+const aq_kernels KERNELS = {
+    .name = KERNELS_NAME,
+    .f16_to_f32 = f16_to_f32,
+    .f32_to_f16 = f32_to_f16,
+    .bf16_to_f32 = bf16_to_f32,
+    .f32_to_bf16 = f32_to_bf16,
+    .find_nonfinite = find_nonfinite,
+    .range = range,
+    .quantize = quantize,
+    .dequantize = dequantize,
+    .pack2 = pack2,
+    .pack4 = pack4,
+    .unpack2 = unpack2,
+    .unpack4 = unpack4,
+    .error_sums = error_sums,
+    .fit_sums = fit_sums,
+    .fit_lines = fit_lines,
+    .grid_try = grid_try,
+    .pair_error = pair_error,
+};

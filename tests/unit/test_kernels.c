@@ -1,0 +1,260 @@
+/* Parity: every kernel of every instruction set that this CPU has gives the bits of the scalar one, on random and adversarial input with tails of
+ * every length, and writes nothing past its output. */
+#include <float.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/half.h"
+#include "kernels/kernels.h"
+
+enum { MAX = 300 };
+
+static uint64_t random_state = 42;
+static uint32_t random_bits(void) {
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 32);
+}
+static float uniform(void) { return (float)(random_bits() >> 8) * 0x1p-24f; }
+
+/* The kinds of input: what weights look like, then what breaks code that assumes it. */
+enum { NORMAL, MIXED, DENORMAL, EXTREME, CONSTANT, ZEROS, KINDS };
+static float value_of(int kind) {
+    switch (kind) {
+    case NORMAL: return (uniform() + uniform() + uniform() - 1.5f) * 0.1f;
+    case MIXED: return ldexpf(uniform() - 0.5f, (int)(random_bits() % 60) - 30);
+    case DENORMAL: return aq_f32_from_bits(random_bits() & 0x800FFFFF);
+    case EXTREME: {
+        float x = aq_f32_from_bits(random_bits());
+        return isfinite(x) ? x : FLT_MAX;
+    }
+    case CONSTANT: return -0.375f;
+    default: return random_bits() & 1 ? 0.0f : -0.0f;
+    }
+}
+static void fill(float *x, size_t n, int kind) {
+    for (size_t i = 0; i < n; i++) x[i] = value_of(kind);
+}
+
+static const char *const isas[] = {"avx2", "avx512", "neon"};
+#define FOR_EACH_TABLE(k)                                                                                                                                      \
+    for (size_t isa_ = 0; isa_ < 3; isa_++)                                                                                                                    \
+        for (const aq_kernels *k = aq_kernels_find(isas[isa_]); k; k = NULL)
+
+static void conversions_agree(void **state) {
+    (void)state;
+    static uint16_t halves[65536 + 8], a[65536 + 8], b[65536 + 8];
+    static float x[65536 + 8], y[65536 + 8];
+    for (size_t i = 0; i < 65536; i++) halves[i] = (uint16_t)i;
+    FOR_EACH_TABLE(k) {
+        /* All 65536 values, signaling NaN among them. */
+        aq_kernels_scalar.f16_to_f32(halves, x, 65536);
+        k->f16_to_f32(halves, y, 65536);
+        assert_memory_equal(x, y, 65536 * 4);
+        aq_kernels_scalar.bf16_to_f32(halves, x, 65536);
+        k->bf16_to_f32(halves, y, 65536);
+        assert_memory_equal(x, y, 65536 * 4);
+        /* Back, from every upper half with rounding bits below, at and above the middle. */
+        static const uint32_t low[] = {0, 1, 0x0FFF, 0x1000, 0x1001, 0x7FFF, 0x8000, 0x8001, 0xEFFF, 0xF000, 0xF001, 0xFFFF};
+        for (size_t t = 0; t < sizeof low / sizeof *low; t++) {
+            for (uint32_t i = 0; i < 65536; i++) x[i] = aq_f32_from_bits(i << 16 | low[t]);
+            aq_kernels_scalar.f32_to_f16(x, a, 65536);
+            k->f32_to_f16(x, b, 65536);
+            assert_memory_equal(a, b, 65536 * 2);
+            aq_kernels_scalar.f32_to_bf16(x, a, 65536);
+            k->f32_to_bf16(x, b, 65536);
+            assert_memory_equal(a, b, 65536 * 2);
+        }
+        for (size_t n = 0; n < 70; n++) {
+            memset(a, 0xEE, sizeof a), memset(b, 0xEE, sizeof b), memset(x, 0xEE, sizeof x), memset(y, 0xEE, sizeof y);
+            aq_kernels_scalar.f16_to_f32(halves + 15000, x, n);
+            k->f16_to_f32(halves + 15000, y, n);
+            assert_memory_equal(x, y, 80 * 4);
+            aq_kernels_scalar.f32_to_f16(x, a, n);
+            k->f32_to_f16(x, b, n);
+            assert_memory_equal(a, b, 80 * 2);
+        }
+    }
+}
+
+static void finite_check_finds_the_first_index(void **state) {
+    (void)state;
+    float x[MAX];
+    fill(x, MAX, EXTREME);
+    for (size_t isa = 0; isa < 4; isa++) {
+        const aq_kernels *k = isa < 3 ? aq_kernels_find(isas[isa]) : &aq_kernels_scalar;
+        if (!k) continue;
+        for (size_t n = 0; n < MAX; n++) assert_int_equal(k->find_nonfinite(x, n), n);
+        for (size_t at = 0; at < MAX; at++) {
+            float kept = x[at];
+            x[at] = at % 3 == 0 ? NAN : at % 3 == 1 ? INFINITY : -INFINITY;
+            if (at + 7 < MAX) x[at + 7] = NAN;
+            assert_int_equal(k->find_nonfinite(x, MAX), at);
+            assert_int_equal(k->find_nonfinite(x, at), at);
+            x[at] = kept;
+            if (at + 7 < MAX) x[at + 7] = value_of(EXTREME);
+        }
+    }
+}
+
+static void range_agrees(void **state) {
+    (void)state;
+    float x[MAX];
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 1; n < MAX; n++) {
+            float a[2], b[2];
+            fill(x, n, kind);
+            aq_kernels_scalar.range(x, n, &a[0], &a[1]);
+            k->range(x, n, &b[0], &b[1]);
+            assert_memory_equal(a, b, sizeof a);
+        }
+}
+
+static void codes_agree(void **state) {
+    (void)state;
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 0; n < MAX; n++) {
+            float x[MAX], v[MAX], w[MAX];
+            uint8_t a[MAX], b[MAX], pa[MAX], pb[MAX];
+            int bits = 2 << random_bits() % 3, q_max = (1 << bits) - 1;
+            float s = fabsf(value_of(kind)) / 7 + FLT_TRUE_MIN, z = random_bits() & 1 ? (float)(random_bits() % 256) : uniform() * 300 - 20;
+            if (kind == NORMAL) s = 0.3f / (float)q_max, z = (float)(1 << (bits - 1));
+            fill(x, n, kind);
+            if (kind == NORMAL) /* halfway between codes */
+                for (size_t i = 0; i < n; i += 3) x[i] = ((float)(i % 16) - 7.5f) * s;
+            memset(a, 0xEE, MAX), memset(b, 0xEE, MAX), memset(pa, 0xEE, MAX), memset(pb, 0xEE, MAX);
+            aq_kernels_scalar.quantize(x, n, s, z, q_max, a);
+            k->quantize(x, n, s, z, q_max, b);
+            assert_memory_equal(a, b, MAX);
+            for (size_t i = 0; i < n; i++) assert_in_range(a[i], 0, (unsigned)q_max);
+
+            memset(v, 0xEE, sizeof v), memset(w, 0xEE, sizeof w);
+            aq_kernels_scalar.dequantize(a, n, s, z, v);
+            k->dequantize(a, n, s, z, w);
+            assert_memory_equal(v, w, sizeof v);
+
+            if (bits == 8) continue;
+            (bits == 2 ? aq_kernels_scalar.pack2 : aq_kernels_scalar.pack4)(a, n, pa);
+            (bits == 2 ? k->pack2 : k->pack4)(a, n, pb);
+            assert_memory_equal(pa, pb, MAX);
+            memset(b, 0xEE, MAX);
+            (bits == 2 ? aq_kernels_scalar.unpack2 : aq_kernels_scalar.unpack4)(pa, n, b);
+            assert_memory_equal(a, b, MAX);
+            memset(b, 0xEE, MAX);
+            (bits == 2 ? k->unpack2 : k->unpack4)(pa, n, b);
+            assert_memory_equal(a, b, MAX);
+        }
+}
+
+static void error_sums_agree(void **state) {
+    (void)state;
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 0; n < MAX; n++) {
+            float w[MAX], v[MAX];
+            aq_error_sums a, b;
+            fill(w, n, kind), fill(v, n, kind);
+            aq_kernels_scalar.error_sums(w, v, n, &a);
+            k->error_sums(w, v, n, &b);
+            assert_memory_equal(&a, &b, sizeof a);
+        }
+}
+
+/* Sums that overflow to infinity, then to NaN, agree as values: the sign of a NaN is not defined. */
+static void assert_same_floats(const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!(isnan(a[i]) && isnan(b[i]))) assert_memory_equal(a + i, b + i, 4);
+}
+
+static void search_kernels_agree(void **state) {
+    (void)state;
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int trial = 0; trial < 60; trial++) {
+            float x[MAX / 6 * AQ_LANES], h[MAX / 6 * AQ_LANES], weight[AQ_LANES], z[AQ_LANES];
+            aq_block block = {x, trial & 1 ? h : NULL, random_bits() % (MAX / 6)};
+            int q_max = (1 << (2 << trial % 3)) - 1;
+            aq_lines a = {0};
+            aq_fit_sums fa, fb;
+            aq_grid from, ga, gb;
+            fill(x, block.steps * AQ_LANES, kind);
+            for (size_t i = 0; i < block.steps * AQ_LANES; i++) h[i] = random_bits() % 8 ? uniform() : 0.0f;
+            for (size_t j = 0; j < AQ_LANES; j++) {
+                a.s[j] = fabsf(value_of(kind)) + (j % 5 ? FLT_MIN : 0.0f);
+                a.o[j] = value_of(kind);
+                weight[j] = (float)block.steps;
+                z[j] = uniform() * (float)q_max;
+                from.outer_s[j] = a.s[j] / 8;
+                from.outer_o[j] = a.o[j] / 8;
+                from.k[j] = (float)(1 + random_bits() % 16);
+                from.m[j] = (float)(random_bits() % 16);
+                from.error[j] = INFINITY;
+            }
+            aq_lines b = a;
+            aq_kernels_scalar.fit_sums(&block, q_max, &a, &fa);
+            k->fit_sums(&block, q_max, &b, &fb);
+            assert_same_floats(fa.q, fb.q, sizeof fa / 4);
+            float middle = trial % 4 == 3 ? (float)((q_max + 1) / 2) : -1.0f;
+            aq_kernels_scalar.fit_lines(&fa, weight, middle, &a);
+            k->fit_lines(&fa, weight, middle, &b);
+            assert_same_floats(a.s, b.s, sizeof a / 4);
+
+            aq_grid_limits limits = {16, 0, 15};
+            ga = gb = from;
+            for (int d = -1; d <= 1; d++) {
+                aq_kernels_scalar.grid_try(&block, q_max, &from, (float)d, (float)-d, &limits, &ga);
+                k->grid_try(&block, q_max, &from, (float)d, (float)-d, &limits, &gb);
+                assert_same_floats(ga.outer_s, gb.outer_s, sizeof ga / 4);
+            }
+
+            double ea[AQ_LANES], eb[AQ_LANES];
+            for (size_t j = 0; j < AQ_LANES; j++) a.s[j] = fabsf(value_of(kind)) + FLT_TRUE_MIN;
+            aq_kernels_scalar.pair_error(&block, q_max, a.s, z, ea);
+            k->pair_error(&block, q_max, a.s, z, eb);
+            for (size_t j = 0; j < AQ_LANES; j++)
+                if (!(isnan(ea[j]) && isnan(eb[j]))) assert_memory_equal(&ea[j], &eb[j], 8);
+        }
+}
+
+static void an_instruction_set_is_selected_by_name(void **state) {
+    (void)state;
+    aq_error err;
+    assert_int_equal(aq_kernels_select("sse9", &err), AQ_ERR_USAGE);
+    assert_non_null(strstr(err.message, "unknown instruction set 'sse9'"));
+    assert_non_null(strstr(err.hint, aq_isa_name()));
+    const char *absent = aq_kernels_find("neon") ? "avx2" : "neon";
+    assert_int_equal(aq_kernels_select(absent, &err), AQ_ERR_USAGE);
+    assert_non_null(strstr(err.message, "this CPU has no"));
+    setenv("ARROWQUANT_ISA", "quantum", 1);
+    assert_int_equal(aq_kernels_select(NULL, &err), AQ_ERR_USAGE);
+    assert_non_null(strstr(err.message, "ARROWQUANT_ISA: "));
+    setenv("ARROWQUANT_ISA", "scalar", 1);
+    assert_int_equal(aq_kernels_select(NULL, &err), AQ_OK);
+    assert_string_equal(aq_isa_name(), "scalar");
+    unsetenv("ARROWQUANT_ISA");
+    assert_int_equal(aq_kernels_select(NULL, &err), AQ_OK);
+}
+
+int main(void) {
+    printf("kernels:");
+    FOR_EACH_TABLE(k) printf(" %s", k->name);
+    printf(", best %s\n", aq_isa_name());
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(conversions_agree),
+        cmocka_unit_test(finite_check_finds_the_first_index),
+        cmocka_unit_test(range_agrees),
+        cmocka_unit_test(codes_agree),
+        cmocka_unit_test(error_sums_agree),
+        cmocka_unit_test(search_kernels_agree),
+        cmocka_unit_test(an_instruction_set_is_selected_by_name),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
