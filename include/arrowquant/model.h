@@ -39,7 +39,7 @@ AQ_API void aq_model_limits_init(aq_model_limits *limits);
 typedef struct aq_model_options {
     aq_model_limits limits;
     const char *component;      /* NULL: the denoiser (transformer, else unet); or a folder name of model_index.json. */
-    const char *variant;        /* NULL, or "fp16" …: which weights file when there are several (IX07) */
+    const char *variant;        /* NULL, or "fp16" … or a file name: which weights when there are several (IX07) */
     bool no_follow_symlinks;    /* refuse shards that are links (IX02) */
     bool skip_unknown_dtype;    /* carry tensors of unknown dtype verbatim instead of refusing (ST09) */
     aq_modality modality;       /* AQ_MODALITY_UNKNOWN: detect */
@@ -57,7 +57,7 @@ typedef enum aq_role {
     AQ_ROLE_KEEP_EMBED,   /* token, class, position or time embedding */
     AQ_ROLE_KEEP_NORM,    /* normalization */
     AQ_ROLE_KEEP_EDGE,    /* first or last projection */
-    AQ_ROLE_SCALE         /* scale of an fp8 weight; consumed with it, not stored on its own */
+    AQ_ROLE_SCALE         /* scale of an fp8 weight (or what goes with it: input scales, the scaled_fp8 mark); consumed with it, not stored on its own */
 } aq_role;
 AQ_API const char *aq_role_reason(aq_role role); /* one phrase for a table, e.g. "time, position or class embedding" */
 
@@ -104,16 +104,24 @@ AQ_API const char *aq_model_warning(const aq_model *model, size_t index);
 /* __metadata__ of the first file: i-th key and value; false past the end. */
 AQ_API bool aq_model_metadata(const aq_model *model, size_t index, const char **key, const char **value);
 
-/* Files to carry over to an output folder (configs, scheduler, tokenizer, other components): path relative to the root and absolute path. */
+/* Files to carry over to an output folder (configs, scheduler, tokenizer, other components): path relative to the root, and path to open.
+ * Not among them: other weights beside the chosen ones, hidden files, metadata.json (an output has its own). NULL past the end. */
 AQ_API size_t aq_model_n_side_files(const aq_model *model);
 AQ_API const char *aq_model_side_file(const aq_model *model, size_t index, const char **absolute_path);
 
-/* Bytes of one tensor, borrowed from the map, valid until aq_model_close. Unaligned. */
+/* AQ_ERR_FORMAT lists names that are equal after case folding: for writers to targets that ignore case (IX06). AQ_OK when there are none. */
+AQ_API aq_status aq_model_case_clash(const aq_model *model, aq_error *err);
+
+/* Bytes of one tensor, borrowed from the map, valid until aq_model_close. Unaligned. A file that shrinks meanwhile makes the access a SIGBUS;
+ * aq_model_read_f32 and aq_model_read_bytes report it as an error instead. */
 AQ_API const void *aq_model_data(const aq_model *model, size_t index);
+/* Copies bytes [begin, begin + size) of a tensor as they are in the file. AQ_ERR_USAGE when the range is outside, AQ_ERR_FORMAT "changed during read". */
+AQ_API aq_status aq_model_read_bytes(const aq_model *model, size_t index, uint64_t begin, uint64_t size, void *out, aq_error *err);
 /* Converts elements [begin, begin + count) of a floating tensor to F32; fp8 weights are multiplied by their scale. F64 is rounded to nearest.
- * AQ_ERR_USAGE when the tensor is not floating or the range is outside. */
+ * Reads the file (pread), so resident memory does not grow. AQ_ERR_USAGE when the tensor is not floating or the range is outside,
+ * AQ_ERR_FORMAT "changed during read" when the file is not the one that was opened. */
 AQ_API aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err);
-/* Tells the system that the tensor's pages are no longer needed, so that resident memory stays bounded. */
+/* Tells the system that the tensor's pages, touched through aq_model_data, are no longer needed, so that resident memory stays bounded. */
 AQ_API void aq_model_release(const aq_model *model, size_t index);
 
 /* Size, modification time and header of each file are still those seen at open; AQ_ERR_FORMAT "changed during read" otherwise (ST18). */

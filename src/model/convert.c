@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "base/mem.h"
+#include "kernels/kernels.h"
 #include "model/internal.h"
 
 enum { PIECE_BYTES = 64 << 10 };
@@ -22,22 +23,6 @@ void aq_model_release(const aq_model *model, size_t index) {
     aq_file_map_release(&model->files[t->file_index].map, t->offset, t->size_bytes);
 }
 
-static void convert_f16(const unsigned char *in, size_t n, float *out) {
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h;
-        memcpy(&h, in + 2 * i, 2);
-        out[i] = aq_f16_to_f32(h);
-    }
-}
-
-static void convert_bf16(const unsigned char *in, size_t n, float *out) {
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h;
-        memcpy(&h, in + 2 * i, 2);
-        out[i] = aq_bf16_to_f32(h);
-    }
-}
-
 static void convert_f64(const unsigned char *in, size_t n, float *out) {
     for (size_t i = 0; i < n; i++) {
         double x;
@@ -48,9 +33,9 @@ static void convert_f64(const unsigned char *in, size_t n, float *out) {
 
 static void convert(aq_dtype dtype, const unsigned char *in, size_t n, const float *fp8, float *out) {
     if (dtype == AQ_F16)
-        convert_f16(in, n, out);
+        aq_kernels_get()->f16_to_f32((const uint16_t *)(const void *)in, out, n); /* `in` is a block of its own: aligned */
     else if (dtype == AQ_BF16)
-        convert_bf16(in, n, out);
+        aq_kernels_get()->bf16_to_f32((const uint16_t *)(const void *)in, out, n);
     else if (dtype == AQ_F64)
         convert_f64(in, n, out);
     else
@@ -94,6 +79,16 @@ static aq_status apply_scale(const aq_model *model, const aq_tensor_info *t, uin
     }
     aq_free(scales);
     return status;
+}
+
+aq_status aq_model_read_bytes(const aq_model *model, size_t index, uint64_t begin, uint64_t size, void *out, aq_error *err) {
+    if (index >= model->n_tensors) return aq_fail(err, AQ_ERR_USAGE, "tensor %zu of %zu", index, model->n_tensors);
+    const aq_tensor_info *t = &model->tensors[index];
+    const aq_source_file *file = &model->files[t->file_index];
+    if (begin > t->size_bytes || size > t->size_bytes - begin)
+        return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "bytes %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)size,
+                          (unsigned long long)t->size_bytes);
+    return aq_source_file_read(file, t->offset + begin, out, size, err);
 }
 
 aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err) {

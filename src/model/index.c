@@ -3,9 +3,11 @@
  * The index is untrusted: its values are plain file names or refused, and what it says is compared with what the shards hold, both ways.
  * Rows IX01-IX05 of the design.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 #include "base/error.h"
 #include "base/mem.h"
@@ -149,7 +151,8 @@ static aq_status open_shards(aq_model *model, const shard_index *index, const ch
                 status = aq_model_add_file(model, path, options, err);
                 continue;
             }
-            if (!aq_path_exists(path)) aq_name_list_add(&missing, index->shards[i]);
+            struct stat st; /* a link that leads nowhere is missing too */
+            if (stat(path, &st) != 0 && errno == ENOENT) aq_name_list_add(&missing, index->shards[i]);
             aq_free(path);
         }
         if (status == AQ_OK && missing.n > 0) {
