@@ -1,4 +1,5 @@
-/* The journal (see journal.h). A record on disk: "AQJ1", u32 payload size, u64 XXH3-64 of size and payload, payload. All numbers little-endian. */
+/* The journal (see journal.h). A record on disk: "AQJ1", u32 payload size, u32 XXH32 of these 8 bytes, u64 XXH3-64 of the payload, payload.
+ * All numbers little-endian. The first sum tells a damaged size from a record that was cut off. */
 #include "store/journal.h"
 
 #include <errno.h>
@@ -12,8 +13,14 @@
 #include "base/mem.h"
 #include "base/size.h"
 
-enum { HEAD = 16, KIND_START = 1, KIND_CHECKPOINT = 2, KIND_FINAL = 3 };
+enum { HEAD = 20, KIND_START = 1, KIND_CHECKPOINT = 2, KIND_FINAL = 3 };
 #define JOURNAL_LIMIT (UINT64_C(8) << 30)
+
+void (*aq_store_step)(const char *step) = NULL;
+
+static void step(const char *what) {
+    if (aq_store_step) aq_store_step(what);
+}
 
 /* ---- growing payload ---- */
 
@@ -86,6 +93,8 @@ static uint64_t load_u64(const uint8_t *p) {
     return v;
 }
 
+static uint32_t load_u32(const uint8_t *p) { return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
+
 static uint64_t get_u64(cursor *c) {
     const uint8_t *p = get(c, 8);
     return p ? load_u64(p) : 0;
@@ -121,11 +130,15 @@ static aq_status append(aq_journal *j, payload *p, aq_error *err) {
         return aq_fail_memory(err, p->size, "the journal");
     }
     for (int i = 0; i < 4; i++) head[4 + i] = (uint8_t)(p->size >> 8 * i);
-    uint64_t sum = XXH3_64bits_withSeed(p->data, (size_t)p->size, p->size);
-    for (int i = 0; i < 8; i++) head[8 + i] = (uint8_t)(sum >> 8 * i);
+    uint32_t head_sum = XXH32(head, 8, 0);
+    uint64_t sum = XXH3_64bits(p->data, (size_t)p->size);
+    for (int i = 0; i < 4; i++) head[8 + i] = (uint8_t)(head_sum >> 8 * i);
+    for (int i = 0; i < 8; i++) head[12 + i] = (uint8_t)(sum >> 8 * i);
     aq_status status = aq_fd_write(j->fd, head, HEAD, j->path, err);
+    step("half a journal record");
     if (status == AQ_OK) status = aq_fd_write(j->fd, p->data, p->size, j->path, err);
     if (status == AQ_OK && fsync(j->fd) != 0) status = aq_fail_io(err, errno, j->path, "cannot sync");
+    step("journal record");
     aq_free(p->data);
     return status;
 }
@@ -203,6 +216,8 @@ static bool parse_checkpoint(aq_journal *j, cursor *c) {
     uint64_t file_index = get_u64(c);
     j->file_closed = get_u64(c) != 0;
     j->data_end = get_u64(c);
+    j->file_bytes = get_u64(c);
+    j->row_groups = get_u64(c);
     uint64_t footer_size = get_u64(c);
     const uint8_t *footer = get(c, footer_size);
     uint64_t n = get_u64(c);
@@ -242,12 +257,12 @@ static bool parse_record(aq_journal *j, const uint8_t *data, uint64_t size, bool
 static aq_status parse(aq_journal *j, const uint8_t *text, uint64_t size, uint64_t *end, aq_error *err) {
     uint64_t at = 0;
     while (size - at >= HEAD) {
-        uint64_t n = (uint64_t)text[at + 4] | (uint64_t)text[at + 5] << 8 | (uint64_t)text[at + 6] << 16 | (uint64_t)text[at + 7] << 24;
-        bool last = n > size - at - HEAD || n == size - at - HEAD;
-        if (memcmp(text + at, "AQJ1", 4) == 0 && n > size - at - HEAD) break; /* cut off while it was written */
-        const uint8_t *data = text + at + HEAD;
-        bool intact = memcmp(text + at, "AQJ1", 4) == 0 && XXH3_64bits_withSeed(data, (size_t)n, n) == load_u64(text + at + 8);
-        if (!intact && last && at > 0 && memcmp(text + at, "AQJ1", 4) == 0) break; /* power was lost before its data arrived */
+        const uint8_t *head = text + at, *data = head + HEAD;
+        uint64_t n = load_u32(head + 4);
+        bool head_intact = memcmp(head, "AQJ1", 4) == 0 && XXH32(head, 8, 0) == load_u32(head + 8);
+        if (head_intact && n > size - at - HEAD) break; /* cut off while it was written */
+        bool intact = head_intact && XXH3_64bits(data, (size_t)n) == load_u64(head + 12);
+        if (!intact && head_intact && at > 0 && n == size - at - HEAD) break; /* power was lost before the last record's data arrived */
         if (!intact || !parse_record(j, data, n, at == 0)) {
             aq_fail_at(err, AQ_ERR_USAGE, j->path, NULL, "the state of the interrupted run is damaged at byte %llu", (unsigned long long)at);
             aq_hint(err, "--restart discards it and starts over");
@@ -319,12 +334,15 @@ aq_status aq_journal_remember(aq_journal *j, const aq_store_record *r, aq_error 
     return keep_done(j, &d) ? AQ_OK : aq_fail_memory(err, sizeof d, "the journal");
 }
 
-aq_status aq_journal_checkpoint(aq_journal *j, uint32_t file_index, bool file_closed, uint64_t data_end, uint8_t *footer, uint64_t footer_size, aq_error *err) {
+aq_status aq_journal_checkpoint(aq_journal *j, uint32_t file_index, bool file_closed, uint64_t data_end, uint64_t file_bytes, uint64_t row_groups,
+                                uint8_t *footer, uint64_t footer_size, aq_error *err) {
     payload p = {0};
     put_u64(&p, KIND_CHECKPOINT);
     put_u64(&p, file_index);
     put_u64(&p, file_closed);
     put_u64(&p, data_end);
+    put_u64(&p, file_bytes);
+    put_u64(&p, row_groups);
     put_u64(&p, footer_size);
     put(&p, footer, footer_size);
     put_u64(&p, j->n_done - j->n_durable);

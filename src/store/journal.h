@@ -27,11 +27,14 @@ typedef struct aq_journal {
     /* Last checkpoint: file (from 1; 0 before the first), whether it is complete, and where its footer begins. */
     uint32_t file_index;
     bool file_closed;
-    uint64_t data_end;
+    uint64_t data_end, file_bytes, row_groups; /* the latter two: the writer's counts at that moment */
     uint8_t *footer;
     uint64_t footer_size;
     char final_sha256[65]; /* of metadata.json, once the rename is due; else "" */
 } aq_journal;
+
+/* Tests only: called at each boundary between two steps of a writing run, so that a test can end the process there. */
+extern void (*aq_store_step)(const char *step);
 
 /* Starts a journal for a new run. */
 aq_status aq_journal_create(aq_journal *journal, const char *path, const char *fingerprint, aq_error *err);
@@ -42,8 +45,8 @@ void aq_journal_close(aq_journal *journal);
 /* Remembers a record; it becomes durable with the next checkpoint. */
 aq_status aq_journal_remember(aq_journal *journal, const aq_store_record *record, aq_error *err);
 /* Records that `file_index` is durable up to `data_end` plus this footer. Takes the footer. */
-aq_status aq_journal_checkpoint(aq_journal *journal, uint32_t file_index, bool file_closed, uint64_t data_end, uint8_t *footer, uint64_t footer_size,
-                                aq_error *err);
+aq_status aq_journal_checkpoint(aq_journal *journal, uint32_t file_index, bool file_closed, uint64_t data_end, uint64_t file_bytes, uint64_t row_groups,
+                                uint8_t *footer, uint64_t footer_size, aq_error *err);
 /* Records that everything is verified and will be renamed. */
 aq_status aq_journal_final(aq_journal *journal, const char sha256[65], aq_error *err);
 

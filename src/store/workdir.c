@@ -17,6 +17,10 @@
 #include "base/json.h"
 #include "base/mem.h"
 
+static void step(const char *what) {
+    if (aq_store_step) aq_store_step(what);
+}
+
 static void boot_id(char out[64]) {
     FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
     if (!f || !fgets(out, 64, f)) snprintf(out, 64, "unknown");
@@ -208,8 +212,10 @@ static aq_status create_work(aq_workdir *dir, aq_journal *journal, const char *f
     dir->path = own_path(dir);
     if (!dir->path) return aq_fail_memory(err, 1, "a path");
     if (mkdir(dir->path, 0700) != 0) return aq_fail_io(err, errno, dir->target, "cannot create the work folder %s", dir->path);
+    step("work folder");
     aq_status status = take_lock(&dir->lock_fd, dir->path, &live, who, err);
     if (status == AQ_OK && live) status = fail_live(err, dir->target, who);
+    step("lock");
     if (status == AQ_OK) status = refuse_rivals(dir, err);
     dir->out = aq_path_join(dir->path, "out");
     journal_path = aq_path_join(dir->path, "journal");
@@ -232,6 +238,7 @@ static aq_status adopt(aq_workdir *dir, aq_journal *journal, aq_error *err) {
             aq_free(mine);
             return status;
         }
+        step("adopted");
         aq_free(dir->path);
         dir->path = mine;
         aq_free(journal->path);

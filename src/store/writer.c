@@ -47,6 +47,10 @@ struct aq_store_writer {
     bool broken;         /* a write failed: only abort makes sense */
 };
 
+static void step(const char *what) {
+    if (aq_store_step) aq_store_step(what);
+}
+
 /* "DIR/out/part-00001.parquet", or the final name when n_files is given. */
 static char *file_path(const aq_store_writer *w, uint32_t index, uint32_t n_files) {
     char name[64];
@@ -138,13 +142,15 @@ static aq_status checkpoint(aq_store_writer *w, bool complete, aq_error *err) {
     errno = 0;
     carquet_status_t closed = carquet_writer_close(w->parquet);
     w->parquet = NULL;
+    step("file closed");
     aq_status status =
         closed == CARQUET_OK ? read_footer(path, &data_end, &footer, &footer_size, err) : aq_store_carquet_fail(err, path, closed, "cannot write");
     if (status == AQ_OK) status = aq_fsync_path(w->dir.out, err);
-    if (status == AQ_OK) status = aq_journal_checkpoint(&w->journal, w->file_index, complete, data_end, footer, footer_size, err);
+    if (status == AQ_OK) status = aq_journal_checkpoint(&w->journal, w->file_index, complete, data_end, w->file_bytes, w->row_groups, footer, footer_size, err);
     if (status == AQ_OK) {
         w->since_checkpoint = 0;
         if (!complete) status = reopen_file(w, path, err);
+        step("checkpoint");
     }
     aq_free(path);
     return status;
@@ -171,6 +177,7 @@ static aq_status flush(aq_store_writer *w, aq_error *err) {
     }
     uint64_t bytes = w->rows.payload_bytes + ROW_GROUP_OVERHEAD;
     if (status == AQ_OK) status = aq_rows_flush(&w->rows, w->parquet, path, err);
+    step("row group");
     aq_free(path);
     if (status != AQ_OK) return status;
     w->row_groups++;
@@ -232,6 +239,8 @@ static aq_status restore(aq_store_writer *w, aq_error *err) {
         close(fd);
     }
     w->file_index = j->file_index;
+    w->file_bytes = j->file_bytes;
+    w->row_groups = j->row_groups;
     if (status == AQ_OK && !j->file_closed) status = reopen_file(w, path, err);
     aq_free(path);
     return status;
@@ -468,6 +477,7 @@ static aq_status close_files(aq_store_writer *w, aq_error *err) {
             status = aq_fail_memory(err, 1, "a path");
         else if (rename(from, to) != 0)
             status = aq_fail_io(err, errno, from, "cannot rename");
+        step("file named");
         aq_free(from);
         aq_free(to);
     }
@@ -479,9 +489,11 @@ aq_status aq_store_writer_finish(aq_store_writer *w, const char *metadata_json, 
     aq_error_clear(err);
     aq_status status = w->broken ? aq_fail(err, AQ_ERR_USAGE, "the writer failed before and cannot finish") : close_files(w, err);
     if (status == AQ_OK) status = write_metadata(w, metadata_json, sha256, err);
+    step("metadata");
     if (status == AQ_OK && !w->no_verify) status = verify_output(w, err);
     if (status == AQ_OK) status = aq_journal_final(&w->journal, sha256, err);
     if (status == AQ_OK) status = aq_workdir_commit(&w->dir, w->overwrite, err);
+    step("renamed into place");
     aq_store_writer_abort(w, status != AQ_OK);
     return status;
 }
