@@ -1,4 +1,5 @@
-/* Aligned tables on stdout: widths are measured in characters, and the flexible column is cut in the middle when a line would be too wide. */
+/* Aligned tables on stdout: widths are measured in characters, and when a line would be too wide, names are cut in the middle
+ * and remarks at the end. */
 #include "term.h"
 
 #include <string.h>
@@ -65,11 +66,20 @@ static void print_cell(const char *text, size_t width, char align, bool last) {
     else if (n <= width)
         cli_print(stdout, "%s%*s", text, last ? 0 : (int)pad, "");
     else {
-        size_t left = (width - 3) / 2, right = width - 3 - left;
+        size_t left = align == 't' ? width - 3 : (width - 3) / 4, right = width - 3 - left;
         const char *middle = skip_chars(text, left);
         cli_print(stdout, "%.*s...%s", (int)(middle - text), text, skip_chars(text, n - right));
     }
     if (!last) cli_print(stdout, "  ");
+}
+
+/* Takes what is too much from the first column of this alignment, down to `least`. */
+static void shrink(const cli_table *table, size_t *widths, char align, size_t least, size_t *excess) {
+    const char *column = strchr(table->align, align);
+    if (!column || widths[column - table->align] <= least) return;
+    size_t *width = &widths[column - table->align], cut = *width - least < *excess ? *width - least : *excess;
+    *width -= cut;
+    *excess -= cut;
 }
 
 void cli_table_print(cli_table *table) {
@@ -82,11 +92,10 @@ void cli_table_print(cli_table *table) {
     for (size_t i = 0; i < columns; i++) total += widths[i] + (i > 0 ? 2 : 0);
     size_t most = (size_t)cli_term_width(stdout);
     if (most > 100) most = 100;
-    const char *flexible = strchr(table->align, 'f');
-    if (flexible && total > most) {
-        size_t *width = &widths[flexible - table->align], excess = total - most;
-        *width = *width > excess + 16 ? *width - excess : 16;
-    }
+    size_t excess = total > most ? total - most : 0;
+    shrink(table, widths, 'f', 36, &excess);
+    shrink(table, widths, 't', 12, &excess);
+    shrink(table, widths, 'f', 16, &excess);
     for (size_t row = 0; row < table->n_cells; row += columns) {
         char **cells = table->cells + row;
         size_t n = columns;

@@ -50,7 +50,7 @@ int cli_finish(int code);
 
 /* A table: columns of text, aligned, cut to the width of stdout. Cells are copied. */
 typedef struct cli_table cli_table;
-/* align: one letter a column: l, r, or f (takes what is left: cut in the middle first). NULL: no memory. */
+/* align: one letter a column: l, r, f (left, cut in the middle when the line is too wide) or t (left, cut at the end). NULL: no memory. */
 cli_table *cli_table_create(const char *align);
 /* As many cells as columns; the first row is the heading. */
 void cli_table_row(cli_table *table, const char *const *cells);

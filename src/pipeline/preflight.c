@@ -195,10 +195,54 @@ aq_status plan_memory(quantize_run *run, aq_error *err) {
     uint64_t enough = d.largest > UINT64_MAX / 4 ? UINT64_MAX : 3 * d.largest > 64 * MIB ? 3 * d.largest : 64 * MIB;
     if (aq_config_bool(run->config, "enable_streaming") && m->budget_bytes > enough) m->budget_bytes = enough;
     m->predicted_peak_bytes = aq_rss_bytes() + fixed + (uint64_t)m->n_threads * per_thread + (d.total < m->budget_bytes ? d.total : m->budget_bytes);
-    char peak[32], out[32];
-    aq_job_log(&run->job, AQ_LOG_INFO, "predicted: peak memory %s, output %s at most, %d threads", aq_text_bytes(peak, m->predicted_peak_bytes),
-               aq_text_bytes(out, run->predicted_bytes), m->n_threads);
     return AQ_OK;
+}
+
+static uint64_t count_dtype(const aq_model *model, const char *dtype_name) {
+    uint64_t n = 0;
+    for (size_t i = 0; i < aq_model_n_tensors(model); i++) n += strcmp(aq_model_tensor(model, i)->dtype_name, dtype_name) == 0;
+    return n;
+}
+
+/* "model.safetensors: 780 tensors, 11.90 billion weights, BF16, FluxTransformer2DModel, image, 23.8 GB". Names the element type of the largest tensor. */
+static void announce_input(const quantize_run *run) {
+    const aq_model *m = run->model;
+    uint64_t n_weights = 0;
+    size_t largest = 0;
+    for (size_t i = 0; i < run->n_tensors; i++) {
+        n_weights += aq_model_tensor(m, i)->count;
+        if (aq_model_tensor(m, i)->size_bytes > aq_model_tensor(m, largest)->size_bytes) largest = i;
+    }
+    if (run->n_tensors == 0) return;
+    const char *dtype = aq_model_tensor(m, largest)->dtype_name, *class = aq_model_class(m);
+    char path[512], shown_class[128], shown_dtype[32], size[32], count[32];
+    const char *unit = n_weights >= 1000000000 ? " billion" : n_weights >= 1000000 ? " million" : "";
+    aq_escape(path, sizeof path, aq_model_path(m), strlen(aq_model_path(m)));
+    aq_escape(shown_class, sizeof shown_class, class, strlen(class));
+    aq_escape(shown_dtype, sizeof shown_dtype, dtype, strlen(dtype));
+    aq_job_log(&run->job, AQ_LOG_INFO, "%s: %zu tensors, %s%s weights, %s%s, %s%s%s, %s", path, run->n_tensors,
+               aq_text_fixed(count,
+                             (double)n_weights / (n_weights >= 1000000000 ? 1e9
+                                                  : n_weights >= 1000000  ? 1e6
+                                                                          : 1),
+                             *unit ? 2 : 0),
+               unit, shown_dtype, count_dtype(m, dtype) < run->n_tensors ? " and others" : "", shown_class, *class ? ", " : "",
+               aq_modality_name(aq_model_modality(m)), aq_text_bytes(size, run->source_bytes));
+}
+
+/* "plan: 42 tensors to int4, 3 to int8, 78 kept; at most 5.47 MB   peak memory 43.6 MB, 2 threads" */
+static void announce_plan(const quantize_run *run) {
+    uint64_t n_by_bits[17] = {0};
+    for (size_t i = 0; i < run->n_tensors; i++)
+        if (aq_model_tensor(run->model, i)->role != AQ_ROLE_SCALE) n_by_bits[run->outcomes[i].bits]++;
+    char counts[160] = "", out[32], peak[32];
+    size_t at = 0;
+    for (int b = 2; b <= 8; b++)
+        if (n_by_bits[b])
+            at += (size_t)snprintf(counts + at, sizeof counts - at, "%llu %sto int%d, ", (unsigned long long)n_by_bits[b], at ? "" : "tensors ", b);
+    aq_job_log(&run->job, AQ_LOG_INFO, "plan: %s%llu kept; at most %s   peak memory %s, %d thread%s", counts, (unsigned long long)n_by_bits[16],
+               aq_text_bytes(out, run->predicted_bytes), aq_text_bytes(peak, run->memory.predicted_peak_bytes), run->memory.n_threads,
+               run->memory.n_threads == 1 ? "" : "s");
 }
 
 static aq_status open_model(quantize_run *run, const char *model_path, aq_error *err) {
@@ -247,5 +291,9 @@ aq_status preflight(quantize_run *run, const char *model_path, const char *out_p
     }
     aq_status status = tell(&found, err);
     aq_sentences_free(&found.sentences);
+    if (status == AQ_OK) {
+        announce_input(run);
+        announce_plan(run);
+    }
     return status;
 }

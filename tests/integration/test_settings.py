@@ -2,6 +2,7 @@
 
 import pytest
 
+
 def settings(cli, *words, **environment):
     """The merged settings of `arrowquant quantize`, as a dict."""
     result = cli("quantize", *words, "--print-config", "--json", env=environment)
