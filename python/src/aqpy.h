@@ -3,6 +3,7 @@
  *   module.c     module definition, state, functions about the library itself
  *   errors.c     exceptions, and the one way from aq_error to them
  *   quantizer.c  the type ArrowQuantV2; its methods come from the files below
+ *   config_type.c  the type DiffusionQuantConfig
  *   intake.c     arrays handed in: buffer protocol, __array_interface__, DLPack, lists
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
@@ -38,6 +39,7 @@ enum aqpy_object {
     AQPY_Interrupted,
     /* types */
     AQPY_ArrowQuantV2,
+    AQPY_Config,
     AQPY_Buffer,
     AQPY_ArrowResult,
     AQPY_N_OBJECTS
@@ -76,6 +78,11 @@ typedef struct aqpy_quantizer {
 int aqpy_add_quantizer(PyObject *module);
 /* Adds methods (a table that ends with a NULL name and lives as long as the program) to ArrowQuantV2. */
 int aqpy_add_methods(PyObject *module, PyMethodDef *methods);
+
+/* ---- config_type.c ---- */
+int aqpy_add_config(PyObject *module);
+/* A copy of the settings of a DiffusionQuantConfig, all defaults for None; freed by aq_config_destroy. NULL with an exception set. */
+aq_config *aqpy_config_of(const aqpy_state *state, PyObject *object);
 
 /* ---- intake.c ---- */
 /* An array handed in, as C-contiguous float32; borrowed from its owner whenever it already is that. */
