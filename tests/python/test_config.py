@@ -8,13 +8,12 @@ import os
 import pickle
 import string
 
+import arrow_quant_v2 as aq
 import numpy as np
 import pytest
+from arrow_quant_v2 import ConfigurationError, DiffusionQuantConfig
 from hypothesis import given
 from hypothesis import strategies as st
-
-import arrow_quant_v2 as aq
-from arrow_quant_v2 import ConfigurationError, DiffusionQuantConfig
 
 PARAMETERS = {
     "bit_width": 4,
