@@ -83,7 +83,7 @@ static json_t *judge_tensor(verification *v, size_t i) {
     escaped(name, t.name);
     size_t before = v->problems.n_items;
     bool quantized = t.stored->quantized, measured = pair->a >= 0 && r->is_float;
-    double cosine = measured ? aq_quant_metrics_cosine(&r->metrics) : t.stored->quality.cosine;
+    double cosine = !measured ? t.stored->quality.cosine : r->equal ? 1 : aq_quant_metrics_cosine(&r->metrics);
     double sqnr = measured ? aq_quant_metrics_sqnr_db(&r->metrics) : t.stored->quality.sqnr_db, floor = quantized ? floor_of(v, t.stored) : (double)NAN;
     if (r->failure) aq_sentences_add(&v->problems, "tensor \"%s\": %s", name, r->failure);
     if (quantized && r->n_nonfinite_b)

@@ -29,6 +29,7 @@ static int setup(void **state) {
 
 static int teardown(void **state) {
     (void)state;
+    aq_mem_fail_after(-1);
     st_dir_remove();
     return 0;
 }
@@ -123,16 +124,20 @@ static void assert_same_folder(const char *a, const char *b) {
     free(text_b);
 }
 
-/* Nothing of a run is left beside its target. */
-static void assert_nothing_left(const char *out) {
+/* Something of a run lies beside its target. */
+static bool has_state(const char *out) {
     char *dir = aq_path_dirname(out), *base = aq_path_basename(out);
     aq_names names;
+    bool found = false;
     assert_int_equal(aq_list_dir(&names, dir, 1000, NULL), AQ_OK);
-    for (size_t i = 0; i < names.n_names; i++) assert_false(strncmp(names.names[i], base, strlen(base)) == 0);
+    for (size_t i = 0; i < names.n_names; i++) found |= strncmp(names.names[i], base, strlen(base)) == 0;
     aq_names_free(&names);
     aq_free(dir);
     aq_free(base);
+    return found;
 }
+
+static void assert_nothing_left(const char *out) { assert_false(has_state(out)); }
 
 #define SHAPE2(r, c)                                                                                                                                           \
     {                                                                                                                                                          \
@@ -143,9 +148,27 @@ static void assert_nothing_left(const char *out) {
         1, { n }                                                                                                                                               \
     }
 
-/* A model of every element type, odd sizes, a convolution, kept tensors, integers. */
+/* Roughly normal values (a sum of uniform ones), the same on every run, in one of the floating types. */
+static void *weights(const char *dtype, size_t n, uint32_t seed) {
+    size_t size = aq_dtype_size(aq_dtype_from_name(dtype));
+    unsigned char *out = malloc(n * size);
+    assert_non_null(out);
+    for (size_t i = 0; i < n; i++) {
+        double x = 0;
+        for (int k = 0; k < 6; k++) {
+            seed = seed * 1664525 + 1013904223;
+            x += (double)(seed >> 8) / (1 << 24) - 0.5;
+        }
+        float f = (float)(0.05 * x);
+        uint16_t half = aq_f32_to_f16(f), brain = aq_f32_to_bf16(f);
+        memcpy(out + i * size, size == 8 ? (void *)&x : size == 4 ? (void *)&f : strcmp(dtype, "F16") == 0 ? (void *)&half : (void *)&brain, size);
+    }
+    return out;
+}
+
+/* A model of every element type, odd sizes, a convolution, kept tensors, integers. 5 layers, 4 kept. */
 static const char *mixed_model(const char *name) {
-    static const st_tensor tensors[] = {
+    st_tensor tensors[] = {
         {"blocks.0.attn.q.weight", "F32", SHAPE2(96, 200), NULL},
         {"blocks.0.attn.q.bias", "F32", SHAPE1(96), NULL},
         {"blocks.0.ff.weight", "BF16", SHAPE2(130, 257), NULL},
@@ -156,7 +179,16 @@ static const char *mixed_model(const char *name) {
         {"position_ids", "I64", SHAPE1(33), NULL},
         {"pos_embed", "F32", {3, {1, 50, 96}}, NULL},
     };
-    return st_write_tensors(name, tensors, sizeof tensors / sizeof *tensors, "{\"format\":\"pt\"}");
+    enum { N = sizeof tensors / sizeof *tensors };
+    static char path[512]; /* st_path takes its buffers back */
+    for (uint32_t i = 0; i < N; i++) {
+        uint64_t count;
+        assert_true(aq_shape_count(&tensors[i].shape, &count));
+        if (strcmp(tensors[i].dtype, "I64") != 0) tensors[i].data = weights(tensors[i].dtype, count, i);
+    }
+    snprintf(path, sizeof path, "%s", st_write_tensors(name, tensors, N, "{\"format\":\"pt\"}"));
+    for (size_t i = 0; i < N; i++) free((void *)tensors[i].data);
+    return path;
 }
 
 /* ---- the main job ---- */
@@ -189,13 +221,801 @@ static void the_sample_model_is_quantized_at_every_width(void **state) {
     }
 }
 
-int main(void) {
+/* Every form of parameters, both methods, group sizes and symmetric codes. */
+static void every_form_is_written_and_verified_against_its_source(void **state) {
+    (void)state;
+    static const char *const forms[] = {"bit_width=8 params=f32 group_size=32 method=rtn", "bit_width=8 params=f16 group_size=256 method=search",
+                                        "bit_width=4 params=two-level method=search",      "bit_width=4 params=f16 group_size=row method=rtn",
+                                        "bit_width=2 params=two-level method=rtn",         "bit_width=2 params=f32 group_size=32 method=search",
+                                        "bit_width=8 symmetric=true method=rtn",           "bit_width=4 enable_simd=false"};
+    const char *model = mixed_model("m.safetensors");
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        char settings[128], out[32];
+        snprintf(settings, sizeof settings, "%s min_accuracy=0", forms[i]);
+        snprintf(out, sizeof out, "out-%zu", i);
+        json_t *report = quantize(model, st_path(out), settings);
+        assert_true(number(report, "summary", "n_layers") == 5);
+        assert_true(number(report, "summary", "n_kept") == 4);
+        aq_error err;
+        char *text = NULL;
+        assert_int_equal(aq_verify(st_path(out), model, NULL, NULL, 2, 0, &text, &err), AQ_OK);
+        json_t *verdict = json_loads(text, 0, NULL);
+        aq_text_free(text);
+        /* What was measured slab by slab while quantizing is what the stored codes give. */
+        size_t k;
+        json_t *layer;
+        json_array_foreach(json_object_get(report, "layers"), k, layer) {
+            json_t *again = named(verdict, "tensors", json_string_value(json_object_get(layer, "name")));
+            assert_true(fabs(number(layer, "cosine", NULL) - number(again, "cosine", NULL)) < 1e-9);
+        }
+        json_decref(verdict);
+        json_decref(report);
+    }
+}
+
+static void FA16_any_number_of_threads_writes_the_same_bytes(void **state) {
+    (void)state;
+    static const int threads[] = {1, 2, 3, 7, 64};
+    const char *model = mixed_model("m.safetensors");
+    for (size_t i = 0; i < 5; i++) {
+        char out[32], settings[128];
+        snprintf(out, sizeof out, "t%d", threads[i]);
+        snprintf(settings, sizeof settings, "bit_width=2 min_accuracy=0.97 num_threads=%d enable_streaming=%s", threads[i], i % 2 ? "true" : "false");
+        json_decref(quantize(model, st_path(out), settings));
+        if (i > 0) assert_same_folder(st_path("t1"), st_path(out));
+    }
+}
+
+static void the_memory_limit_changes_no_byte(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    json_decref(quantize(model, st_path("free"), "bit_width=4 enable_memory_aware_scheduling=false"));
+    json_decref(quantize(model, st_path("tight"), "bit_width=4 num_threads=4 max_memory_limit_mb=48"));
+    assert_same_folder(st_path("free"), st_path("tight"));
+}
+
+/* Cancels after `left` finished tensors. */
+static bool cancel_after(void *user, const aq_progress *progress) {
+    int *left = user;
+    return !(progress->tensor && (*left)-- <= 0);
+}
+
+static void an_interrupted_run_continues_to_the_same_bytes(void **state) {
+    (void)state;
+    const char *settings = "bit_width=2 min_accuracy=0.97 nonfinite=zero", *model = mixed_model("m.safetensors");
+    json_t *whole = quantize(model, st_path("whole"), settings);
+    int n_kept = 0; /* runs that left something to continue: before the first checkpoint there is nothing */
+    for (int after = 0; after < 8; after++) {
+        int left = after;
+        aq_job_hooks hooks = {.progress = cancel_after, .user = &left};
+        result r = quantize_with(model, st_path("again"), settings, NULL, &hooks);
+        assert_int_equal(r.status, AQ_ERR_INTERRUPTED);
+        assert_false(aq_path_exists(st_path("again")));
+        n_kept += has_state(st_path("again"));
+        json_t *report = quantize(model, st_path("again"), settings);
+        assert_same_folder(st_path("whole"), st_path("again"));
+        /* The report of a continued run is that of the whole. */
+        assert_true(json_equal(json_object_get(report, "summary"), json_object_get(whole, "summary")));
+        assert_true(json_equal(json_object_get(report, "layers"), json_object_get(whole, "layers")));
+        assert_true(json_equal(json_object_get(report, "kept"), json_object_get(whole, "kept")));
+        assert_true(json_equal(json_object_get(report, "warnings"), json_object_get(whole, "warnings")));
+        json_decref(report);
+        assert_int_equal(aq_remove_tree(st_path("again"), NULL), AQ_OK);
+        assert_nothing_left(st_path("again"));
+    }
+    json_decref(whole);
+    assert_true(n_kept > 0);
+}
+
+static void FA14_state_of_other_options_is_refused_and_restart_discards_it(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    int left = 7;
+    aq_job_hooks hooks = {.progress = cancel_after, .user = &left};
+    assert_int_equal(quantize_with(model, st_path("o"), "bit_width=4", NULL, &hooks).status, AQ_ERR_INTERRUPTED);
+    result other = quantize_with(model, st_path("o"), "bit_width=8", NULL, NULL);
+    assert_int_equal(other.status, AQ_ERR_USAGE);
+    assert_non_null(strstr(other.err.hint, "--restart"));
+    aq_quantize_options options = {.restart = true};
+    aq_model_options_init(&options.model);
+    result fresh = quantize_with(model, st_path("o"), "bit_width=8", &options, NULL);
+    assert_int_equal(fresh.status, AQ_OK);
+    json_decref(fresh.report);
+    json_decref(quantize(model, st_path("p"), "bit_width=8"));
+    assert_same_folder(st_path("p"), st_path("o"));
+}
+
+/* ---- output rules ---- */
+
+static void FA05_an_existing_output_stays_unless_it_may_be_replaced(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    json_decref(quantize(model, st_path("o"), "bit_width=4"));
+    json_decref(quantize(model, st_path("eight"), "bit_width=8"));
+    char *before = NULL, *after = NULL;
+    digest_folder(st_path("o"), "", &before);
+    result r = quantize_with(model, st_path("o"), "bit_width=8", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_IO);
+    assert_non_null(strstr(r.err.hint, "--overwrite"));
+    digest_folder(st_path("o"), "", &after);
+    assert_string_equal(before, after);
+    free(before);
+    free(after);
+    aq_quantize_options options = {.overwrite = true};
+    aq_model_options_init(&options.model);
+    r = quantize_with(model, st_path("o"), "bit_width=8", &options, NULL);
+    assert_int_equal(r.status, AQ_OK);
+    json_decref(r.report);
+    assert_same_folder(st_path("eight"), st_path("o"));
+}
+
+static void FA06_the_source_is_refused_as_output_in_any_disguise(void **state) {
+    (void)state;
+    char folder[512];
+    snprintf(folder, sizeof folder, "%s", st_path("model"));
+    mixed_model("model/model.safetensors");
+    st_write_text("model/config.json", "{\"architectures\": [\"DiTModel\"]}");
+    char weights[600], link_path[600], hard[600], twisted[600], inside[600];
+    snprintf(weights, sizeof weights, "%s/model.safetensors", folder);
+    snprintf(link_path, sizeof link_path, "%s", st_path("link"));
+    snprintf(hard, sizeof hard, "%s", st_path("hard.safetensors"));
+    snprintf(twisted, sizeof twisted, "%s/../model/", folder);
+    snprintf(inside, sizeof inside, "%s/new/deep", folder);
+    assert_int_equal(symlink(folder, link_path), 0);
+    assert_int_equal(link(weights, hard), 0);
+    char through[700];
+    snprintf(through, sizeof through, "%s/out", link_path);
+    char parent[512];
+    snprintf(parent, sizeof parent, "%s", st_path(""));
+    const char *outs[] = {folder, weights, link_path, hard, twisted, inside, through, parent};
+    aq_quantize_options options = {.overwrite = true, .make_parents = true};
+    aq_model_options_init(&options.model);
+    for (size_t i = 0; i < sizeof outs / sizeof *outs; i++) {
+        result r = quantize_with(folder, outs[i], "bit_width=4", &options, NULL);
+        if (r.status != AQ_ERR_USAGE) fail_msg("%s: %d %s", outs[i], r.status, r.err.message);
+        assert_true(aq_path_is_file(weights));
+    }
+    result file = quantize_with(weights, weights, "bit_width=4", &options, NULL);
+    assert_int_equal(file.status, AQ_ERR_USAGE);
+    /* Beside a single file is where its output belongs. */
+    char beside[600];
+    snprintf(beside, sizeof beside, "%s/model-int4", folder);
+    json_decref(quantize(weights, NULL, "bit_width=4"));
+    assert_true(aq_path_is_dir(beside));
+}
+
+static void FA08_a_memory_limit_below_the_largest_tensor_names_one_that_works(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    result r = quantize_with(model, st_path("o"), "bit_width=4 max_memory_limit_mb=5", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_MEMORY);
+    const char *at = strstr(r.err.message, "needs ");
+    assert_non_null(at);
+    assert_nothing_left(st_path("o"));
+    char settings[64];
+    snprintf(settings, sizeof settings, "bit_width=4 max_memory_limit_mb=%ld", strtol(at + 6, NULL, 10));
+    json_decref(quantize(model, st_path("o"), settings));
+    snprintf(settings, sizeof settings, "bit_width=4 max_memory_limit_mb=%ld", strtol(at + 6, NULL, 10) - 1);
+    assert_int_equal(quantize_with(model, st_path("p"), settings, NULL, NULL).status, AQ_ERR_MEMORY);
+}
+
+static void problems_found_before_work_are_told_together(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    result r = quantize_with(model, model, "bit_width=4 exclude=nothing.like.this", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_USAGE);
+    assert_non_null(strstr(r.err.message, "2 problems"));
+    assert_non_null(strstr(r.err.message, "nothing.like.this"));
+    assert_non_null(strstr(r.err.message, "is the source model"));
+    r = quantize_with(st_path("missing"), st_path("o"), "bit_width=3 group_size=17", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_USAGE);
+    assert_non_null(strstr(r.err.message, "Invalid bit width: 3. Must be 2, 4, or 8"));
+    assert_non_null(strstr(r.err.message, "missing"));
+    assert_nothing_left(st_path("o"));
+}
+
+static void CF06_a_pattern_that_matches_nothing_is_refused_unless_allowed(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    assert_int_equal(quantize_with(model, st_path("o"), "exclude=typo.*", NULL, NULL).status, AQ_ERR_USAGE);
+    aq_quantize_options options = {.allow_unmatched = true};
+    aq_model_options_init(&options.model);
+    result r = quantize_with(model, st_path("o"), "exclude=typo.*", &options, NULL);
+    assert_int_equal(r.status, AQ_OK);
+    json_decref(r.report);
+}
+
+static void patterns_and_overrides_decide_what_is_quantized(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    json_t *report =
+        quantize(model, st_path("o"), "bit_width=4 min_accuracy=0 exclude=blocks.0.ff.* include=pos_embed layer_overrides=blocks.1.ff.*=bits:8,group:32");
+    assert_null(named(report, "layers", "blocks.0.ff.weight"));
+    assert_non_null(named(report, "kept", "blocks.0.ff.weight"));
+    assert_non_null(named(report, "layers", "pos_embed"));
+    json_t *special = named(report, "layers", "blocks.1.ff.weight");
+    assert_true(number(special, "bits", NULL) == 8 && number(special, "group_size", NULL) == 32);
+    json_decref(report);
+}
+
+/* ---- numbers ---- */
+
+enum { ROWS = 100, COLS = 130 };
+
+/* One layer of smooth values with `n` bad ones at given places. */
+static const char *model_with(const char *name, const size_t *where, const float *what, size_t n) {
+    static float w[ROWS * COLS];
+    for (size_t i = 0; i < ROWS * COLS; i++) w[i] = sinf((float)i * 0.7f) * (1 + (float)(i % 13));
+    for (size_t i = 0; i < n; i++) w[where[i]] = what[i];
+    const st_tensor tensors[] = {{"blocks.0.q.weight", "F32", SHAPE2(ROWS, COLS), w}, {"blocks.1.q.weight", "F32", SHAPE2(ROWS, COLS), NULL}};
+    static char path[512];
+    snprintf(path, sizeof path, "%s", st_write_tensors(name, tensors, 2, NULL));
+    return path;
+}
+
+static void NU01_values_that_are_not_finite_are_an_error_naming_the_first(void **state) {
+    (void)state;
+    const size_t where[] = {4321, 77, 9000};
+    const float what[] = {NAN, INFINITY, -INFINITY};
+    const char *model = model_with("bad.safetensors", where, what, 3);
+    result r = quantize_with(model, st_path("o"), "bit_width=4", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_FORMAT);
+    assert_non_null(strstr(r.err.message, "blocks.0.q.weight"));
+    assert_non_null(strstr(r.err.message, "3 of 13000"));
+    assert_non_null(strstr(r.err.message, "index 77"));
+    assert_string_equal(r.err.tensor, "blocks.0.q.weight");
+    assert_nothing_left(st_path("o"));
+}
+
+static void NU01_keep_stores_such_a_tensor_as_it_is(void **state) {
+    (void)state;
+    const size_t where[] = {50};
+    const float what[] = {NAN};
+    const char *model = model_with("bad.safetensors", where, what, 1);
+    json_t *report = quantize(model, st_path("o"), "bit_width=4 nonfinite=keep");
+    assert_non_null(named(report, "kept", "blocks.0.q.weight"));
+    assert_non_null(named(report, "layers", "blocks.1.q.weight"));
+    assert_true(number(json_object_get(report, "summary"), "nonfinite", "kept_tensors") == 1);
+    assert_int_equal(json_array_size(json_object_get(report, "warnings")) >= 1, true);
+    aq_error err;
+    if (aq_verify(st_path("o"), model, NULL, NULL, 1, 0.5, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+    json_decref(report);
+}
+
+static void NU01_zero_replaces_and_counts_them(void **state) {
+    (void)state;
+    const size_t where[] = {50, 51};
+    const float what[] = {NAN, INFINITY}, zeros[] = {0, 0};
+    const char *bad = model_with("bad.safetensors", where, what, 2);
+    json_t *report = quantize(bad, st_path("o"), "bit_width=4 nonfinite=zero");
+    assert_true(number(json_object_get(report, "summary"), "nonfinite", "zeroed_values") == 2);
+    const char *clean = model_with("clean.safetensors", where, zeros, 2);
+    json_decref(quantize(clean, st_path("c"), "bit_width=4 nonfinite=zero"));
+    /* The codes are those of a model with zeros there. */
+    aq_store *a, *b;
+    aq_store_record ra, rb;
+    assert_int_equal(aq_store_open(&a, st_path("o"), NULL), AQ_OK);
+    assert_int_equal(aq_store_open(&b, st_path("c"), NULL), AQ_OK);
+    assert_int_equal(aq_store_part(a, 0, 0, &ra, NULL), AQ_OK);
+    assert_int_equal(aq_store_part(b, 0, 0, &rb, NULL), AQ_OK);
+    assert_int_equal(ra.data_bytes, rb.data_bytes);
+    assert_memory_equal(ra.data, rb.data, ra.data_bytes);
+    aq_store_close(a);
+    aq_store_close(b);
+    json_decref(report);
+}
+
+static void NU03_scales_beyond_half_precision_are_widened_and_counted(void **state) {
+    (void)state;
+    const size_t where[] = {5};
+    const float what[] = {1e38f};
+    const char *model = model_with("huge.safetensors", where, what, 1);
+    static const char *const forms[] = {"bit_width=4 params=f16 min_accuracy=0", "bit_width=2 params=two-level min_accuracy=0"};
+    for (size_t i = 0; i < 2; i++) {
+        json_t *report = quantize(model, st_path(i ? "b" : "a"), forms[i]);
+        assert_true(number(report, "summary", "n_widened") == 1);
+        assert_string_equal(json_string_value(json_object_get(named(report, "layers", "blocks.0.q.weight"), "params")), "f32");
+        assert_string_not_equal(json_string_value(json_object_get(named(report, "layers", "blocks.1.q.weight"), "params")), "f32");
+        json_decref(report);
+        aq_error err;
+        if (aq_verify(st_path(i ? "b" : "a"), model, NULL, NULL, 1, 0, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+    }
+}
+
+static void NU04_scales_that_vanish_in_half_precision_are_widened(void **state) {
+    (void)state;
+    static float w[ROWS * COLS];
+    for (size_t i = 0; i < ROWS * COLS; i++) w[i] = 1e-12f * sinf((float)i);
+    const st_tensor tensors[] = {{"blocks.0.q.weight", "F32", SHAPE2(ROWS, COLS), w}};
+    json_t *report = quantize(st_write_tensors("tiny.safetensors", tensors, 1, NULL), st_path("o"), "bit_width=8 params=f16 min_accuracy=0.99");
+    assert_true(number(report, "summary", "n_widened") == 1);
+    json_decref(report);
+}
+
+/* ---- quality floor ---- */
+
+static void a_layer_below_the_floor_climbs_the_ladder(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    json_t *report = quantize(model, st_path("o"), "bit_width=2 min_accuracy=0.99");
+    size_t i;
+    json_t *layer;
+    json_array_foreach(json_object_get(report, "layers"), i, layer) {
+        assert_true(number(layer, "cosine", NULL) >= 0.99);
+        assert_true(number(layer, "bits", NULL) > 2);
+        assert_non_null(strstr(json_string_value(json_object_get(layer, "fallback_from")), "int2: cosine 0."));
+    }
+    json_t *fallbacks = json_object_get(json_object_get(report, "summary"), "fallbacks");
+    assert_true(json_object_size(fallbacks) > 0);
+    assert_true(number(report, "summary", "bit_width") > 2);
+    json_decref(report);
+    /* With nowhere to go a layer is kept as it is. */
+    report = quantize(model, st_path("p"), "bit_width=2 min_accuracy=1 fallback=[]");
+    assert_int_equal(json_array_size(json_object_get(report, "layers")), 0);
+    assert_true(number(json_object_get(report, "summary"), "fallbacks", "keep") == 5);
+    assert_true(json_is_null(json_object_get(json_object_get(report, "summary"), "bit_width")));
+    json_decref(report);
+    aq_error err;
+    char *text = NULL;
+    assert_int_equal(aq_diff(model, st_path("p"), NULL, NULL, 2, &text, &err), AQ_OK);
+    json_t *diff = json_loads(text, 0, NULL);
+    aq_text_free(text);
+    assert_true(json_is_true(json_object_get(diff, "equal")));
+    json_decref(diff);
+}
+
+static void fail_fast_names_layer_similarity_and_threshold(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    result r = quantize_with(model, st_path("o"), "bit_width=2 min_accuracy=0.99 fail_fast=true num_threads=3", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_QUALITY);
+    assert_string_equal(r.err.tensor, "blocks.0.attn.q.weight");
+    assert_non_null(strstr(r.err.message, "0.990"));
+    assert_nothing_left(st_path("o"));
+}
+
+static void strict_turns_a_warning_into_a_failure_without_a_result(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    aq_quantize_options options = {.strict = true};
+    aq_model_options_init(&options.model);
+    /* The modality is not known: a warning before work. */
+    assert_int_equal(quantize_with(model, st_path("o"), "bit_width=4", &options, NULL).status, AQ_ERR_QUALITY);
+    /* A fallback: a warning at the end. */
+    assert_int_equal(quantize_with(model, st_path("o"), "bit_width=2 min_accuracy=0.99 modality=image", &options, NULL).status, AQ_ERR_QUALITY);
+    assert_nothing_left(st_path("o"));
+    result r = quantize_with(model, st_path("o"), "bit_width=8 modality=image", &options, NULL);
+    assert_int_equal(r.status, AQ_OK);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(r.report, "input"), "modality")), "image");
+    json_decref(r.report);
+}
+
+static void a_size_target_out_of_reach_is_refused_before_work(void **state) {
+    (void)state;
+    result r = quantize_with(mixed_model("m.safetensors"), st_path("o"), "bit_width=8 target_model_size_mb=0.1", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_BUDGET);
+    assert_nothing_left(st_path("o"));
+}
+
+/* ---- input that changes, fp8 ---- */
+
+typedef struct {
+    const char *path;
+    bool done;
+} spoiler;
+
+/* Touches the model once work has begun. */
+static bool spoil(void *user, const aq_progress *progress) {
+    spoiler *s = user;
+    if (s->done || !progress->tensor) return true;
+    FILE *f = fopen(s->path, "ab");
+    assert_non_null(f);
+    fputc(' ', f);
+    fclose(f);
+    return s->done = true;
+}
+
+static void ST18_a_model_that_changes_while_it_is_read_is_refused(void **state) {
+    (void)state;
+    char model[512];
+    snprintf(model, sizeof model, "%s", mixed_model("m.safetensors"));
+    spoiler s = {.path = model};
+    aq_job_hooks hooks = {.progress = spoil, .user = &s};
+    result r = quantize_with(model, st_path("o"), "bit_width=4", NULL, &hooks);
+    assert_true(s.done);
+    assert_int_equal(r.status, AQ_ERR_FORMAT);
+    assert_nothing_left(st_path("o"));
+}
+
+static void fp8_weights_are_read_with_their_scale(void **state) {
+    (void)state;
+    static uint8_t codes[64 * 96];
+    static float plain[64 * 96];
+    const float scale = 0.375f;
+    for (size_t i = 0; i < sizeof codes; i++) {
+        codes[i] = (uint8_t)(i * 37 % 256);
+        if ((codes[i] & 0x7F) == 0x7F) codes[i] = 0x30; /* no NaN */
+        plain[i] = aq_e4m3_to_f32(codes[i]) * scale;
+    }
+    const st_tensor fp8[] = {{"blocks.0.q.weight", "F8_E4M3", SHAPE2(64, 96), codes},
+                             {"blocks.0.q.weight_scale", "F32", {0, {0}}, &scale},
+                             {"blocks.1.q.weight", "F8_E4M3", SHAPE2(64, 96), codes},
+                             {"blocks.1.q.weight_scale", "F32", {0, {0}}, &scale}};
+    const st_tensor full[] = {{"blocks.0.q.weight", "F32", SHAPE2(64, 96), plain}, {"blocks.1.q.weight", "F32", SHAPE2(64, 96), plain}};
+    char eight[512];
+    snprintf(eight, sizeof eight, "%s", st_write_tensors("fp8.safetensors", fp8, 4, NULL));
+    const char *reference = st_write_tensors("full.safetensors", full, 2, NULL);
+    json_t *report = quantize(eight, st_path("o"), "bit_width=8 exclude=blocks.1.*");
+    assert_true(number(report, "input", "n_tensors") == 2);
+    assert_int_equal(json_array_size(json_object_get(report, "warnings")) >= 1, true);
+    json_decref(report);
+    json_decref(quantize(reference, st_path("p"), "bit_width=8 exclude=blocks.1.*"));
+    aq_store *a, *b;
+    aq_store_record ra, rb;
+    assert_int_equal(aq_store_open(&a, st_path("o"), NULL), AQ_OK);
+    assert_int_equal(aq_store_open(&b, st_path("p"), NULL), AQ_OK);
+    assert_int_equal(aq_store_n_tensors(a), 2);
+    assert_int_equal(aq_store_part(a, 0, 0, &ra, NULL), AQ_OK);
+    assert_int_equal(aq_store_part(b, 0, 0, &rb, NULL), AQ_OK);
+    assert_memory_equal(ra.data, rb.data, rb.data_bytes);
+    assert_string_equal(aq_store_tensor_at(a, 1)->quant_type, "bf16");
+    static float got[64 * 96];
+    assert_int_equal(aq_store_read_f32(a, 1, 0, 64, got, NULL), AQ_OK);
+    for (size_t i = 0; i < 64 * 96; i++) assert_true(got[i] == aq_bf16_to_f32(aq_f32_to_bf16(plain[i])));
+    aq_store_close(a);
+    aq_store_close(b);
+    aq_error err;
+    if (aq_verify(st_path("o"), eight, NULL, NULL, 1, 0.9, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+}
+
+/* ---- verify, diff, export, inspect ---- */
+
+static void flip_bit(const char *path, long at) {
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    fseek(f, at, SEEK_SET);
+    int c = fgetc(f);
+    fseek(f, at, SEEK_SET);
+    fputc(c ^ 4, f);
+    fclose(f);
+}
+
+static void FA15_a_flipped_bit_is_found_and_its_tensor_named(void **state) {
+    (void)state;
+    json_decref(quantize(mixed_model("m.safetensors"), st_path("o"), "bit_width=4"));
+    aq_store *store;
+    aq_store_record record;
+    assert_int_equal(aq_store_open(&store, st_path("o"), NULL), AQ_OK);
+    int64_t index = aq_store_find(store, "blocks.0.ff.weight");
+    assert_true(index >= 0);
+    assert_int_equal(aq_store_part(store, (size_t)index, 0, &record, NULL), AQ_OK);
+    char path[512];
+    snprintf(path, sizeof path, "%s", aq_store_file(store, 0));
+    /* Where its codes lie in the file. */
+    char *bytes;
+    uint64_t size;
+    assert_int_equal(aq_file_read(&bytes, &size, path, UINT64_MAX, NULL), AQ_OK);
+    uint8_t *hit = memmem(bytes, size, record.data, record.data_bytes);
+    assert_non_null(hit);
+    long at = (long)((char *)hit - bytes) + 100;
+    aq_free(bytes);
+    aq_store_close(store);
+    flip_bit(path, at);
+    aq_error err;
+    char *text = NULL;
+    assert_int_equal(aq_verify(st_path("o"), NULL, NULL, NULL, 2, -1, &text, &err), AQ_ERR_QUALITY);
+    assert_non_null(text);
+    json_t *report = json_loads(text, 0, NULL);
+    assert_true(json_is_false(json_object_get(report, "ok")));
+    bool is_named = false;
+    size_t i;
+    json_t *problem;
+    json_array_foreach(json_object_get(report, "problems"), i, problem) is_named |= strstr(json_string_value(problem), "blocks.0.ff.weight") != NULL;
+    assert_true(is_named);
+    json_decref(report);
+    aq_text_free(text);
+}
+
+static void verify_lists_missing_extra_and_reshaped_tensors(void **state) {
+    (void)state;
+    json_decref(quantize(mixed_model("m.safetensors"), st_path("o"), "bit_width=8"));
+    const st_tensor other[] = {{"blocks.0.attn.q.weight", "F32", SHAPE2(200, 96), NULL}, {"new.weight", "F32", SHAPE2(64, 64), NULL}};
+    const char *against = st_write_tensors("other.safetensors", other, 2, NULL);
+    aq_error err;
+    char *text = NULL;
+    assert_int_equal(aq_verify(st_path("o"), against, NULL, NULL, 2, -1, &text, &err), AQ_ERR_QUALITY);
+    assert_non_null(strstr(text, "\\\"new.weight\\\" of the source is missing"));
+    assert_non_null(strstr(text, "[96, 200] here"));
+    assert_non_null(strstr(text, "\\\"blocks.1.ff.weight\\\" is not in"));
+    aq_text_free(text);
+}
+
+static void verify_against_other_weights_misses_the_floor(void **state) {
+    (void)state;
+    const st_tensor one[] = {{"blocks.0.q.weight", "F32", SHAPE2(64, 96), NULL}},
+                    same_name[] = {{"pad", "F32", SHAPE1(7), NULL}, {"blocks.0.q.weight", "BF16", SHAPE2(64, 96), NULL}};
+    json_decref(quantize(st_write_tensors("a.safetensors", one, 1, NULL), st_path("o"), "bit_width=8"));
+    aq_error err;
+    assert_int_equal(aq_verify(st_path("o"), st_write_tensors("b.safetensors", same_name, 2, NULL), NULL, NULL, 1, 0.9, NULL, &err), AQ_ERR_QUALITY);
+    assert_int_equal(aq_verify(st_path("o"), st_path("a.safetensors"), NULL, NULL, 1, 0.9, NULL, &err), AQ_OK);
+}
+
+static void verify_wants_a_container(void **state) {
+    (void)state;
+    aq_error err;
+    assert_int_equal(aq_verify(DIT, NULL, NULL, NULL, 1, -1, NULL, &err), AQ_ERR_FORMAT);
+}
+
+static json_t *diff(const char *a, const char *b, int threads) {
+    aq_error err;
+    char *text = NULL;
+    if (aq_diff(a, b, NULL, NULL, threads, &text, &err) != AQ_OK) fail_msg("%s", err.message);
+    json_t *report = json_loads(text, 0, NULL);
+    aq_text_free(text);
+    json_object_del(report, "time");
+    return report;
+}
+
+static void diff_compares_any_two_kinds_and_threads_change_nothing(void **state) {
+    (void)state;
+    char model[512];
+    snprintf(model, sizeof model, "%s", mixed_model("m.safetensors"));
+    json_decref(quantize(model, st_path("four"), "bit_width=4"));
+    json_decref(quantize(model, st_path("eight"), "bit_width=8"));
+    json_t *self = diff(model, model, 2), *coarse = diff(model, st_path("four"), 1), *fine = diff(model, st_path("eight"), 2);
+    assert_true(json_is_true(json_object_get(self, "equal")));
+    assert_true(json_is_null(json_object_get(json_object_get(self, "summary"), "sqnr_db")));
+    assert_true(number(coarse, "summary", "sqnr_db") < number(fine, "summary", "sqnr_db"));
+    assert_true(number(coarse, "summary", "n_compared") == 9);
+    assert_true(number(coarse, "summary", "n_equal") == 4);
+    json_t *again = diff(model, st_path("four"), 7), *between = diff(st_path("eight"), st_path("four"), 2);
+    assert_true(json_equal(coarse, again));
+    assert_string_equal(json_string_value(json_object_get(json_object_get(between, "a"), "kind")), "container");
+    json_decref(self), json_decref(coarse), json_decref(fine), json_decref(again), json_decref(between);
+}
+
+static void diff_tells_what_is_only_on_one_side(void **state) {
+    (void)state;
+    const st_tensor a[] = {{"x.weight", "F32", SHAPE2(8, 8), NULL}, {"gone", "F32", SHAPE1(4), NULL}, {"shape", "F32", SHAPE1(6), NULL}};
+    const st_tensor b[] = {{"x.weight", "F32", SHAPE2(8, 8), NULL}, {"new", "F32", SHAPE1(4), NULL}, {"shape", "F32", SHAPE2(2, 3), NULL}};
+    char path_a[512];
+    snprintf(path_a, sizeof path_a, "%s", st_write_tensors("a.safetensors", a, 3, NULL));
+    json_t *report = diff(path_a, st_write_tensors("b.safetensors", b, 3, NULL), 1);
+    assert_string_equal(json_string_value(json_array_get(json_object_get(report, "only_in_a"), 0)), "gone");
+    assert_string_equal(json_string_value(json_array_get(json_object_get(report, "only_in_b"), 0)), "new");
+    assert_int_equal(json_array_size(json_object_get(report, "shape_differs")), 1);
+    assert_true(json_is_false(json_object_get(report, "equal")));
+    json_decref(report);
+}
+
+static void export_(const char *from, const char *dtype, const char *to) {
+    aq_error err;
+    char *text = NULL;
+    if (aq_export(from, "safetensors", dtype, to, false, false, NULL, 3, &text, &err) != AQ_OK) fail_msg("%s", err.message);
+    assert_non_null(strstr(text, "arrowquant.export/1"));
+    aq_text_free(text);
+}
+
+static void exported_values_are_those_of_the_container_bit_for_bit(void **state) {
+    (void)state;
+    char model[512];
+    snprintf(model, sizeof model, "%s", mixed_model("m.safetensors"));
+    json_decref(quantize(model, st_path("o"), "bit_width=4"));
+    static const char *const dtypes[] = {"f32", "f16", "bf16", NULL};
+    aq_store *store;
+    assert_int_equal(aq_store_open(&store, st_path("o"), NULL), AQ_OK);
+    for (size_t d = 0; d < 4; d++) {
+        char file[32];
+        snprintf(file, sizeof file, "e%zu.safetensors", d);
+        export_(st_path("o"), dtypes[d], st_path(file));
+        aq_model *out, *source;
+        aq_error err;
+        if (aq_model_open(&out, st_path(file), NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+        assert_int_equal(aq_model_open(&source, model, NULL, NULL), AQ_OK);
+        assert_int_equal(aq_model_n_tensors(out), aq_store_n_tensors(store));
+        for (size_t i = 0; i < aq_store_n_tensors(store); i++) {
+            const aq_store_tensor *t = aq_store_tensor_at(store, i);
+            int64_t at = aq_model_find(out, t->name), from = aq_model_find(source, t->name);
+            assert_true(at >= 0 && from >= 0);
+            const aq_tensor_info *info = aq_model_tensor(out, (size_t)at), *original = aq_model_tensor(source, (size_t)from);
+            if (!dtypes[d]) assert_int_equal(info->dtype, original->dtype);
+            if (!t->quantized && info->dtype == original->dtype)
+                assert_memory_equal(aq_model_data(out, (size_t)at), aq_model_data(source, (size_t)from), original->size_bytes);
+            if (!aq_dtype_is_float(original->dtype)) continue;
+            float *want = malloc(t->num_params * 4), *got = malloc(t->num_params * 4);
+            assert_int_equal(aq_store_read_f32(store, i, 0, t->rows, want, NULL), AQ_OK);
+            assert_int_equal(aq_model_read_f32(out, (size_t)at, 0, t->num_params, got, NULL), AQ_OK);
+            for (uint64_t k = 0; k < t->num_params; k++) {
+                float w = info->dtype == AQ_F16    ? aq_f16_to_f32(aq_f32_to_f16(want[k]))
+                          : info->dtype == AQ_BF16 ? aq_bf16_to_f32(aq_f32_to_bf16(want[k]))
+                                                   : want[k];
+                assert_true(aq_f32_bits(w) == aq_f32_bits(got[k]));
+            }
+            free(want);
+            free(got);
+        }
+        aq_model_close(out);
+        aq_model_close(source);
+    }
+    aq_store_close(store);
+}
+
+static void a_diffusers_folder_is_restored_by_export(void **state) {
+    (void)state;
+    json_decref(quantize(DIT, st_path("o"), "bit_width=8"));
+    export_(st_path("o"), NULL, st_path("e"));
+    static const char *const same[] = {"model_index.json", "scheduler/scheduler_config.json", "transformer/config.json", "metadata.json"};
+    for (size_t i = 0; i < 4; i++) {
+        char a[512], b[600], hash_a[65], hash_b[65];
+        snprintf(a, sizeof a, "%s/%s", DIT, same[i]);
+        snprintf(b, sizeof b, "%s/%s", st_path("e"), same[i]);
+        assert_int_equal(aq_file_sha256(a, hash_a, NULL), AQ_OK);
+        assert_int_equal(aq_file_sha256(b, hash_b, NULL), AQ_OK);
+        assert_string_equal(hash_a, hash_b);
+    }
+    aq_model *model;
+    assert_int_equal(aq_model_open(&model, st_path("e"), NULL, NULL), AQ_OK);
+    assert_string_equal(aq_model_class(model), "DiTTransformer2DModel");
+    assert_int_equal(aq_model_n_tensors(model), 120);
+    assert_int_equal(aq_model_modality(model), AQ_MODALITY_IMAGE);
+    aq_model_close(model);
+    /* It exists now: replaced only when asked. */
+    aq_error err;
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_IO);
+    assert_int_equal(aq_export(st_path("o"), "safetensors", "f16", st_path("e"), true, false, NULL, 1, NULL, &err), AQ_OK);
+    assert_nothing_left(st_path("e.")); /* no work folder */
+}
+
+static void export_refuses_what_it_cannot_do_before_it_works(void **state) {
+    (void)state;
+    json_decref(quantize(mixed_model("m.safetensors"), st_path("o"), "bit_width=8"));
+    aq_error err;
+    assert_int_equal(aq_export(st_path("o"), "pickle", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(aq_export(st_path("o"), "safetensors", "f8", st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("o"), true, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("o/inside"), true, true, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("no/such/e"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
+    assert_int_equal(aq_export(DIT, "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_FORMAT);
+    assert_nothing_left(st_path("e"));
+}
+
+static bool cancel_at_once(void *user, const aq_progress *progress) {
+    (void)user;
+    (void)progress;
+    return false;
+}
+
+static void a_cancelled_job_leaves_nothing_behind(void **state) {
+    (void)state;
+    const char *model = mixed_model("m.safetensors");
+    json_decref(quantize(model, st_path("o"), "bit_width=8"));
+    aq_job_hooks hooks = {.progress = cancel_at_once};
+    aq_error err;
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("e"), false, false, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("e.safetensors"), false, false, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
+    assert_int_equal(aq_verify(st_path("o"), NULL, NULL, &hooks, 2, -1, NULL, &err), AQ_ERR_INTERRUPTED);
+    assert_int_equal(aq_diff(st_path("o"), st_path("o"), NULL, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
+    assert_int_equal(quantize_with(model, st_path("e"), "bit_width=4", NULL, &hooks).status, AQ_ERR_INTERRUPTED);
+    assert_nothing_left(st_path("e"));
+}
+
+static void inspect_shows_models_and_containers(void **state) {
+    (void)state;
+    aq_error err;
+    char *text = NULL;
+    assert_int_equal(aq_inspect(DIT, NULL, NULL, &text, &err), AQ_OK);
+    json_t *report = json_loads(text, 0, NULL);
+    aq_text_free(text);
+    assert_string_equal(json_string_value(json_object_get(report, "kind")), "model");
+    assert_true(number(report, "n_layers", NULL) == 42);
+    assert_true(number(report, "n_tensors", NULL) == 120);
+    json_t *layer = named(report, "tensors", "transformer_blocks.0.attn1.to_q.weight");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(layer, "decision"), "action")), "quantize");
+    json_decref(report);
+    json_decref(quantize(DIT, st_path("o"), "bit_width=8"));
+    assert_int_equal(aq_inspect(st_path("o"), NULL, NULL, &text, &err), AQ_OK);
+    report = json_loads(text, 0, NULL);
+    aq_text_free(text);
+    assert_string_equal(json_string_value(json_object_get(report, "kind")), "container");
+    assert_string_equal(json_string_value(json_object_get(report, "class")), "DiTTransformer2DModel");
+    assert_true(json_is_true(json_object_get(report, "quantized")));
+    assert_true(number(named(report, "tensors", "transformer_blocks.0.attn1.to_q.weight"), "bits", NULL) == 8);
+    json_decref(report);
+    assert_int_equal(aq_inspect(st_path("nothing"), NULL, NULL, &text, &err), AQ_ERR_IO);
+    assert_null(text);
+}
+
+static double last_fraction;
+static size_t n_told;
+
+static bool watch(void *user, const aq_progress *progress) {
+    (void)user;
+    assert_true(progress->fraction >= last_fraction && progress->fraction <= 1);
+    last_fraction = progress->fraction;
+    n_told += progress->tensor != NULL;
+    return true;
+}
+
+static void progress_never_falls_and_names_every_tensor_once(void **state) {
+    (void)state;
+    last_fraction = 0;
+    n_told = 0;
+    aq_job_hooks hooks = {.progress = watch};
+    result r = quantize_with(mixed_model("m.safetensors"), st_path("o"), "bit_width=2 min_accuracy=0.99 num_threads=3", NULL, &hooks);
+    assert_int_equal(r.status, AQ_OK);
+    assert_int_equal(n_told, 9);
+    assert_true(last_fraction == 1);
+    json_decref(r.report);
+}
+
+/* Every allocation of a run fails once: an error, no crash, no result, and the state of such a run can be continued. */
+static void FA07_running_out_of_memory_anywhere_is_an_error(void **state) {
+    (void)state;
+    const st_tensor tensors[] = {{"blocks.0.q.weight", "F32", SHAPE2(64, 96), NULL}, {"blocks.0.bias", "F32", SHAPE1(5), NULL}};
+    char model[512];
+    snprintf(model, sizeof model, "%s", st_write_tensors("m.safetensors", tensors, 2, NULL));
+    aq_config *config = config_of("bit_width=2 min_accuracy=0.9 num_threads=1");
+    aq_status status = AQ_ERR_MEMORY;
+    int64_t n = 0;
+    for (; status != AQ_OK && n < 5000; n++) {
+        aq_error err;
+        char *text = NULL;
+        aq_mem_fail_after(n);
+        status = aq_quantize_model(model, st_path("o"), config, NULL, NULL, &text, &err);
+        aq_mem_fail_after(-1);
+        if (status != AQ_OK && status != AQ_ERR_MEMORY) fail_msg("allocation %d: %d %s", (int)n, status, err.message);
+        if (status != AQ_OK && aq_path_exists(st_path("o"))) { /* only the report was left to make */
+            assert_int_equal(aq_verify(st_path("o"), model, NULL, NULL, 1, 0.5, NULL, &err), AQ_OK);
+            assert_int_equal(aq_remove_tree(st_path("o"), NULL), AQ_OK);
+        }
+        aq_text_free(text);
+    }
+    assert_true(n > 50);
+    assert_int_equal(status, AQ_OK);
+    aq_config_destroy(config);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(the_sample_model_is_quantized_at_every_width, setup, teardown),
+        TEST(the_sample_model_is_quantized_at_every_width),
+        TEST(every_form_is_written_and_verified_against_its_source),
+        TEST(FA16_any_number_of_threads_writes_the_same_bytes),
+        TEST(the_memory_limit_changes_no_byte),
+        TEST(an_interrupted_run_continues_to_the_same_bytes),
+        TEST(FA14_state_of_other_options_is_refused_and_restart_discards_it),
+        TEST(FA05_an_existing_output_stays_unless_it_may_be_replaced),
+        TEST(FA06_the_source_is_refused_as_output_in_any_disguise),
+        TEST(FA08_a_memory_limit_below_the_largest_tensor_names_one_that_works),
+        TEST(problems_found_before_work_are_told_together),
+        TEST(CF06_a_pattern_that_matches_nothing_is_refused_unless_allowed),
+        TEST(patterns_and_overrides_decide_what_is_quantized),
+        TEST(NU01_values_that_are_not_finite_are_an_error_naming_the_first),
+        TEST(NU01_keep_stores_such_a_tensor_as_it_is),
+        TEST(NU01_zero_replaces_and_counts_them),
+        TEST(NU03_scales_beyond_half_precision_are_widened_and_counted),
+        TEST(NU04_scales_that_vanish_in_half_precision_are_widened),
+        TEST(a_layer_below_the_floor_climbs_the_ladder),
+        TEST(fail_fast_names_layer_similarity_and_threshold),
+        TEST(strict_turns_a_warning_into_a_failure_without_a_result),
+        TEST(a_size_target_out_of_reach_is_refused_before_work),
+        TEST(ST18_a_model_that_changes_while_it_is_read_is_refused),
+        TEST(fp8_weights_are_read_with_their_scale),
+        TEST(FA15_a_flipped_bit_is_found_and_its_tensor_named),
+        TEST(verify_lists_missing_extra_and_reshaped_tensors),
+        TEST(verify_against_other_weights_misses_the_floor),
+        TEST(verify_wants_a_container),
+        TEST(diff_compares_any_two_kinds_and_threads_change_nothing),
+        TEST(diff_tells_what_is_only_on_one_side),
+        TEST(exported_values_are_those_of_the_container_bit_for_bit),
+        TEST(a_diffusers_folder_is_restored_by_export),
+        TEST(export_refuses_what_it_cannot_do_before_it_works),
+        TEST(a_cancelled_job_leaves_nothing_behind),
+        TEST(inspect_shows_models_and_containers),
+        TEST(progress_never_falls_and_names_every_tensor_once),
+        TEST(FA07_running_out_of_memory_anywhere_is_an_error),
     };
-    (void)mixed_model;
-    (void)assert_same_folder;
-    (void)assert_nothing_left;
-    (void)named;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
