@@ -41,19 +41,18 @@ aq_quant_spec widened(const quantize_run *run, const aq_quant_spec *spec) {
 
 /* Several problems of one run become one error: the first one's code and place, all sentences. */
 typedef struct {
-    aq_error first;
+    aq_error first; /* AQ_OK: none */
     aq_sentences sentences;
 } problems;
 
 static void note(problems *p, const aq_error *e) {
-    if (p->sentences.n_items == 0) p->first = *e;
+    if (p->first.code == AQ_OK) p->first = *e;
     aq_sentences_add(&p->sentences, "%s", e->message);
 }
 
 static aq_status tell(problems *p, aq_error *err) {
     size_t n = p->sentences.n_items;
-    if (n == 0) return AQ_OK;
-    if (err) {
+    if (err && p->first.code != AQ_OK) {
         *err = p->first;
         if (n > 1) {
             size_t at = (size_t)snprintf(err->message, sizeof err->message, "%zu problems:", n);

@@ -175,7 +175,7 @@ static const char *mixed_model(const char *name) {
         {"blocks.0.norm.weight", "F32", SHAPE1(96), NULL},
         {"blocks.1.conv.weight", "F16", {4, {24, 20, 3, 3}}, NULL},
         {"blocks.1.ff.weight", "F64", SHAPE2(80, 64), NULL},
-        {"blocks.1.big.weight", "BF16", SHAPE2(1500, 1024), NULL},
+        {"blocks.1.big.weight", "BF16", SHAPE2(2300, 1024), NULL},
         {"position_ids", "I64", SHAPE1(33), NULL},
         {"pos_embed", "F32", {3, {1, 50, 96}}, NULL},
     };
