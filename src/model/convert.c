@@ -42,7 +42,7 @@ static void convert(aq_dtype dtype, const unsigned char *in, size_t n, const flo
         for (size_t i = 0; i < n; i++) out[i] = fp8[in[i]];
 }
 
-static aq_status read_pieces(const aq_source_file *file, const aq_tensor_info *t, uint64_t begin, uint64_t count, float *out, aq_error *err) {
+static aq_status read_pieces(const aq_weights_file *file, const aq_tensor_info *t, uint64_t begin, uint64_t count, float *out, aq_error *err) {
     size_t size = aq_dtype_size(t->dtype), piece = PIECE_BYTES / size;
     float fp8[256];
     if (size == 1)
@@ -51,13 +51,13 @@ static aq_status read_pieces(const aq_source_file *file, const aq_tensor_info *t
     if (!raw) return aq_fail_memory(err, PIECE_BYTES, "reading a tensor");
     aq_status status;
     int fd;
-    if ((status = aq_source_file_reopen(&fd, file, err)) == AQ_OK) {
+    if ((status = aq_weights_file_reopen(&fd, file, err)) == AQ_OK) {
         for (uint64_t at = 0; at < count && status == AQ_OK; at += piece) {
             size_t n = count - at < piece ? (size_t)(count - at) : piece;
             status = aq_file_pread(fd, raw, n * size, t->offset + (begin + at) * size, file->path, err);
             if (status == AQ_OK) convert(t->dtype, raw, n, fp8, out + at);
         }
-        aq_source_file_done(fd);
+        aq_weights_file_done(fd);
     }
     aq_free(raw);
     return status;
@@ -84,24 +84,24 @@ static aq_status apply_scale(const aq_model *model, const aq_tensor_info *t, uin
 aq_status aq_model_read_bytes(const aq_model *model, size_t index, uint64_t begin, uint64_t size, void *out, aq_error *err) {
     if (index >= model->n_tensors) return aq_fail(err, AQ_ERR_USAGE, "tensor %zu of %zu", index, model->n_tensors);
     const aq_tensor_info *t = &model->tensors[index];
-    const aq_source_file *file = &model->files[t->file_index];
+    const aq_weights_file *file = &model->files[t->file_index];
     if (begin > t->size_bytes || size > t->size_bytes - begin)
         return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "bytes %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)size,
                           (unsigned long long)t->size_bytes);
-    return aq_source_file_read(file, t->offset + begin, out, size, err);
+    return aq_weights_file_read(file, t->offset + begin, out, size, err);
 }
 
 aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err) {
     if (index >= model->n_tensors) return aq_fail(err, AQ_ERR_USAGE, "tensor %zu of %zu", index, model->n_tensors);
     const aq_tensor_info *t = &model->tensors[index];
-    const aq_source_file *file = &model->files[t->file_index];
+    const aq_weights_file *file = &model->files[t->file_index];
     if (!aq_dtype_is_float(t->dtype))
         return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "is of dtype %s, which has no F32 values", aq_dtype_name(t->dtype));
     if (begin > t->count || count > t->count - begin)
         return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "elements %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)count,
                           (unsigned long long)t->count);
     if (count == 0) return AQ_OK;
-    if (t->dtype == AQ_F32) return aq_source_file_read(file, t->offset + begin * 4, out, count * 4, err);
+    if (t->dtype == AQ_F32) return aq_weights_file_read(file, t->offset + begin * 4, out, count * 4, err);
     aq_status status = read_pieces(file, t, begin, count, out, err);
     return status == AQ_OK && t->scale_index >= 0 ? apply_scale(model, t, begin, count, out, err) : status;
 }

@@ -30,7 +30,7 @@ static const char *kind_of(const unsigned char *magic) {
 }
 
 /* Length of the JSON, checked against the file and the limit before anything is allocated (ST01, ST02). */
-static aq_status read_length(uint64_t *n, const aq_source_file *file, const aq_model_options *options, aq_error *err) {
+static aq_status read_length(uint64_t *n, const aq_weights_file *file, const aq_model_options *options, aq_error *err) {
     unsigned char head[9] = {0};
     char length[32], size[32];
     if (file->map.size < 8)
@@ -58,33 +58,45 @@ static aq_status read_length(uint64_t *n, const aq_source_file *file, const aq_m
     return AQ_OK;
 }
 
-static aq_status open_file(aq_source_file *file, const aq_model_options *options, aq_error *err) {
+/* The hash of a header is taken piece by piece, as it is read: each piece's hash with the hash of those before. */
+static void hash_piece(char hash[33], const void *piece, uint64_t n) {
+    char both[64];
+    memset(both, 0, sizeof both);
+    memcpy(both, hash, strlen(hash));
+    aq_xxh3_hex(piece, n, hash);
+    memcpy(both + 32, hash, 32);
+    aq_xxh3_hex(both, sizeof both, hash);
+}
+
+/* Reads a piece of the header for the parser and hashes it before the parser changes it. */
+static aq_status read_header(void *context, uint64_t offset, char *to, uint64_t n, aq_error *err) {
+    aq_weights_file *file = context;
+    aq_status status = aq_file_pread(file->map.fd, to, n, 8 + offset, file->path, err);
+    if (status == AQ_OK) hash_piece(file->header_hash, to, n);
+    return status;
+}
+
+static aq_status open_file(aq_weights_file *file, const aq_model_options *options, aq_error *err) {
     uint64_t n = 0;
     aq_status status = aq_file_map_open(&file->map, file->path, options->no_follow_symlinks, err);
     if (status != AQ_OK) return status;
     if (!take_stamp(&file->stamp, file->map.fd)) return aq_fail_at(err, AQ_ERR_IO, file->path, NULL, "cannot read its size");
     if ((status = read_length(&n, file, options, err)) != AQ_OK) return status;
     file->header_bytes = 8 + n;
-    char *text = aq_alloc(n + 8);
+    char *text = aq_alloc(n);
     if (!text) return aq_fail_memory(err, n, file->path);
-    status = aq_file_pread(file->map.fd, text, 8 + n, 0, file->path, err);
-    if (status != AQ_OK) {
-        aq_free(text);
-        return status;
-    }
-    aq_xxh3_hex(text, 8 + n, file->header_hash); /* before the parser changes the text */
-    memmove(text, text + 8, n);
-    return aq_st_parse(&file->header, text, n, file->map.size, file->path, options, err);
+    aq_scan_source source = {read_header, file};
+    return aq_st_parse(&file->header, text, n, &source, file->map.size, file->path, options, err);
 }
 
 aq_status aq_model_add_file(aq_model *model, char *path, const aq_model_options *options, aq_error *err) {
-    aq_source_file *files = path ? aq_grow(model->files, &model->files_capacity, model->n_files, sizeof *files) : NULL;
+    aq_weights_file *files = path ? aq_grow(model->files, &model->files_capacity, model->n_files, sizeof *files) : NULL;
     if (!files) {
         aq_free(path);
         return aq_fail_memory(err, sizeof *files, "a list of files");
     }
     model->files = files;
-    aq_source_file *file = &files[model->n_files++];
+    aq_weights_file *file = &files[model->n_files++];
     memset(file, 0, sizeof *file);
     file->map.fd = -1;
     file->path = path;
@@ -101,13 +113,13 @@ aq_status aq_model_add_file(aq_model *model, char *path, const aq_model_options 
     return status;
 }
 
-void aq_source_file_free(aq_source_file *file) {
+void aq_weights_file_free(aq_weights_file *file) {
     aq_file_map_close(&file->map);
     aq_st_header_free(&file->header);
     aq_free(file->path);
 }
 
-aq_status aq_source_file_reopen(int *fd, const aq_source_file *file, aq_error *err) {
+aq_status aq_weights_file_reopen(int *fd, const aq_weights_file *file, aq_error *err) {
     aq_file_stamp now;
     *fd = open(file->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
     bool same = *fd >= 0 && take_stamp(&now, *fd) && now.device == file->stamp.device && now.inode == file->stamp.inode && now.size == file->stamp.size &&
@@ -120,30 +132,39 @@ aq_status aq_source_file_reopen(int *fd, const aq_source_file *file, aq_error *e
     return AQ_ERR_FORMAT;
 }
 
-void aq_source_file_done(int fd) { close(fd); }
+void aq_weights_file_done(int fd) { close(fd); }
 
-aq_status aq_source_file_read(const aq_source_file *file, uint64_t offset, void *out, uint64_t size, aq_error *err) {
+aq_status aq_weights_file_read(const aq_weights_file *file, uint64_t offset, void *out, uint64_t size, aq_error *err) {
     int fd;
-    aq_status status = aq_source_file_reopen(&fd, file, err);
+    aq_status status = aq_weights_file_reopen(&fd, file, err);
     if (status != AQ_OK) return status;
     status = aq_file_pread(fd, out, size, offset, file->path, err);
     close(fd);
     return status;
 }
 
-aq_status aq_model_check_unchanged(const aq_model *model, aq_error *err) {
-    aq_status status = AQ_OK;
-    for (size_t i = 0; i < model->n_files && status == AQ_OK; i++) {
-        const aq_source_file *file = &model->files[i];
-        char hash[33];
-        char *header = aq_alloc(file->header_bytes);
-        if (!header) return aq_fail_memory(err, file->header_bytes, file->path);
-        status = aq_source_file_read(file, 0, header, file->header_bytes, err);
-        if (status == AQ_OK) {
-            aq_xxh3_hex(header, file->header_bytes, hash);
-            if (strcmp(hash, file->header_hash) != 0) status = aq_fail_at(err, AQ_ERR_FORMAT, file->path, NULL, "changed during read: its header differs");
-        }
-        aq_free(header);
+/* Hashes the header anew, in the pieces in which it was read first. */
+static aq_status check_header(const aq_weights_file *file, char *piece, aq_error *err) {
+    char hash[33] = "";
+    int fd;
+    aq_status status = aq_weights_file_reopen(&fd, file, err);
+    if (status != AQ_OK) return status;
+    for (uint64_t at = 8, n; at < file->header_bytes && status == AQ_OK; at += n) {
+        n = file->header_bytes - at < AQ_SCAN_PIECE_BYTES ? file->header_bytes - at : AQ_SCAN_PIECE_BYTES;
+        status = aq_file_pread(fd, piece, n, at, file->path, err);
+        if (status == AQ_OK) hash_piece(hash, piece, n);
     }
+    close(fd);
+    if (status == AQ_OK && strcmp(hash, file->header_hash) != 0)
+        return aq_fail_at(err, AQ_ERR_FORMAT, file->path, NULL, "changed during read: its header differs");
+    return status;
+}
+
+aq_status aq_model_check_unchanged(const aq_model *model, aq_error *err) {
+    char *piece = aq_alloc(AQ_SCAN_PIECE_BYTES);
+    if (!piece) return aq_fail_memory(err, AQ_SCAN_PIECE_BYTES, "checking the files");
+    aq_status status = AQ_OK;
+    for (size_t i = 0; i < model->n_files && status == AQ_OK; i++) status = check_header(&model->files[i], piece, err);
+    aq_free(piece);
     return status;
 }

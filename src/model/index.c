@@ -97,7 +97,7 @@ static aq_status parse_index_metadata(aq_scan *s, shard_index *index) {
         if (strcmp(key, "total_size") != 0 || c < '0' || c > '9') continue;
         aq_scan again = *s;
         again.at = number;
-        again.end = s->at;
+        again.end = again.limit = s->at;
         again.err = NULL;
         index->has_total = aq_scan_u64(&again, &index->total_size, "a size") == AQ_OK;
     }
@@ -120,8 +120,13 @@ static aq_status list_shards(shard_index *index, const char *path, const aq_mode
 }
 
 static aq_status parse_index(shard_index *index, const char *path, const aq_model_options *options, aq_error *err) {
-    aq_scan s = {
-        .start = index->text, .at = index->text, .end = index->text + index->n_text, .max_depth = options->limits.json_depth, .file = path, .err = err};
+    aq_scan s = {.start = index->text,
+                 .at = index->text,
+                 .end = index->text + index->n_text,
+                 .limit = index->text + index->n_text,
+                 .max_depth = options->limits.json_depth,
+                 .file = path,
+                 .err = err};
     bool first = true, more;
     aq_status status = aq_scan_expect(&s, '{', "an object with \"weight_map\"");
     while (status == AQ_OK && (status = aq_scan_next(&s, '}', &first, &more)) == AQ_OK && more) {

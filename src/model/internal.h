@@ -15,14 +15,14 @@ typedef struct aq_file_stamp {
     int64_t mtime_ns;
 } aq_file_stamp;
 
-typedef struct aq_source_file {
+typedef struct aq_weights_file {
     char *path;
     aq_file_map map; /* its descriptor is closed: ten thousand shards would exhaust them */
     aq_file_stamp stamp;
     uint64_t header_bytes; /* with the 8 bytes of its length */
     char header_hash[33];
     aq_st_header header; /* its tensors move to the model's array */
-} aq_source_file;
+} aq_weights_file;
 
 typedef struct aq_side_file {
     char *relative, *absolute;
@@ -34,7 +34,7 @@ struct aq_model {
     char index_hash[33]; /* of the index file, "" without one */
     aq_modality modality;
     char modality_source[256];
-    aq_source_file *files;
+    aq_weights_file *files;
     size_t n_files, files_capacity;
     aq_tensor_info *tensors;
     size_t n_tensors;
@@ -55,12 +55,12 @@ void *aq_grow(void *items, size_t *capacity, size_t n, size_t size);
 
 /* file.c: opens, checks and maps one safetensors file, which becomes the model's last one. Takes over `path`. */
 aq_status aq_model_add_file(aq_model *model, char *path, const aq_model_options *options, aq_error *err);
-void aq_source_file_free(aq_source_file *file);
-/* Opens the file again, which must still be the one that was opened first; closed by aq_source_file_done. */
-aq_status aq_source_file_reopen(int *fd, const aq_source_file *file, aq_error *err);
-void aq_source_file_done(int fd);
+void aq_weights_file_free(aq_weights_file *file);
+/* Opens the file again, which must still be the one that was opened first; closed by aq_weights_file_done. */
+aq_status aq_weights_file_reopen(int *fd, const aq_weights_file *file, aq_error *err);
+void aq_weights_file_done(int fd);
 /* The same around one read. */
-aq_status aq_source_file_read(const aq_source_file *file, uint64_t offset, void *out, uint64_t size, aq_error *err);
+aq_status aq_weights_file_read(const aq_weights_file *file, uint64_t offset, void *out, uint64_t size, aq_error *err);
 
 /* Reads a whole file under a limit, which the refusal names. */
 aq_status aq_read_limited(char **out, uint64_t *size, const char *path, uint64_t limit, const char *limit_name, aq_error *err);

@@ -186,7 +186,7 @@ aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options
 
 void aq_model_close(aq_model *model) {
     if (!model) return;
-    for (size_t i = 0; i < model->n_files; i++) aq_source_file_free(&model->files[i]);
+    for (size_t i = 0; i < model->n_files; i++) aq_weights_file_free(&model->files[i]);
     for (size_t i = 0; i < model->n_warnings; i++) aq_free(model->warnings[i]);
     for (size_t i = 0; i < model->n_side_files; i++) {
         aq_free(model->side_files[i].relative);
@@ -246,7 +246,7 @@ void aq_model_fingerprint(const aq_model *model, char out[33]) {
     char state[33 + 512], hash[33];
     aq_xxh3_hex(model->index_hash, strlen(model->index_hash), hash);
     for (size_t i = 0; i < model->n_files; i++) { /* a chain: each file's line with the hash of those before */
-        const aq_source_file *file = &model->files[i];
+        const aq_weights_file *file = &model->files[i];
         const char *slash = strrchr(file->path, '/');
         int n = snprintf(state, sizeof state, "%s %s %llu %lld %.255s", hash, file->header_hash, (unsigned long long)file->stamp.size,
                          (long long)file->stamp.mtime_ns, slash ? slash + 1 : file->path);

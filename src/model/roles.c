@@ -32,7 +32,7 @@ static bool is_number(const char *text) { return *text && text[strspn(text, "012
 /* `text` is the word, or the word with a number behind it: proj_out, proj_out_1, time2. */
 static bool is_word(const char *text, const char *word) {
     size_t n = strlen(word);
-    if (strncmp(text, word, n) != 0) return false;
+    if (*text != *word || strncmp(text, word, n) != 0) return false;
     text += n;
     if (*text == '_') text++;
     return *text == 0 ? text[-1] != '_' : is_number(text);

@@ -103,28 +103,70 @@ static uint32_t dtype_bits(const aq_tensor_info *t) {
 
 /* The two sizes, from shape and from offsets, must agree (ST07). */
 static aq_status check_size(const aq_scan *s, const entry *e, aq_tensor_info *t) {
+    uint64_t bits = 0, span = e->end - e->begin;
+    uint32_t element = dtype_bits(t);
+    bool fits = count_elements(&t->shape, &t->count) && aq_mul(t->count, element, &bits);
+    t->size_bytes = span;
+    if (fits && (element == 0 || (bits % 8 == 0 && bits / 8 == span))) return AQ_OK; /* of an unknown type the span is all there is */
     char shape[256], word[160], wanted[32], found[32];
     aq_format_shape(shape, sizeof shape, &t->shape);
     aq_escape(word, sizeof word, t->dtype_name, strlen(t->dtype_name));
-    uint64_t bits = 0, span = e->end - e->begin;
-    if (!count_elements(&t->shape, &t->count) || (dtype_bits(t) && !aq_mul(t->count, dtype_bits(t), &bits)))
-        return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, t->name, "shape %s \xc3\x97 %s overflows 64 bits", shape, word);
-    t->size_bytes = span;
-    if (!dtype_bits(t)) return AQ_OK; /* unknown type: the span is all there is */
+    if (!fits) return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, t->name, "shape %s \xc3\x97 %s overflows 64 bits", shape, word);
     if (bits % 8 != 0) return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, t->name, "shape %s \xc3\x97 %s is not a whole number of bytes", shape, word);
-    if (bits / 8 != span)
-        return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, t->name, "shape %s \xc3\x97 %s = %s bytes, file gives %s", shape, word,
-                          aq_format_count(wanted, bits / 8), aq_format_count(found, span));
+    return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, t->name, "shape %s \xc3\x97 %s = %s bytes, file gives %s", shape, word, aq_format_count(wanted, bits / 8),
+                      aq_format_count(found, span));
+}
+
+/* By offset; tensors without bytes that share a place stay in the order of the header, which is that of their names' addresses. */
+static int compare_offsets(const void *a, const void *b) {
+    const aq_tensor_info *x = a, *y = b;
+    if (x->offset != y->offset) return x->offset < y->offset ? -1 : 1;
+    if (x->size_bytes != y->size_bytes) return x->size_bytes < y->size_bytes ? -1 : 1;
+    return x->name < y->name ? -1 : x->name > y->name;
+}
+
+/* Sorts the tensors by offset and refuses two that share a byte (ST06). */
+static aq_status check_overlap(aq_st_header *header, const char *file, aq_error *err) {
+    aq_tensor_info *t = header->tensors;
+    size_t n_sorted = 1; /* most files are in order: then the sort's scratch memory is saved */
+    while (n_sorted < header->n_tensors && compare_offsets(&t[n_sorted - 1], &t[n_sorted]) <= 0) n_sorted++;
+    if (n_sorted < header->n_tensors) qsort(t, header->n_tensors, sizeof *t, compare_offsets);
+    for (size_t i = 1; i < header->n_tensors; i++) {
+        uint64_t end = t[i - 1].offset + t[i - 1].size_bytes; /* within the file */
+        if (t[i].offset >= end) continue;
+        char other[256], begin[32], at[32];
+        return aq_fail_at(err, AQ_ERR_FORMAT, file, t[i].name, "its data begins at %s, inside that of tensor \"%s\", which ends at %s",
+                          aq_format_count(begin, t[i].offset), aq_escape(other, sizeof other, t[i - 1].name, strlen(t[i - 1].name)), aq_format_count(at, end));
+    }
+    return AQ_OK;
+}
+
+/* No holes, nothing behind (ST06); offsets become absolute. */
+static aq_status check_cover(aq_st_header *header, uint64_t data_begin, uint64_t data_bytes, const char *file, aq_error *err) {
+    uint64_t expected = 0;
+    char begin[32], at[32];
+    for (size_t i = 0; i < header->n_tensors; i++) {
+        aq_tensor_info *t = &header->tensors[i];
+        if (t->offset != expected)
+            return aq_fail_at(err, AQ_ERR_FORMAT, file, t->name, "its data begins at %s, but the data before it ends at %s: no gap is allowed",
+                              aq_format_count(begin, t->offset), aq_format_count(at, expected));
+        expected = t->offset + t->size_bytes;
+        t->offset += data_begin;
+    }
+    if (expected != data_bytes)
+        return aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "%s bytes follow the last tensor's data, which ends at byte %s: none are allowed",
+                          aq_format_count(begin, data_bytes - expected), aq_format_count(at, data_begin + expected));
     return AQ_OK;
 }
 
 static aq_status check_entry(aq_scan *s, aq_st_header *header, const entry *e, aq_tensor_info *t, uint64_t data_bytes, const aq_model_options *options) {
-    char begin[32], end[32], size[32];
     const char *missing = !e->has_dtype ? "dtype" : !e->has_shape ? "shape" : !e->has_offsets ? "data_offsets" : NULL;
     if (missing) return aq_scan_fail(s, "field \"%s\" is missing", missing);
-    if (e->begin > e->end || e->end > data_bytes)
+    if (e->begin > e->end || e->end > data_bytes) {
+        char begin[32], end[32], size[32];
         return aq_scan_fail(s, "data_offsets [%s, %s] do not lie within the %s bytes of data", aq_format_count(begin, e->begin), aq_format_count(end, e->end),
                             aq_format_count(size, data_bytes));
+    }
     t->dtype = aq_dtype_from_name(t->dtype_name);
     t->offset = e->begin; /* relative until all are known to fit */
     aq_status status = check_size(s, e, t);
@@ -139,7 +181,9 @@ static aq_status check_entry(aq_scan *s, aq_st_header *header, const entry *e, a
         aq_name_list_add(&header->unknown_dtypes, t->name);
     }
     if (e->n_unknown > 0) aq_name_list_add(&header->unknown_fields, t->name);
-    return AQ_OK;
+    /* More bytes than there are: some are claimed twice. Said now, before a hundred thousand entries of the kind are taken in (ST12). */
+    header->span_bytes += t->size_bytes; /* both at most data_bytes: no overflow */
+    return header->span_bytes > data_bytes ? check_overlap(header, s->file, s->err) : AQ_OK;
 }
 
 static aq_status parse_tensor(aq_scan *s, aq_st_header *header, const char *name, size_t name_bytes, uint64_t data_bytes, const aq_model_options *options) {
@@ -197,44 +241,9 @@ static aq_status check_unique(const void *items, size_t stride, size_t n, const 
     return status;
 }
 
-/* By offset; tensors without bytes that share a place stay in the order of the header, which is that of their names' addresses. */
-static int compare_offsets(const void *a, const void *b) {
-    const aq_tensor_info *x = a, *y = b;
-    if (x->offset != y->offset) return x->offset < y->offset ? -1 : 1;
-    if (x->size_bytes != y->size_bytes) return x->size_bytes < y->size_bytes ? -1 : 1;
-    return x->name < y->name ? -1 : x->name > y->name;
-}
-
-/* No holes, no overlap, nothing behind (ST06); offsets become absolute. */
-static aq_status check_cover(aq_st_header *header, uint64_t data_begin, uint64_t data_bytes, const char *file, aq_error *err) {
-    uint64_t expected = 0;
-    char begin[32], at[32];
-    size_t n_sorted = 1; /* most files are in order: then the sort's scratch memory is saved */
-    while (n_sorted < header->n_tensors && compare_offsets(&header->tensors[n_sorted - 1], &header->tensors[n_sorted]) <= 0) n_sorted++;
-    if (n_sorted < header->n_tensors) qsort(header->tensors, header->n_tensors, sizeof *header->tensors, compare_offsets);
-    for (size_t i = 0; i < header->n_tensors; i++) {
-        aq_tensor_info *t = &header->tensors[i];
-        if (t->offset < expected) {
-            char other[256];
-            const char *name = t[-1].name; /* expected > 0: there is one before */
-            return aq_fail_at(err, AQ_ERR_FORMAT, file, t->name, "its data begins at %s, inside that of tensor \"%s\", which ends at %s",
-                              aq_format_count(begin, t->offset), aq_escape(other, sizeof other, name, strlen(name)), aq_format_count(at, expected));
-        }
-        if (t->offset > expected)
-            return aq_fail_at(err, AQ_ERR_FORMAT, file, t->name, "its data begins at %s, but the data before it ends at %s: no gap is allowed",
-                              aq_format_count(begin, t->offset), aq_format_count(at, expected));
-        expected = t->offset + t->size_bytes; /* both within data_bytes */
-        t->offset += data_begin;
-    }
-    if (expected != data_bytes)
-        return aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "%s bytes follow the last tensor's data, which ends at byte %s: none are allowed",
-                          aq_format_count(begin, data_bytes - expected), aq_format_count(at, data_begin + expected));
-    return AQ_OK;
-}
-
 static aq_status parse_object(aq_scan *s, aq_st_header *header, uint64_t data_bytes, const aq_model_options *options) {
-    if (s->at >= s->end || *s->at != '{')
-        return aq_scan_fail(s, "a safetensors header begins with '{', found byte 0x%02x", s->at < s->end ? (unsigned char)*s->at : 0);
+    if (!aq_scan_have(s, 1) || *s->at != '{')
+        return aq_scan_fail(s, "a safetensors header begins with '{'");
     s->at++;
     bool first = true, more;
     aq_status status;
@@ -245,19 +254,30 @@ static aq_status parse_object(aq_scan *s, aq_st_header *header, uint64_t data_by
         if (status == AQ_OK) status = strcmp(name, "__metadata__") == 0 ? parse_metadata(s, header) : parse_tensor(s, header, name, n, data_bytes, options);
         if (status != AQ_OK) return status;
     }
-    while (status == AQ_OK && s->at < s->end && *s->at == ' ') s->at++; /* writers pad with spaces to align the data */
-    if (status == AQ_OK && s->at < s->end) return aq_scan_fail(s, "byte 0x%02x after the header's JSON, where only spaces may stand", (unsigned char)*s->at);
+    while (status == AQ_OK && aq_scan_have(s, 1) && *s->at == ' ') s->at++; /* writers pad with spaces to align the data */
+    if (status == AQ_OK && (aq_scan_have(s, 1) || s->broken != AQ_OK))
+        return aq_scan_fail(s, "byte 0x%02x after the header's JSON, where only spaces may stand", (unsigned char)*s->at);
     return status;
 }
 
-aq_status aq_st_parse(aq_st_header *out, char *text, uint64_t n, uint64_t file_size, const char *file, const aq_model_options *options, aq_error *err) {
+aq_status aq_st_parse(aq_st_header *out, char *text, uint64_t n, const aq_scan_source *source, uint64_t file_size, const char *file,
+                      const aq_model_options *options, aq_error *err) {
     memset(out, 0, sizeof *out);
     out->text = text;
-    aq_scan s = {.start = text, .at = text, .end = text + n, .file_offset = 8, .max_depth = options->limits.json_depth, .file = file, .err = err};
+    aq_scan s = {.start = text,
+                 .at = text,
+                 .end = source ? text : text + n,
+                 .limit = text + n,
+                 .source = source,
+                 .file_offset = 8,
+                 .max_depth = options->limits.json_depth,
+                 .file = file,
+                 .err = err};
     uint64_t data_begin = 8 + n, data_bytes = file_size - data_begin;
     aq_status status = parse_object(&s, out, data_bytes, options);
     if (status == AQ_OK) status = check_unique(out->metadata, sizeof *out->metadata, out->n_metadata, "keys of \"__metadata__\"", file, err);
     if (status == AQ_OK) status = check_unique(out->tensors, sizeof *out->tensors, out->n_tensors, "tensor names", file, err);
+    if (status == AQ_OK) status = check_overlap(out, file, err);
     if (status == AQ_OK) status = check_cover(out, data_begin, data_bytes, file, err);
     if (status == AQ_OK && out->n_tensors == 0) status = aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "holds no tensors");
     return status;

@@ -13,11 +13,24 @@ enum { MAX_STRING = 16 << 20, MAX_DEPTH = 64 };
 aq_status aq_scan_fail(const aq_scan *s, const char *format, ...) {
     char text[512];
     va_list args;
+    if (s->broken != AQ_OK) return s->broken;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, s->tensor, "at byte %llu: %s", (unsigned long long)(s->file_offset + (uint64_t)(s->at - s->start)), text);
 }
+
+static bool fill(aq_scan *s, size_t n) {
+    while (s->broken == AQ_OK && (size_t)(s->end - s->at) < n && s->end < s->limit) {
+        uint64_t piece = (uint64_t)(s->limit - s->end);
+        if (piece > AQ_SCAN_PIECE_BYTES) piece = AQ_SCAN_PIECE_BYTES;
+        s->broken = s->source->read(s->source->context, (uint64_t)(s->end - s->start), s->end, piece, s->err);
+        if (s->broken == AQ_OK) s->end += piece;
+    }
+    return (size_t)(s->end - s->at) >= n;
+}
+
+bool aq_scan_have(aq_scan *s, size_t n) { return (size_t)(s->end - s->at) >= n || (s->end < s->limit && fill(s, n)); }
 
 static aq_status unexpected(const aq_scan *s, const char *what) {
     if (s->at >= s->end) return aq_scan_fail(s, "the JSON text ends, expected %s", what);
@@ -27,8 +40,8 @@ static aq_status unexpected(const aq_scan *s, const char *what) {
 }
 
 char aq_scan_peek(aq_scan *s) {
-    while (s->at < s->end && (*s->at == ' ' || *s->at == '\n' || *s->at == '\r' || *s->at == '\t')) s->at++;
-    return s->at < s->end ? *s->at : 0;
+    while (aq_scan_have(s, 1) && (*s->at == ' ' || *s->at == '\n' || *s->at == '\r' || *s->at == '\t')) s->at++;
+    return aq_scan_have(s, 1) ? *s->at : 0;
 }
 
 aq_status aq_scan_expect(aq_scan *s, char c, const char *what) {
@@ -54,8 +67,7 @@ aq_status aq_scan_next(aq_scan *s, char close, bool *first, bool *more) {
 }
 
 /* Four hex digits at p; false when they are not. */
-static bool hex4(const char *p, const char *end, uint32_t *out) {
-    if (end - p < 4) return false;
+static bool hex4(const char *p, uint32_t *out) {
     uint32_t v = 0;
     for (int i = 0; i < 4; i++) {
         char c = p[i];
@@ -90,7 +102,7 @@ static char *put_utf8(char *out, uint32_t c) {
 static aq_status unescape(aq_scan *s, char **out) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char *p = s->at + 1;
-    if (p >= s->end) return unexpected(s, "an escape");
+    if (!aq_scan_have(s, 2)) return aq_scan_fail(s, "the JSON text ends in a string");
     const char *found = *p ? strchr(from, *p) : NULL;
     if (found) {
         *(*out)++ = to[found - from];
@@ -98,12 +110,12 @@ static aq_status unescape(aq_scan *s, char **out) {
         return AQ_OK;
     }
     uint32_t code, low;
-    if (*p != 'u' || !hex4(p + 1, s->end, &code)) return aq_scan_fail(s, "invalid escape in a string");
+    if (*p != 'u' || !aq_scan_have(s, 6) || !hex4(p + 1, &code)) return aq_scan_fail(s, "invalid escape in a string");
     s->at += 6;
     if (code == 0) return aq_scan_fail(s, "a string holds a NUL character");
     if (code >= 0xDC00 && code < 0xE000) return aq_scan_fail(s, "unpaired surrogate in a string");
     if (code >= 0xD800 && code < 0xDC00) {
-        if (s->end - s->at < 6 || s->at[0] != '\\' || s->at[1] != 'u' || !hex4(s->at + 2, s->end, &low) || low < 0xDC00 || low >= 0xE000)
+        if (!aq_scan_have(s, 6) || s->at[0] != '\\' || s->at[1] != 'u' || !hex4(s->at + 2, &low) || low < 0xDC00 || low >= 0xE000)
             return aq_scan_fail(s, "unpaired surrogate in a string");
         s->at += 6;
         code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
@@ -112,11 +124,16 @@ static aq_status unescape(aq_scan *s, char **out) {
     return AQ_OK;
 }
 
+/* A character of a string that stands for itself. */
+static bool is_plain(aq_scan *s) { return aq_scan_have(s, 1) && *s->at >= 0x20 && *s->at < 0x7F && *s->at != '"' && *s->at != '\\'; }
+
 aq_status aq_scan_string(aq_scan *s, char **text, size_t *n, const char *what) {
     if (aq_scan_peek(s) != '"') return unexpected(s, what);
     char *out = ++s->at;
     *text = out;
-    while (s->at < s->end && *s->at != '"') {
+    while (is_plain(s)) s->at++; /* most names are ASCII without escapes: nothing moves */
+    out = s->at;
+    while (aq_scan_have(s, 1) && *s->at != '"') {
         unsigned char c = (unsigned char)*s->at;
         if (c == '\\') {
             aq_status status = unescape(s, &out);
@@ -125,11 +142,12 @@ aq_status aq_scan_string(aq_scan *s, char **text, size_t *n, const char *what) {
         }
         if (c < 0x20) return aq_scan_fail(s, "control character 0x%02x in a string", c);
         uint32_t code;
+        if (c >= 0x80) aq_scan_have(s, 4); /* or what there is */
         size_t len = c < 0x80 ? 1 : aq_utf8_decode((const unsigned char *)s->at, (size_t)(s->end - s->at), &code);
         if (len == 0) return aq_scan_fail(s, "invalid UTF-8 in a string");
         for (size_t i = 0; i < len; i++) *out++ = *s->at++;
     }
-    if (s->at >= s->end) return unexpected(s, "the end of a string");
+    if (!aq_scan_have(s, 1)) return unexpected(s, "the end of a string");
     *n = (size_t)(out - *text);
     if (*n > MAX_STRING) return aq_scan_fail(s, "a string of %zu bytes, the limit is %d", *n, MAX_STRING);
     *out = 0; /* at the latest over the closing quote */
@@ -142,11 +160,11 @@ aq_status aq_scan_key(aq_scan *s, char **text, size_t *n, const char *what) {
     return status == AQ_OK ? aq_scan_expect(s, ':', "':'") : status;
 }
 
-static bool is_digit(const aq_scan *s) { return s->at < s->end && *s->at >= '0' && *s->at <= '9'; }
+static bool is_digit(aq_scan *s) { return aq_scan_have(s, 1) && *s->at >= '0' && *s->at <= '9'; }
 
 aq_status aq_scan_u64(aq_scan *s, uint64_t *out, const char *what) {
     aq_scan_peek(s);
-    if (s->at < s->end && *s->at == '-') return aq_scan_fail(s, "a negative number, expected %s", what);
+    if (aq_scan_have(s, 1) && *s->at == '-') return aq_scan_fail(s, "a negative number, expected %s", what);
     if (!is_digit(s)) return unexpected(s, what);
     char *begin = s->at;
     uint64_t v = 0;
@@ -156,7 +174,8 @@ aq_status aq_scan_u64(aq_scan *s, uint64_t *out, const char *what) {
         v = v * 10 + digit;
     }
     if (*begin == '0' && s->at - begin > 1) return aq_scan_fail(s, "a number with a leading zero, expected %s", what);
-    if (s->at < s->end && (*s->at == '.' || *s->at == 'e' || *s->at == 'E')) return aq_scan_fail(s, "a number with fraction or exponent, expected %s", what);
+    if (aq_scan_have(s, 1) && (*s->at == '.' || *s->at == 'e' || *s->at == 'E'))
+        return aq_scan_fail(s, "a number with fraction or exponent, expected %s", what);
     *out = v;
     return AQ_OK;
 }
@@ -168,14 +187,14 @@ static aq_status skip_number(aq_scan *s) {
         s->at++;
     else
         while (is_digit(s)) s->at++;
-    if (s->at < s->end && *s->at == '.') {
+    if (aq_scan_have(s, 1) && *s->at == '.') {
         s->at++;
         if (!is_digit(s)) return unexpected(s, "a digit");
         while (is_digit(s)) s->at++;
     }
-    if (s->at < s->end && (*s->at == 'e' || *s->at == 'E')) {
+    if (aq_scan_have(s, 1) && (*s->at == 'e' || *s->at == 'E')) {
         s->at++;
-        if (s->at < s->end && (*s->at == '+' || *s->at == '-')) s->at++;
+        if (aq_scan_have(s, 1) && (*s->at == '+' || *s->at == '-')) s->at++;
         if (!is_digit(s)) return unexpected(s, "a digit");
         while (is_digit(s)) s->at++;
     }
@@ -191,7 +210,7 @@ static aq_status skip_plain(aq_scan *s, char c) {
     if (c == '-' || (c >= '0' && c <= '9')) return skip_number(s);
     for (int i = 0; i < 3; i++) {
         size_t len = strlen(words[i]);
-        if ((size_t)(s->end - s->at) >= len && memcmp(s->at, words[i], len) == 0) {
+        if (aq_scan_have(s, len) && memcmp(s->at, words[i], len) == 0) {
             s->at += len;
             return AQ_OK;
         }

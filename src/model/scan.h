@@ -9,9 +9,21 @@
 
 #include <arrowquant/base.h>
 
-/* The text is changed while it is read. */
+/* A source is asked for so much at a time, or for the rest. */
+#define AQ_SCAN_PIECE_BYTES (UINT64_C(1) << 20)
+
+/* Where text comes from that is not in memory yet: reads `n` bytes at `offset` of the text to `to`. */
+typedef struct aq_scan_source {
+    aq_status (*read)(void *context, uint64_t offset, char *to, uint64_t n, aq_error *err);
+    void *context;
+} aq_scan_source;
+
+/* The text is changed while it is read. It has room up to `limit`; with a source, what lies behind `end` is read when it is wanted, so that a long
+ * text that is wrong at its beginning costs little (P2). Without one, end = limit. */
 typedef struct aq_scan {
-    char *start, *at, *end;
+    char *start, *at, *end, *limit;
+    const aq_scan_source *source;
+    aq_status broken;     /* of the source; err holds its text */
     uint64_t file_offset; /* of start in its file, for messages */
     uint32_t max_depth;
     const char *file;
@@ -22,6 +34,8 @@ typedef struct aq_scan {
 /* AQ_ERR_FORMAT at the current byte: `FILE: tensor "T": at byte N: text`. */
 aq_status aq_scan_fail(const aq_scan *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* True when `n` bytes can be looked at. */
+bool aq_scan_have(aq_scan *s, size_t n);
 /* Next byte after white space, not consumed; 0 at the end. */
 char aq_scan_peek(aq_scan *s);
 /* Consumes `c`; `what` says what it would begin or separate. */

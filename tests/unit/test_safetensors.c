@@ -522,6 +522,32 @@ static void every_short_float_converts_as_defined(void **state) {
     aq_model_close(model);
 }
 
+/* Headers are read in pieces of 1 MiB: names, escapes and numbers lie across the borders between them, at each distance that the lengths give. */
+static void a_header_longer_than_one_piece_is_read(void **state) {
+    (void)state;
+    enum { N = 30000 };
+    char *header = malloc(N * 140), name[64];
+    for (size_t pad = 0; pad < 7; pad++) {
+        size_t at = (size_t)sprintf(header, "{%.*s", (int)pad, "       ");
+        for (int i = 0; i < N; i++)
+            at += (size_t)sprintf(header + at,
+                                  "%s\"t\\ud83d\\ude00\\n%d\":{\"dtype\":\"U8\",\"shape\":[1,1,1],\"data_offsets\":[%d,%d],\"\xc3\xa9\":[true,1.25e-3]}",
+                                  i ? "," : "", i, i, i + 1);
+        at += (size_t)sprintf(header + at, "}%.*s", (int)pad, "       ");
+        assert_true(at > 2 << 20);
+        const char *path = st_write_raw("long.safetensors", header, at, -1, NULL, N);
+        aq_model *model = open_ok(path, NULL);
+        assert_int_equal(aq_model_n_tensors(model), N);
+        for (int i = 0; i < N; i++) {
+            snprintf(name, sizeof name, "t\xf0\x9f\x98\x80\n%d", i);
+            assert_int_equal(aq_model_find(model, name), i);
+        }
+        assert_int_equal(aq_model_check_unchanged(model, &g_err), AQ_OK);
+        aq_model_close(model);
+    }
+    free(header);
+}
+
 static void a_missing_path_says_model_not_found(void **state) {
     (void)state;
     refuse_with(st_path("no/such\x1b"), NULL, AQ_ERR_IO, "Model not found: ");
@@ -613,6 +639,7 @@ int main(void) {
         cmocka_unit_test(ST18_a_file_that_changes_is_noticed),
         cmocka_unit_test(a_tensor_is_found_and_read),
         cmocka_unit_test(every_short_float_converts_as_defined),
+        cmocka_unit_test(a_header_longer_than_one_piece_is_read),
         cmocka_unit_test(a_missing_path_says_model_not_found),
         cmocka_unit_test(other_formats_are_named),
         cmocka_unit_test(FA07_open_survives_each_failed_allocation),
