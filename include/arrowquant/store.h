@@ -138,6 +138,9 @@ AQ_API const char *aq_store_side_file(const aq_store *store, size_t index, const
 /* Full integrity check: SHA-256 of files against metadata.json, page CRCs, the hash of each tensor. Problems are passed to `report`, one sentence each,
  * naming the file and tensor. AQ_ERR_QUALITY when there was any. */
 AQ_API aq_status aq_store_verify(const aq_store *store, void (*report)(void *user, const char *problem), void *user, aq_error *err);
+/* The same, asking keep_going (may be NULL) about every 100 ms: false ends it with AQ_ERR_INTERRUPTED. */
+AQ_API aq_status aq_store_verify_while(const aq_store *store, void (*report)(void *user, const char *problem), void *user, bool (*keep_going)(void *user),
+                                       void *keep_going_user, aq_error *err);
 
 /* ---- safetensors output (exports) ---- */
 

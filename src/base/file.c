@@ -176,7 +176,9 @@ done:
     return status;
 }
 
-aq_status aq_file_copy(const char *from, const char *to, aq_error *err) {
+aq_status aq_file_copy(const char *from, const char *to, aq_error *err) { return aq_file_copy_while(from, to, NULL, NULL, err); }
+
+aq_status aq_file_copy_while(const char *from, const char *to, bool (*keep_going)(void *user), void *user, aq_error *err) {
     enum { CHUNK = 1 << 20 };
     int in, out = -1;
     struct stat st;
@@ -191,6 +193,7 @@ aq_status aq_file_copy(const char *from, const char *to, aq_error *err) {
         if (n < 0) status = aq_fail_io(err, errno, from, "cannot read");
         if (n <= 0) break;
         status = aq_fd_write(out, chunk, (uint64_t)n, to, err);
+        if (status == AQ_OK && keep_going && !keep_going(user)) status = aq_fail(err, AQ_ERR_INTERRUPTED, "interrupted");
     }
     if (status == AQ_OK && fsync(out) != 0) status = aq_fail_io(err, errno, to, "cannot sync");
     if (out >= 0 && close(out) != 0 && status == AQ_OK) status = aq_fail_io(err, errno, to, "cannot close");

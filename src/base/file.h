@@ -27,6 +27,8 @@ aq_status aq_file_read(char **out, uint64_t *size, const char *path, uint64_t li
 /* Writes beside the target, syncs, renames, syncs the folder. */
 aq_status aq_file_write(const char *path, const void *data, uint64_t size, aq_error *err);
 aq_status aq_file_copy(const char *from, const char *to, aq_error *err);
+/* The same, asking keep_going (may be NULL) after every MiB: false ends it with AQ_ERR_INTERRUPTED and leaves a part. */
+aq_status aq_file_copy_while(const char *from, const char *to, bool (*keep_going)(void *user), void *user, aq_error *err);
 aq_status aq_fsync_path(const char *path, aq_error *err);
 /* write(2) of everything. */
 aq_status aq_fd_write(int fd, const void *data, uint64_t size, const char *path, aq_error *err);

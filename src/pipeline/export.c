@@ -280,10 +280,10 @@ static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
     for (size_t i = 0; i < aq_store_n_side_files(x->source.store) && status == AQ_OK; i++) {
         const char *absolute, *name = aq_side_file_original_name(aq_store_side_file(x->source.store, i, &absolute));
         if ((status = place(root, name, &path, err)) != AQ_OK) break;
-        status = aq_file_copy(absolute, path, err);
+        status = aq_file_copy_while(absolute, path, tick, x, err);
         aq_free(path);
         if (status == AQ_OK) aq_sentences_add(&x->files, "%s", name);
-        if (status == AQ_OK && !tick(x)) status = aq_job_cancelled(err, "nothing was written");
+        if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !tick(x))) status = aq_job_cancelled(err, "nothing was written");
     }
     return status;
 }
@@ -350,6 +350,19 @@ static aq_status check_request(exporting *x, const char *to, const char *dtype, 
     return AQ_OK;
 }
 
+/* Only a model folder like the one that is written is ever replaced: a wrong path must not cost a home folder. */
+static bool may_replace(const exporting *x) {
+    char relative[512];
+    weights_path(x, relative);
+    char *weights = aq_path_join(x->out_path, relative);
+    bool same_kind = weights && aq_path_is_file(weights);
+    aq_free(weights);
+    aq_names names = {0};
+    bool empty = !same_kind && aq_list_dir(&names, x->out_path, 1000000, NULL) == AQ_OK && names.n_names == 0;
+    aq_names_free(&names);
+    return same_kind || empty;
+}
+
 static aq_status check_target(const exporting *x, aq_error *err) {
     if (aq_path_same(x->out_path, aq_source_path(&x->source))) {
         aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "the output is the container itself");
@@ -371,6 +384,11 @@ static aq_status check_target(const exporting *x, aq_error *err) {
         if (x->single_file == aq_path_is_dir(x->out_path))
             return aq_fail_at(err, AQ_ERR_IO, x->out_path, NULL,
                               x->single_file ? "is a folder, and a file would replace it" : "is a file, and a folder would replace it");
+        if (!x->single_file && !may_replace(x)) {
+            aq_fail_at(err, AQ_ERR_IO, x->out_path, NULL, "is not an exported model like this one and is not replaced");
+            aq_hint(err, "choose another output, or remove it yourself");
+            return AQ_ERR_IO;
+        }
     }
     char *parent = aq_path_dirname(x->out_path);
     if (!parent) return aq_fail_memory(err, strlen(x->out_path), "a path");
@@ -411,11 +429,9 @@ aq_status aq_export(const char *path, const char *to, const char *dtype, const c
     aq_status status = check_request(x, to, dtype, err);
     if (status == AQ_OK) status = aq_source_open(&x->source, path, NULL, err);
     if (status == AQ_OK && !x->source.store) status = aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a source model, not a container that ArrowQuant wrote");
+    if (status == AQ_OK) x->metadata = aq_report_parsed(aq_store_metadata_json(x->source.store));
     if (status == AQ_OK) status = check_target(x, err);
-    if (status == AQ_OK) {
-        x->metadata = aq_report_parsed(aq_store_metadata_json(x->source.store));
-        status = list_entries(x, err);
-    }
+    if (status == AQ_OK) status = list_entries(x, err);
     if (status == AQ_OK) status = x->single_file ? write_weights(x, out_path, err) : export_folder(x, err);
     if (status == AQ_OK) {
         if (x->single_file) aq_sentences_add(&x->files, "%s", out_path);

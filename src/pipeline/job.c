@@ -24,7 +24,10 @@ bool aq_job_tell(aq_job *job, const char *stage, const char *tensor, const char 
     if (job->first_fraction < 0) job->first_fraction = fraction;
     if (fraction > job->fraction) job->fraction = fraction > 1 ? 1 : fraction;
     if (!job->hooks->progress || job->cancelled) return !job->cancelled;
-    double elapsed = aq_now_s() - job->start_s;
+    double now = aq_now_s(), elapsed = now - job->start_s;
+    if (!tensor && stage == job->stage && now - job->told_s < 0.05) return true;
+    job->stage = stage;
+    job->told_s = now;
     aq_progress p = {.stage = stage,
                      .tensor = tensor,
                      .n_done = n_done,

@@ -11,10 +11,13 @@ typedef struct aq_job {
     double fraction;       /* last one told */
     uint64_t n_total, bytes_total;
     bool cancelled;
+    const char *stage; /* of the last call of the hook, and when that was */
+    double told_s;
 } aq_job;
 
 void aq_job_init(aq_job *job, const aq_job_hooks *hooks, uint64_t n_total, uint64_t bytes_total);
-/* Tells the hook; false when it cancels, now or before. `fraction` counts the whole job. */
+/* Tells the hook; false when it cancels, now or before. Without a tensor and in the same stage the hook is asked 20 times a second at most. `fraction` counts
+ * the whole job. */
 bool aq_job_tell(aq_job *job, const char *stage, const char *tensor, const char *detail, uint64_t n_done, uint64_t bytes_done, double fraction);
 void aq_job_log(const aq_job *job, aq_log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* AQ_ERR_INTERRUPTED with `what` as the sentence. */

@@ -26,7 +26,7 @@ static aq_status fingerprint(const quantize_run *run, char out[65], aq_error *er
 
 static bool keep_going(void *user) {
     quantize_run *run = user;
-    return aq_job_tell(&run->job, "verify", NULL, NULL, run->job.n_total, run->job.bytes_total, 0.92);
+    return aq_job_tell(&run->job, run->stage, NULL, NULL, run->job.n_total, run->job.bytes_total, strcmp(run->stage, "copy") == 0 ? 0.9 : 0.92);
 }
 
 static aq_status create_writer(quantize_run *run, aq_error *err) {
@@ -66,8 +66,6 @@ static aq_status copy_side_files(quantize_run *run, aq_error *err) {
     aq_status status = copy_metadata(run, err);
     for (size_t i = 0; i < aq_model_n_side_files(run->model) && status == AQ_OK; i++) {
         const char *absolute, *relative = aq_model_side_file(run->model, i, &absolute);
-        if (!aq_job_tell(&run->job, "copy", NULL, NULL, run->job.n_total, run->job.bytes_total, 0.9))
-            return aq_job_cancelled(err, "the state is kept; the same command continues");
         status = aq_store_writer_copy(run->writer, aq_side_file_stored_name(relative), absolute, err);
     }
     return status;
@@ -83,9 +81,11 @@ static aq_status check_strict(const quantize_run *run, aq_error *err) {
 static aq_status write_all(quantize_run *run, aq_error *err) {
     aq_status status = quantize_layers(run, err);
     if (status == AQ_OK) status = check_strict(run, err);
+    run->stage = "copy";
     if (status == AQ_OK) status = copy_side_files(run, err);
+    run->stage = "verify";
     if (status == AQ_OK) status = aq_model_check_unchanged(run->model, err);
-    if (status == AQ_OK && !keep_going(run)) status = aq_job_cancelled(err, "the state is kept; the same command continues");
+    if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !keep_going(run))) status = aq_job_cancelled(err, "the state is kept; the same command continues");
     char *metadata = NULL;
     if (status == AQ_OK && !(metadata = metadata_text(run))) status = aq_fail_memory(err, 0, "metadata.json");
     if (status != AQ_OK) {

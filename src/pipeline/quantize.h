@@ -39,6 +39,7 @@ typedef struct quantize_run {
     const aq_config *config;
     const aq_quantize_options *options;
     aq_job job;
+    const char *stage; /* beyond the layers: "copy", "verify" */
     aq_model *model;
     aq_store_writer *writer;
     char *out_path;

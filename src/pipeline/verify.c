@@ -26,6 +26,11 @@ typedef struct {
 
 static void on_problem(void *user, const char *problem) { aq_sentences_add(&((verification *)user)->problems, "%s", problem); }
 
+static bool keep_going(void *user) {
+    verification *v = user;
+    return aq_job_tell(&v->job, "verify", NULL, NULL, 0, 0, 0);
+}
+
 static const char *escaped(char out[512], const char *name) { return aq_escape(out, 512, name, strlen(name)); }
 
 static double floor_of(const verification *v, const aq_store_tensor *t) {
@@ -156,7 +161,7 @@ aq_status aq_verify(const char *path, const char *against, const aq_model_option
     if (status == AQ_OK) status = aq_job_tell(&v.job, "verify", NULL, NULL, 0, 0, 0) ? AQ_OK : aq_job_cancelled(err, "nothing was changed");
     if (status == AQ_OK) {
         read_stored_config(&v);
-        status = aq_store_verify(v.b.store, on_problem, &v, err);
+        status = aq_store_verify_while(v.b.store, on_problem, &v, keep_going, &v, err);
         if (status == AQ_ERR_QUALITY) status = AQ_OK; /* what it found is in the list */
     }
     if (status == AQ_OK) status = pair_up(&v, err);

@@ -77,10 +77,6 @@ aq_status aq_store_check_complete(const aq_store *store, aq_error *err);
 void *aq_store_keep(aq_store *store, const void *data, uint64_t size);
 char *aq_store_keep_text(aq_store *store, const uint8_t *text, uint64_t size);
 
-/* aq_store_verify that asks keep_going (may be NULL) now and then. */
-aq_status aq_store_verify_while(const aq_store *store, void (*report)(void *user, const char *problem), void *user, bool (*keep_going)(void *user),
-                                void *keep_going_user, aq_error *err);
-
 /* ---- reading columns (columns.c) ---- */
 
 /* All values of one column in one row group, with a cursor that goes row by row. */

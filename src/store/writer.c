@@ -366,7 +366,7 @@ aq_status aq_store_writer_copy(aq_store_writer *w, const char *relative_path, co
     if (!is_plain_relative(relative_path)) return aq_fail_at(err, AQ_ERR_USAGE, relative_path, NULL, "cannot be a side file of a container");
     char *path = aq_path_join(w->dir.out, relative_path), *dir = path ? aq_path_dirname(path) : NULL;
     aq_status status = dir ? aq_make_dirs(dir, err) : aq_fail_memory(err, 1, "a path");
-    if (status == AQ_OK) status = aq_file_copy(source_path, path, err);
+    if (status == AQ_OK) status = aq_file_copy_while(source_path, path, w->keep_going, w->keep_going_user, err);
     aq_free(path);
     aq_free(dir);
     return status;

@@ -876,6 +876,10 @@ static void export_refuses_what_it_cannot_do_before_it_works(void **state) {
     assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("o/inside"), true, true, NULL, 1, NULL, &err), AQ_ERR_USAGE);
     assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("no/such/e"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
     assert_int_equal(aq_export(DIT, "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_FORMAT);
+    /* Somebody's folder is not replaced, whatever the flags. */
+    st_write_text("home/letter.txt", "dear");
+    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("home"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
+    assert_true(aq_path_is_file(st_path("home/letter.txt")));
     assert_nothing_left(st_path("e"));
 }
 
