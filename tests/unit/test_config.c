@@ -14,6 +14,8 @@
 #include <arrowquant/config.h>
 #include <jansson.h>
 
+#include "base/mem.h"
+
 static aq_error err;
 
 static int with_config(void **state) {
@@ -520,36 +522,61 @@ static void numbers_do_not_depend_on_the_locale(void **state) {
 
 /* ---- memory ---- */
 
+static const char every_kind[] = "bit_width: 8\nexclude: [a, b]\nlayer_bit_widths: {x: 4}\nmin_accuracy: 0.1\ndeployment_profile: edge\n"
+                                 "sensitive_layer_patterns: ['a+']\nlayer_overrides: ['a=bits:8']\n";
+
 static long allocations_left;
 
 static void *failing_malloc(size_t size) { return allocations_left-- > 0 ? malloc(size) : NULL; }
 
-/* With the n-th allocation of jansson failing, each n: no crash, no leak (under ASan), and never success with another result. */
+/* One run of everything that allocates, after which nothing is leaked (under ASan) and success never has another result. True when nothing failed. */
+static bool try_with_failures(aq_config *config, const aq_config *expected, const aq_config *untouched, void (*begin)(long n), void (*end)(void), long n) {
+    begin(n);
+    aq_status status = yaml(config, every_kind);
+    aq_config *copy = aq_config_clone(config);
+    char *as_json = aq_config_to_json(config, true), *as_yaml = aq_config_to_yaml(config);
+    aq_status env = aq_config_apply_env(config, &err), valid = aq_config_validate(config, &err);
+    end();
+    assert_true(status == AQ_OK || status == AQ_ERR_MEMORY || status == AQ_ERR_USAGE);
+    assert_true(aq_config_equal(config, status == AQ_OK ? expected : untouched));
+    assert_true(!copy || aq_config_equal(copy, config));
+    bool all = status == AQ_OK && copy && as_json && as_yaml && env == AQ_OK && valid == AQ_OK;
+    aq_config_free_text(as_json);
+    aq_config_free_text(as_yaml);
+    aq_config_destroy(copy);
+    return all;
+}
+
+static json_malloc_t jansson_malloc;
+static json_free_t jansson_free;
+
+static void fail_jansson(long n) {
+    allocations_left = n;
+    json_get_alloc_funcs(&jansson_malloc, &jansson_free);
+    json_set_alloc_funcs(failing_malloc, free);
+}
+
+static void restore_jansson(void) { json_set_alloc_funcs(jansson_malloc, jansson_free); }
+
+static void fail_ours(long n) { aq_mem_fail_after(n); }
+
+static void restore_ours(void) { aq_mem_fail_after(-1); }
+
+/* With each allocation of jansson, then each of ours, failing in turn. */
 static void a_failed_allocation_is_an_error_and_changes_nothing(void **state) {
-    static const char text[] = "bit_width: 8\nexclude: [a, b]\nlayer_bit_widths: {x: 4}\nmin_accuracy: 0.1\ndeployment_profile: edge\n";
     aq_config *expected = *state, *untouched = aq_config_create();
-    assert_ok(yaml(expected, text));
-    json_malloc_t system_malloc;
-    json_free_t system_free;
-    json_get_alloc_funcs(&system_malloc, &system_free);
-    bool done = false;
-    for (long n = 0; !done; n++) {
-        aq_config *config = aq_config_create();
-        assert_non_null(config);
-        json_set_alloc_funcs(failing_malloc, free);
-        allocations_left = n;
-        aq_status status = yaml(config, text);
-        aq_config *copy = aq_config_clone(config);
-        char *as_json = aq_config_to_json(config, true), *as_yaml = aq_config_to_yaml(config);
-        done = allocations_left >= 0;
-        json_set_alloc_funcs(system_malloc, system_free);
-        assert_true(aq_config_equal(config, status == AQ_OK ? expected : untouched));
-        assert_true(!copy || aq_config_equal(copy, config));
-        assert_true(!done || (status == AQ_OK && copy && as_json && as_yaml));
-        aq_config_free_text(as_json);
-        aq_config_free_text(as_yaml);
-        aq_config_destroy(copy);
-        aq_config_destroy(config);
+    assert_ok(yaml(expected, every_kind));
+    void (*const begin[])(long) = {fail_jansson, fail_ours};
+    void (*const end[])(void) = {restore_jansson, restore_ours};
+    for (size_t kind = 0; kind < 2; kind++) {
+        bool all = false;
+        for (long n = 0; !all; n++) {
+            aq_config *config = aq_config_create();
+            assert_non_null(config);
+            all = try_with_failures(config, expected, untouched, begin[kind], end[kind], n);
+            aq_config_destroy(config);
+            assert_true(n < 10000);
+        }
     }
     aq_config_destroy(untouched);
 }
