@@ -3,5 +3,6 @@
 #define AQ_BENCH_H
 
 int bench_quant(int argc, char **argv);
+int bench_model(int argc, char **argv);
 
 #endif

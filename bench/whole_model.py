@@ -111,7 +111,7 @@ def main():
             wall, peak = quantize(arguments.program, model, out, options)
             written = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
             read, write = read_seconds(sources), write_seconds(folder / "written", written)
-            kernel = float(subprocess.run([arguments.bench, "model", str(model), *options], capture_output=True, text=True, check=True).stdout.split()[0])
+            kernel = float(subprocess.run([arguments.bench, "model", str(model), *options], capture_output=True, text=True, check=True).stdout.split("\n")[1].split()[0])
             walls.append(wall), peaks.append(peak), ratios.append(wall / (read + write + kernel))
             print(f"  {title}: run {wall:.2f} s, read {read:.2f} s, write {write:.2f} s ({written / 1e9:.2f} GB), kernel {kernel:.2f} s: ratio {ratios[-1]:.2f}, peak {peak / 1e6:.0f} MB")
         print(f"{title}: median ratio {statistics.median(ratios):.2f} (at most 1.5), {source_bytes / 1e9 / statistics.median(walls):.2f} GB/s, peak memory {max(peaks) / 1e6:.0f} MB (at most 600)")
