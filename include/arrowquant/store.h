@@ -119,6 +119,8 @@ AQ_API const aq_store_tensor *aq_store_tensor_at(const aq_store *store, size_t i
 AQ_API aq_status aq_store_part(const aq_store *store, size_t index, size_t part, aq_store_record *out, aq_error *err);
 /* Dequantizes (or converts) rows [row_begin, row_begin + n_rows) of the matrix view to F32. AQ_ERR_USAGE for a non-floating raw tensor. */
 AQ_API aq_status aq_store_read_f32(const aq_store *store, size_t index, uint64_t row_begin, uint64_t n_rows, float *out, aq_error *err);
+/* Tells the system that the tensor's pages of codes are no longer needed, so that resident memory stays bounded over a large container. */
+AQ_API void aq_store_release(const aq_store *store, size_t index);
 /* Expanded (s, z) pairs of the whole tensor [layout.n_pairs]. */
 AQ_API aq_status aq_store_pairs(const aq_store *store, size_t index, float *scales, float *zero_points, aq_error *err);
 

@@ -106,6 +106,7 @@ aq_status aq_source_raw(const aq_source *source, size_t index, size_t piece, con
 
 void aq_source_release(const aq_source *source, size_t index) {
     if (source->model) aq_model_release(source->model, source->indexes[index]);
+    if (source->store) aq_store_release(source->store, index);
 }
 
 uint64_t aq_source_size_bytes(const aq_source *source) { return source->store ? aq_store_size_bytes(source->store) : aq_model_total_bytes(source->model); }

@@ -36,6 +36,17 @@ aq_status aq_store_part(const aq_store *s, size_t index, size_t part, aq_store_r
     return AQ_OK;
 }
 
+void aq_store_release(const aq_store *s, size_t index) {
+    if (index >= s->n_tensors) return;
+    const aq_stored *t = &s->tensors[index];
+    for (size_t i = 0; i < t->info.n_parts; i++) {
+        const aq_part *p = &s->parts[t->first_part + i];
+        const aq_file_map *map = &s->files[p->file].map;
+        const uint8_t *data = p->data;
+        if (data >= map->data && data < map->data + map->size) aq_file_map_release(map, (uint64_t)(data - map->data), p->data_bytes);
+    }
+}
+
 aq_status aq_store_pairs(const aq_store *s, size_t index, float *scales, float *zero_points, aq_error *err) {
     aq_error_clear(err);
     const aq_stored *t = at(s, index, err);

@@ -97,6 +97,7 @@ static aq_status check_pages(check *c, const aq_store_input *f, aq_error *err) {
             else
                 problem(c, "%s", why.message);
         }
+        aq_file_map_release(&f->map, 0, f->map.size);
         if (stopped(c)) status = AQ_ERR_INTERRUPTED;
     }
     carquet_reader_close(copy.reader);
@@ -117,6 +118,7 @@ static aq_status check_hashes(check *c) {
                         aq_escape(file, sizeof file, s->files[p->file].path, strlen(s->files[p->file].path)),
                         aq_escape(name, sizeof name, t->info.name, strlen(t->info.name)), hash, p->hash);
         }
+        aq_store_release(s, i);
         if (stopped(c)) return AQ_ERR_INTERRUPTED;
     }
     return AQ_OK;
