@@ -7,11 +7,15 @@
 #define KERNELS aq_kernels_avx512
 
 typedef __m512 vf;
+typedef __m512d vd;
 
 static inline vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 static inline vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-static inline __m512d vd_max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
-static inline __m512d vd_abs(__m512d a) { return _mm512_abs_pd(a); }
+static inline vd vd_load(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+static inline vd vd_low(vf v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+static inline vd vd_high(vf v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
+static inline vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
+static inline vd vd_abs(vd a) { return _mm512_abs_pd(a); }
 
 static inline vf half_load(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline void half_store(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }

@@ -45,6 +45,9 @@ typedef struct aq_grid_limits {
     float k_top, m_low, m_top;
 } aq_grid_limits;
 
+/* The reciprocal of a scale below this could overflow. */
+#define AQ_TINY_SCALE 0x1p-120f
+
 typedef struct aq_kernels {
     const char *name;
 
@@ -56,10 +59,10 @@ typedef struct aq_kernels {
 
     /* Index of the first NaN or infinity, n when there is none. */
     size_t (*find_nonfinite)(const float *x, size_t n);
-    /* Smallest and largest of n >= 1 values; zeros come out as +0. */
-    void (*range)(const float *x, size_t n, float *lo, float *hi);
+    /* Smallest and largest of n >= 1 values, zeros as +0; false (and lo, hi undefined) when one is NaN or infinite. */
+    bool (*range)(const float *x, size_t n, float *lo, float *hi);
 
-    /* codes[i] = clamp(rint(x[i] / s + z), 0, q_max), one byte each; half to even; s > 0. */
+    /* codes[i] = clamp(rint(x[i] * (1 / s) + z), 0, q_max), one byte each; half to even; x[i] / s when s < AQ_TINY_SCALE. s > 0. */
     void (*quantize)(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes);
     /* out[i] = ((float)codes[i] - z) * s */
     void (*dequantize)(const uint8_t *codes, size_t n, float s, float z, float *out);
@@ -76,11 +79,12 @@ typedef struct aq_kernels {
 
     void (*fit_sums)(const aq_block *block, int q_max, const aq_lines *lines, aq_fit_sums *out);
     /* The least-squares line of the codes that `sums` describes replaces `lines` (same s and o that made the sums), with its error; `weight` is the
-     * sum of h per lane. middle >= 0: o stays -middle s. Lanes without such a line (equal codes, s <= 0) keep theirs and get error infinity. */
-    void (*fit_lines)(const aq_fit_sums *sums, const float *weight, float middle, aq_lines *lines);
-    /* Tries k + dk, m + dm (clamped to [1, k_top] and [m_low, m_top]) of `from` and keeps them in `best` where the error is smaller. */
-    void (*grid_try)(const aq_block *block, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best);
-    /* error[j] = sum of h (x - v)^2 in double, v exactly as `quantize` and `dequantize` give it for the lane's s and z. */
+     * sum of h per lane. middle >= 0: o stays -middle s. Lanes without such a line (equal codes, s <= 0) keep theirs and get error infinity.
+     * `best` (may be NULL) takes the lines with a smaller error than its own. */
+    void (*fit_lines)(const aq_fit_sums *sums, const float *weight, float middle, aq_lines *lines, aq_lines *best);
+    /* Tries three moves of `from`, k + dk[i] and m + dm[i] within the limits, in order, and keeps in `best` what has a smaller error. */
+    void (*grid_try)(const aq_block *block, int q_max, const aq_grid *from, const float dk[3], const float dm[3], const aq_grid_limits *limits, aq_grid *best);
+    /* error[j] = sum of h (x - v)^2 in double, v as `quantize` and `dequantize` give it for the lane's s >= AQ_TINY_SCALE and z. */
     void (*pair_error)(const aq_block *block, int q_max, const float *s, const float *z, double *error);
 } aq_kernels;
 

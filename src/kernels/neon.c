@@ -7,12 +7,16 @@
 #define KERNELS aq_kernels_neon
 
 typedef float32x4_t vf;
+typedef float64x2_t vd;
 
 /* Compare and select: vminq and vmaxq treat -0 and NaN in their own way. */
 static inline vf v_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 static inline vf v_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
-static inline float64x2_t vd_max(float64x2_t a, float64x2_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
-static inline float64x2_t vd_abs(float64x2_t a) { return vabsq_f64(a); }
+static inline vd vd_load(const float *p) { return vcvt_f64_f32(vld1_f32(p)); }
+static inline vd vd_low(vf v) { return vcvt_f64_f32(vget_low_f32(v)); }
+static inline vd vd_high(vf v) { return vcvt_high_f64_f32(v); }
+static inline vd vd_max(vd a, vd b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
+static inline vd vd_abs(vd a) { return vabsq_f64(a); }
 
 static inline vf half_load(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 static inline void half_store(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }

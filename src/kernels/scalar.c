@@ -24,14 +24,16 @@ static size_t find_nonfinite(const float *x, size_t n) {
     return i;
 }
 
-static void range(const float *x, size_t n, float *lo, float *hi) {
-    float a = x[0], b = x[0];
-    for (size_t i = 1; i < n; i++) {
+static bool range(const float *x, size_t n, float *lo, float *hi) {
+    float a = x[0], b = x[0], marks = 0;
+    for (size_t i = 0; i < n; i++) {
         a = x[i] < a ? x[i] : a;
         b = x[i] > b ? x[i] : b;
+        marks += x[i] * 0.0f; /* NaN from the first NaN or infinity on */
     }
     *lo = a + 0.0f; /* -0 becomes +0, so that the order of comparisons does not show */
     *hi = b + 0.0f;
+    return marks == 0;
 }
 
 static float clamp(float t, float low, float high) {
@@ -43,7 +45,8 @@ static float clamp(float t, float low, float high) {
 static float round_code(float t, float top) { return clamp(t, 0.0f, top) + 12582912.0f - 12582912.0f; }
 
 static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
-    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)round_code(x[i] / s + z, (float)q_max);
+    float top = (float)q_max, inverse = 1.0f / s;
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)round_code((s < AQ_TINY_SCALE ? x[i] / s : x[i] * inverse) + z, top);
 }
 
 static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
@@ -110,7 +113,7 @@ static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit
 }
 
 /* With residuals r of the line (s, o): minimize sum h (r - ds q - do)^2 over ds and do, a weighted line fit in closed form. */
-static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines) {
+static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
     for (size_t j = 0; j < AQ_LANES; j++) {
         float n = weight[j], ds, d_o, error, spread;
         if (middle >= 0) { /* w = s (q - middle) */
@@ -130,10 +133,14 @@ static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, a
         lines->s[j] = good ? s : lines->s[j];
         lines->o[j] = good ? o : lines->o[j];
         lines->error[j] = good ? error > 0 ? error : 0.0f : INFINITY;
+        if (!best || !(lines->error[j] < best->error[j])) continue;
+        best->s[j] = lines->s[j];
+        best->o[j] = lines->o[j];
+        best->error[j] = lines->error[j];
     }
 }
 
-static void grid_try(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {
+static void grid_try_one(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {
     float top = (float)q_max, k[AQ_LANES], m[AQ_LANES], s[AQ_LANES], o[AQ_LANES], inverse[AQ_LANES], error[AQ_LANES] = {0};
     for (size_t j = 0; j < AQ_LANES; j++) {
         k[j] = clamp(from->k[j] + dk, 1.0f, limits->k_top);
@@ -156,12 +163,16 @@ static void grid_try(const aq_block *b, int q_max, const aq_grid *from, float dk
     }
 }
 
+static void grid_try(const aq_block *b, int q_max, const aq_grid *from, const float dk[3], const float dm[3], const aq_grid_limits *limits, aq_grid *best) {
+    for (size_t i = 0; i < 3; i++) grid_try_one(b, q_max, from, dk[i], dm[i], limits, best);
+}
+
 static void pair_error(const aq_block *b, int q_max, const float *s, const float *z, double *error) {
     float top = (float)q_max;
     for (size_t j = 0; j < AQ_LANES; j++) error[j] = 0;
     for (size_t i = 0; i < b->steps; i++)
         for (size_t j = 0; j < AQ_LANES; j++) {
-            float x = b->x[i * AQ_LANES + j], v = (round_code(x / s[j] + z[j], top) - z[j]) * s[j];
+            float x = b->x[i * AQ_LANES + j], v = (round_code(x * (1.0f / s[j]) + z[j], top) - z[j]) * s[j];
             double e = (double)x - (double)v, h = b->h ? (double)b->h[i * AQ_LANES + j] : 1.0;
             error[j] += h * e * e;
         }

@@ -3,6 +3,8 @@
  *   v_min, v_max             a < b ? a : b and a > b ? a : b, b when unordered
  *   codes_store, codes_load  16 floats that hold integers 0..255 <-> 16 bytes
  *   half_load, half_store    one register of floats <-> halves
+ *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
+ *                            a register of doubles; W / 2 floats from memory or from a register's lower or upper half
  *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
  * The rest is the vector extension of GCC and clang: + - * / and comparisons on whole registers. Each lane performs exactly the operations of the
  * scalar code in the same order, which is why the results are the same bits.
@@ -17,8 +19,6 @@
 enum { W = VECTOR_BYTES / 4, PARTS = AQ_LANES / W }; /* floats a register; registers that hold the 16 lanes */
 
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
-typedef double vd __attribute__((vector_size(VECTOR_BYTES)));
-typedef float vf_half __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 static inline vf v_load(const float *p) {
     vf v;
@@ -30,13 +30,6 @@ static inline vf v_set(float x) { return x - (vf){0}; }
 static inline vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 static inline vf v_clamp(vf t, vf low, vf high) { return v_min(v_max(t, low), high); }
 static inline vf v_round_code(vf t, vf top) { return v_clamp(t, v_set(0.0f), top) + 12582912.0f - 12582912.0f; }
-/* Registers of double that hold floats [0, W/2) and [W/2, W) from p. */
-static inline vd v_load_double(const float *p) {
-    vf_half h;
-    memcpy(&h, p, sizeof h);
-    return __builtin_convertvector(h, vd);
-}
-
 /* ---- conversions ---- */
 
 static void f16_to_f32(const uint16_t *in, float *out, size_t n) {
@@ -79,55 +72,71 @@ static size_t find_nonfinite(const float *x, size_t n) {
     return i;
 }
 
-static void range(const float *x, size_t n, float *lo, float *hi) {
-    float low = x[0], high = x[0];
+static bool range(const float *x, size_t n, float *lo, float *hi) {
+    float low = x[0], high = x[0], marks = 0;
     size_t i = 0;
     if (n >= 4 * W) {
-        vf a[4], b[4];
+        vf a[4], b[4], c[2] = {{0}, {0}};
         for (size_t u = 0; u < 4; u++) a[u] = b[u] = v_load(x + u * W);
-        for (i = 4 * W; i + 4 * W <= n; i += 4 * W)
+        for (; i + 4 * W <= n; i += 4 * W)
             for (size_t u = 0; u < 4; u++) {
                 vf v = v_load(x + i + u * W);
-                a[u] = v_min(a[u], v);
-                b[u] = v_max(b[u], v);
+                a[u] = v_min(v, a[u]);
+                b[u] = v_max(v, b[u]);
+                c[u % 2] += v * 0.0f;
             }
-        a[0] = v_min(v_min(a[0], a[1]), v_min(a[2], a[3]));
-        b[0] = v_max(v_max(b[0], b[1]), v_max(b[2], b[3]));
-        float lows[W], highs[W];
-        v_store(lows, a[0]);
-        v_store(highs, b[0]);
-        for (size_t u = 0; u < W; u++) {
-            low = lows[u] < low ? lows[u] : low;
-            high = highs[u] > high ? highs[u] : high;
-        }
+        float lows[W], highs[W], sums[W];
+        v_store(lows, v_min(v_min(a[0], a[1]), v_min(a[2], a[3])));
+        v_store(highs, v_max(v_max(b[0], b[1]), v_max(b[2], b[3])));
+        v_store(sums, c[0] + c[1]);
+        for (size_t half = W / 2; half > 0; half /= 2)
+            for (size_t u = 0; u < half; u++) {
+                lows[u] = lows[u] < lows[u + half] ? lows[u] : lows[u + half];
+                highs[u] = highs[u] > highs[u + half] ? highs[u] : highs[u + half];
+                sums[u] += sums[u + half];
+            }
+        low = lows[0];
+        high = highs[0];
+        marks = sums[0];
     }
     for (; i < n; i++) {
         low = x[i] < low ? x[i] : low;
         high = x[i] > high ? x[i] : high;
+        marks += x[i] * 0.0f;
     }
     *lo = low + 0.0f;
     *hi = high + 0.0f;
+    return marks == 0;
 }
 
 /* ---- codes ---- */
 
-static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
-    vf scale = v_set(s), zero = v_set(z), top = v_set((float)q_max);
-    float tail[AQ_LANES] = {0};
-    for (size_t i = 0; i < n; i += AQ_LANES) {
-        size_t left = n - i;
-        const float *from = x + i;
-        if (left < AQ_LANES) from = memcpy(tail, from, left * sizeof *from);
-        vf q[PARTS];
-        for (size_t u = 0; u < PARTS; u++) q[u] = v_round_code(v_load(from + u * W) / scale + zero, top);
-        if (left >= AQ_LANES) {
-            codes_store(codes + i, q);
-        } else {
-            uint8_t last[AQ_LANES];
-            codes_store(last, q);
-            memcpy(codes + i, last, left);
-        }
+static inline __attribute__((always_inline)) void quantize_16(const float *x, bool tiny, vf inverse, vf scale, vf zero, vf top, uint8_t *codes) {
+    vf q[PARTS];
+    for (size_t u = 0; u < PARTS; u++) {
+        vf v = v_load(x + u * W);
+        q[u] = v_round_code((tiny ? v / scale : v * inverse) + zero, top);
     }
+    codes_store(codes, q);
+}
+
+static inline __attribute__((always_inline)) void quantize_any(const float *x, size_t n, bool tiny, float s, float z, int q_max, uint8_t *codes) {
+    vf scale = v_set(s), inverse = 1.0f / scale, zero = v_set(z), top = v_set((float)q_max);
+    size_t i = 0;
+    for (; i + AQ_LANES <= n; i += AQ_LANES) quantize_16(x + i, tiny, inverse, scale, zero, top, codes + i);
+    if (i == n) return;
+    float tail[AQ_LANES] = {0};
+    uint8_t last[AQ_LANES];
+    memcpy(tail, x + i, (n - i) * sizeof *x);
+    quantize_16(tail, tiny, inverse, scale, zero, top, last);
+    memcpy(codes + i, last, n - i);
+}
+
+static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
+    if (s < AQ_TINY_SCALE)
+        quantize_any(x, n, true, s, z, q_max, codes);
+    else
+        quantize_any(x, n, false, s, z, q_max, codes);
 }
 
 static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
@@ -158,10 +167,9 @@ static void pack4(const uint8_t *restrict codes, size_t n, uint8_t *restrict pac
 static void unpack2(const uint8_t *restrict packed, size_t n, uint8_t *restrict codes) {
     size_t whole = n / 4;
     for (size_t i = 0; i < whole; i++) {
-        codes[4 * i] = packed[i] & 3;
-        codes[4 * i + 1] = packed[i] >> 2 & 3;
-        codes[4 * i + 2] = packed[i] >> 4 & 3;
-        codes[4 * i + 3] = packed[i] >> 6;
+        uint32_t v = packed[i];
+        v = (v | v << 6 | v << 12 | v << 18) & 0x03030303;
+        memcpy(codes + 4 * i, &v, 4);
     }
     for (size_t i = 4 * whole; i < n; i++) codes[i] = packed[whole] >> i % 4 * 2 & 3;
 }
@@ -183,28 +191,41 @@ static double fold(double *lanes, bool max) {
     return lanes[0];
 }
 
-/* A tail is padded with zeros: they add +0 to the sums, which start at +0 and so never change by it. */
-static void error_sums(const float *w, const float *v, size_t n, aq_error_sums *out) {
-    enum { DOUBLES = W / 2, REGISTERS = AQ_LANES / DOUBLES };
-    vd dot[REGISTERS] = {0}, w_sq[REGISTERS] = {0}, v_sq[REGISTERS] = {0}, err_sq[REGISTERS] = {0}, err_max[REGISTERS] = {0};
-    float tail[2][AQ_LANES] = {0};
-    for (size_t i = 0; i < n; i += AQ_LANES) {
-        const float *pw = w + i, *pv = v + i;
-        if (n - i < AQ_LANES) {
-            pw = memcpy(tail[0], pw, (n - i) * sizeof *pw);
-            pv = memcpy(tail[1], pv, (n - i) * sizeof *pv);
-        }
-        for (size_t u = 0; u < REGISTERS; u++) {
-            vd a = v_load_double(pw + u * DOUBLES), b = v_load_double(pv + u * DOUBLES), e = a - b;
-            dot[u] += a * b;
-            w_sq[u] += a * a;
-            v_sq[u] += b * b;
-            err_sq[u] += e * e;
-            err_max[u] = vd_max(vd_abs(e), err_max[u]);
-        }
+enum { DOUBLES = W / 2, REGISTERS = AQ_LANES / DOUBLES };
+
+typedef struct error_lanes {
+    vd dot[REGISTERS], w_sq[REGISTERS], v_sq[REGISTERS], err_sq[REGISTERS], err_max[REGISTERS];
+} error_lanes;
+
+static inline __attribute__((always_inline)) void add_errors(const float *w, const float *v, error_lanes *l) {
+    for (size_t u = 0; u < REGISTERS; u++) {
+        vd a = vd_load(w + u * DOUBLES), b = vd_load(v + u * DOUBLES), e = a - b;
+        l->dot[u] += a * b;
+        l->w_sq[u] += a * a;
+        l->v_sq[u] += b * b;
+        l->err_sq[u] += e * e;
+        l->err_max[u] = vd_max(vd_abs(e), l->err_max[u]);
     }
-    *out = (aq_error_sums){fold((double *)dot, false), fold((double *)w_sq, false), fold((double *)v_sq, false), fold((double *)err_sq, false),
-                           fold((double *)err_max, true)};
+}
+
+static double fold_registers(const vd *registers, bool max) {
+    double lanes[AQ_LANES];
+    memcpy(lanes, registers, sizeof lanes);
+    return fold(lanes, max);
+}
+
+static void error_sums(const float *w, const float *v, size_t n, aq_error_sums *out) {
+    error_lanes l = {0};
+    size_t i = 0;
+    for (; i + AQ_LANES <= n; i += AQ_LANES) add_errors(w + i, v + i, &l);
+    if (i < n) { /* padded with zeros: they add +0 to sums that start at +0, which changes nothing */
+        float tail[2][AQ_LANES] = {0};
+        memcpy(tail[0], w + i, (n - i) * sizeof *w);
+        memcpy(tail[1], v + i, (n - i) * sizeof *v);
+        add_errors(tail[0], tail[1], &l);
+    }
+    *out = (aq_error_sums){fold_registers(l.dot, false), fold_registers(l.w_sq, false), fold_registers(l.v_sq, false), fold_registers(l.err_sq, false),
+                           fold_registers(l.err_max, true)};
 }
 
 /* ---- search: the lanes of one register at a time, over all steps ---- */
@@ -241,7 +262,7 @@ static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit
     }
 }
 
-static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines) {
+static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
     for (size_t j = 0; j < AQ_LANES; j += W) {
         vf n = v_load(weight + j), q = v_load(f->q + j), qq = v_load(f->qq + j), r = v_load(f->r + j), rq = v_load(f->rq + j), rr = v_load(f->rr + j);
         vf ds, d_o, error, spread;
@@ -259,47 +280,87 @@ static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, a
         }
         vf s0 = v_load(lines->s + j), o0 = v_load(lines->o + j), s = s0 + ds, o = o0 + d_o, zero = v_set(0.0f), infinite = v_set(INFINITY);
         vi good = (spread > zero) & (s > zero) & (error < infinite);
-        v_store(lines->s + j, v_select(good, s, s0));
-        v_store(lines->o + j, v_select(good, o, o0));
-        v_store(lines->error + j, v_select(good, v_max(error, zero), infinite));
-    }
-}
-
-static inline __attribute__((always_inline)) vf grid_error(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf o) {
-    vf inverse = 1.0f / s, error = {0};
-    for (size_t i = 0; i < b->steps; i++) {
-        vf d = v_load(b->x + i * AQ_LANES + first) - o, r = d - v_round_code(d * inverse, top) * s;
-        error += weighted ? v_load(b->h + i * AQ_LANES + first) * r * r : r * r;
-    }
-    return error;
-}
-
-static void grid_try(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {
-    for (size_t j = 0; j < AQ_LANES; j += W) {
-        vf k = v_clamp(v_load(from->k + j) + dk, v_set(1.0f), v_set(limits->k_top)),
-           m = v_clamp(v_load(from->m + j) + dm, v_set(limits->m_low), v_set(limits->m_top));
-        vf s = v_load(from->outer_s + j) * k, o = v_load(from->outer_o + j) * m, top = v_set((float)q_max);
-        vf error = b->h ? grid_error(b, j, true, top, s, o) : grid_error(b, j, false, top, s, o), old = v_load(best->error + j);
+        s = v_select(good, s, s0);
+        o = v_select(good, o, o0);
+        error = v_select(good, v_max(error, zero), infinite);
+        v_store(lines->s + j, s);
+        v_store(lines->o + j, o);
+        v_store(lines->error + j, error);
+        if (!best) continue;
+        vf old = v_load(best->error + j);
         vi better = error < old;
-        v_store(best->k + j, v_select(better, k, v_load(best->k + j)));
-        v_store(best->m + j, v_select(better, m, v_load(best->m + j)));
+        v_store(best->s + j, v_select(better, s, v_load(best->s + j)));
+        v_store(best->o + j, v_select(better, o, v_load(best->o + j)));
         v_store(best->error + j, v_select(better, error, old));
     }
 }
 
-static inline __attribute__((always_inline)) void pair_error_part(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf z, double *error) {
-    vd sum[2] = {{0}, {0}};
+/* Three moves at a time: one alone would leave the vector units waiting for its sum. */
+typedef struct moves {
+    vf k[3], m[3], s[3], o[3], error[3];
+} moves;
+
+static inline __attribute__((always_inline)) void grid_errors(const aq_block *b, size_t first, bool weighted, vf top, moves *t) {
+    vf inverse[3], s[3], o[3], error[3] = {{0}, {0}, {0}};
+    for (size_t u = 0; u < 3; u++) {
+        s[u] = t->s[u];
+        o[u] = t->o[u];
+        inverse[u] = 1.0f / s[u];
+    }
     for (size_t i = 0; i < b->steps; i++) {
-        const float *x = b->x + i * AQ_LANES + first;
-        vf v = (v_round_code(v_load(x) / s + z, top) - z) * s;
-        float values[W];
-        v_store(values, v);
-        for (size_t u = 0; u < 2; u++) {
-            vd e = v_load_double(x + u * (W / 2)) - v_load_double(values + u * (W / 2));
-            sum[u] += weighted ? v_load_double(b->h + i * AQ_LANES + first + u * (W / 2)) * e * e : e * e;
+        vf x = v_load(b->x + i * AQ_LANES + first), h = weighted ? v_load(b->h + i * AQ_LANES + first) : x;
+        for (size_t u = 0; u < 3; u++) {
+            vf d = x - o[u], r = d - v_round_code(d * inverse[u], top) * s[u];
+            error[u] += weighted ? h * r * r : r * r;
         }
     }
-    memcpy(error + first, sum, sizeof sum);
+    for (size_t u = 0; u < 3; u++) t->error[u] = error[u];
+}
+
+static void grid_try(const aq_block *b, int q_max, const aq_grid *from, const float dk[3], const float dm[3], const aq_grid_limits *limits, aq_grid *best) {
+    vf top = v_set((float)q_max), one = v_set(1.0f), k_top = v_set(limits->k_top), m_low = v_set(limits->m_low), m_top = v_set(limits->m_top);
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        moves t;
+        for (size_t u = 0; u < 3; u++) {
+            t.k[u] = v_clamp(v_load(from->k + j) + dk[u], one, k_top);
+            t.m[u] = v_clamp(v_load(from->m + j) + dm[u], m_low, m_top);
+            t.s[u] = v_load(from->outer_s + j) * t.k[u];
+            t.o[u] = v_load(from->outer_o + j) * t.m[u];
+        }
+        if (b->h)
+            grid_errors(b, j, true, top, &t);
+        else
+            grid_errors(b, j, false, top, &t);
+        vf k = v_load(best->k + j), m = v_load(best->m + j), error = v_load(best->error + j);
+        for (size_t u = 0; u < 3; u++) {
+            vi better = t.error[u] < error;
+            k = v_select(better, t.k[u], k);
+            m = v_select(better, t.m[u], m);
+            error = v_select(better, t.error[u], error);
+        }
+        v_store(best->k + j, k);
+        v_store(best->m + j, m);
+        v_store(best->error + j, error);
+    }
+}
+
+static inline __attribute__((always_inline)) void pair_error_part(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf z, double *error) {
+    vf inverse = 1.0f / s;
+    vd low = {0}, high = {0};
+    for (size_t i = 0; i < b->steps; i++) {
+        vf x = v_load(b->x + i * AQ_LANES + first), v = (v_round_code(x * inverse + z, top) - z) * s;
+        vd e = vd_low(x) - vd_low(v), f = vd_high(x) - vd_high(v);
+        if (weighted) {
+            vf h = v_load(b->h + i * AQ_LANES + first);
+            low += vd_low(h) * e * e;
+            high += vd_high(h) * f * f;
+        } else {
+            low += e * e;
+            high += f * f;
+        }
+    }
+    memcpy(error + first, &low, sizeof low);
+    memcpy(error + first + W / 2, &high, sizeof high);
 }
 
 static void pair_error(const aq_block *b, int q_max, const float *s, const float *z, double *error) {

@@ -20,7 +20,8 @@ void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, 
     for (size_t j = 0; j < n; j++) weighted |= groups[j].n < steps;
     for (size_t j = 0; j < AQ_LANES; j++) {
         size_t size = j < n ? groups[j].n : 0;
-        aq_range range = j < n ? aq_values_range(k, &groups[j]) : (aq_range){0, 0};
+        aq_range range = {0, 0};
+        if (j < n) aq_values_range(k, &groups[j], &range);
         bool usable = aq_range_reach(range) < AQ_SEARCH_MAX;
         l->low[j] = range.lo;
         l->high[j] = range.hi;
@@ -65,7 +66,8 @@ static void for_each_run(const aq_values *v, void (*visit)(void *context, const 
 }
 
 void aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group) {
-    aq_range range = aq_values_range(k, group);
+    aq_range range;
+    aq_values_range(k, group, &range);
     double weight = 0;
     start(l, k, spec);
     l->wide = group;

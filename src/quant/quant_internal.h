@@ -58,7 +58,8 @@ typedef struct aq_values {
 typedef struct aq_range {
     float lo, hi;
 } aq_range;
-aq_range aq_values_range(const aq_kernels *k, const aq_values *values);
+/* False when a value is not finite. */
+bool aq_values_range(const aq_kernels *k, const aq_values *values, aq_range *out);
 
 /* Min-max pair, stored at `slot`. False when it does not fit half precision. */
 bool aq_rtn_pair(const aq_quant_spec *spec, aq_range range, void *slot, aq_pair *out);

@@ -55,25 +55,26 @@ static void unpack(const aq_kernels *k, int bits, const uint8_t *packed, size_t 
         memcpy(out, packed, n);
 }
 
-/* Calls of a run of values that share one pair, within a piece: [begin, end) of the strip, pairs of `width` values. */
-#define FOR_EACH_RUN(at, begin, end, width, next)                                                                                                              \
-    for (uint64_t at = (begin), next; at < (end) && (next = (at / (width) + 1) * (width), next = next < (end) ? next : (end), true); at = next)
-
 static void add_sums(aq_quant_metrics *m, const aq_error_sums *sums, uint64_t n) {
     aq_quant_metrics part = {sums->dot, sums->w_sq, sums->v_sq, sums->err_sq, sums->err_max, n};
     aq_quant_metrics_add(m, &part);
 }
 
-/* Codes, packs and compares n values that start on a byte boundary; pairs [i] cover `width` values each. */
+/* Codes, packs and compares n values that start on a byte boundary; each pair covers `width` of them. */
 static void code_run(job *j, scratch *t, const float *x, uint64_t n, uint64_t width, uint8_t *out, aq_quant_metrics *m) {
     const aq_kernels *k = j->kernels;
+    const aq_pair *pair = t->pairs;
     int q_max = aq_quant_q_max(j->spec), bits = j->spec->bits;
+    uint64_t pair_end = width;
     for (uint64_t begin = 0; begin < n; begin += PIECE) {
         uint64_t end = begin + PIECE < n ? begin + PIECE : n;
-        FOR_EACH_RUN(at, begin, end, width, next) {
-            aq_pair pair = t->pairs[at / width];
-            k->quantize(x + at, next - at, pair.s, pair.z, q_max, t->codes + (at - begin));
-            if (m) k->dequantize(t->codes + (at - begin), next - at, pair.s, pair.z, t->values + (at - begin));
+        for (uint64_t at = begin, next; at < end; at = next) {
+            next = pair_end < end ? pair_end : end;
+            k->quantize(x + at, next - at, pair->s, pair->z, q_max, t->codes + (at - begin));
+            if (m) k->dequantize(t->codes + (at - begin), next - at, pair->s, pair->z, t->values + (at - begin));
+            if (next < pair_end) break;
+            pair++;
+            pair_end += width;
         }
         pack(k, bits, t->codes, end - begin, out + begin * (uint64_t)bits / 8);
         if (!m) continue;
@@ -131,13 +132,19 @@ static bool strip_is_finite(job *j, const strip *s) {
 }
 
 /* Min-max parameters of a strip. */
-static bool round_strip(job *j, const strip *s) {
-    for (uint64_t g = s->group; g < s->group + s->n_groups; g++) {
+static bool round_strip(job *j, scratch *t, const strip *s) {
+    uint64_t pairs_per_group = j->spec->params == AQ_PARAMS_TWO_LEVEL ? j->spec->group_size / j->layout->pair_width : 1;
+    aq_pair *pair = t->pairs;
+    if (j->spec->params == AQ_PARAMS_TWO_LEVEL && !strip_is_finite(j, s)) return false;
+    for (uint64_t g = s->group; g < s->group + s->n_groups; g++, pair += pairs_per_group) {
         aq_values values = group_values(j, s, g);
-        aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
-        bool fits = j->spec->params == AQ_PARAMS_TWO_LEVEL ? aq_rtn_two_level(j->kernels, j->spec, &values, group_slot(j, s, g), pairs)
-                                                           : aq_rtn_pair(j->spec, aq_values_range(j->kernels, &values), group_slot(j, s, g), pairs);
-        if (fits) continue;
+        aq_range range;
+        if (j->spec->params == AQ_PARAMS_TWO_LEVEL) {
+            if (aq_rtn_two_level(j->kernels, j->spec, &values, group_slot(j, s, g), pair)) continue;
+        } else {
+            if (!aq_values_range(j->kernels, &values, &range)) return strip_is_finite(j, s);
+            if (aq_rtn_pair(j->spec, range, group_slot(j, s, g), pair)) continue;
+        }
         note_failure(j, values.x, true);
         return false;
     }
@@ -190,7 +197,6 @@ static bool search_strips(job *j, batch *b, uint64_t begin, uint64_t end) {
 
 static void code_strip(job *j, scratch *t, const strip *s, aq_quant_metrics *m) {
     const aq_quant_layout *l = j->layout;
-    aq_pairs_load(j->spec, l, j->params, s->param_row, s->group, s->n_groups, t->pairs);
     for (uint64_t r = s->row; r < s->row + s->n_rows; r++)
         code_run(j, t, j->w + r * l->cols + s->begin, s->end - s->begin, l->pair_width, j->codes + r * l->row_bytes + s->begin * (uint64_t)j->spec->bits / 8,
                  m);
@@ -200,7 +206,10 @@ static bool run_strips(job *j, scratch *t, batch *b, uint64_t begin, uint64_t en
     if (b && !search_strips(j, b, begin, end)) return false;
     for (uint64_t i = begin; i < end; i++) {
         strip s = strip_at(j, i);
-        if (!b && !(strip_is_finite(j, &s) && round_strip(j, &s))) return false;
+        if (b)
+            aq_pairs_load(j->spec, j->layout, j->params, s.param_row, s.group, s.n_groups, t->pairs);
+        else if (!round_strip(j, t, &s))
+            return false;
         code_strip(j, t, &s, m);
     }
     return true;
@@ -304,18 +313,24 @@ void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, con
     if (cols == 0) return;
     aq_fp_state fp = aq_fp_enter();
     for (uint64_t r = row_begin; r < row_begin + n_rows; r++, out += cols) {
-        uint64_t group_size = spec->axis == 1 && spec->group_size ? spec->group_size : cols, held = UINT64_MAX;
+        uint64_t group_size = spec->axis == 1 && spec->group_size ? spec->group_size : cols, group = UINT64_MAX, held = 0;
         uint64_t param_row = spec->axis == 1 ? r : r / rows_per_group, pairs_per_group = (group_size + layout->pair_width - 1) / layout->pair_width;
         aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
         uint8_t piece[PIECE];
+        uint64_t pair = 0, pair_end = layout->pair_width;
         for (uint64_t begin = 0; begin < cols; begin += PIECE) {
             uint64_t end = begin + PIECE < cols ? begin + PIECE : cols;
             unpack(k, spec->bits, codes + r * layout->row_bytes + begin * bits / 8, end - begin, piece);
-            FOR_EACH_RUN(at, begin, end, layout->pair_width, next) {
-                uint64_t pair = at / layout->pair_width, group = pair / pairs_per_group;
-                if (group != held) aq_pairs_load(spec, layout, params, param_row, group, 1, pairs);
-                held = group;
-                k->dequantize(piece + (at - begin), next - at, pairs[pair % pairs_per_group].s, pairs[pair % pairs_per_group].z, out + at);
+            for (uint64_t at = begin, next; at < end; at = next) {
+                if (pair == held || group == UINT64_MAX) { /* the next group's pairs */
+                    aq_pairs_load(spec, layout, params, param_row, ++group, 1, pairs);
+                    pair = 0, held = pairs_per_group;
+                }
+                next = pair_end < end ? pair_end : end;
+                k->dequantize(piece + (at - begin), next - at, pairs[pair].s, pairs[pair].z, out + at);
+                if (next < pair_end) break;
+                pair++;
+                pair_end += layout->pair_width;
             }
         }
     }

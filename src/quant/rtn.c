@@ -44,21 +44,21 @@ static bool range_pair(const aq_quant_spec *spec, float lo, float hi, void *slot
     float q_max = (float)aq_quant_q_max(spec);
     float s = scale_of((double)hi - lo, q_max);
     if (spec->params == AQ_PARAMS_F16) return aq_pair_store(spec, s, lo, slot, out);
-    float z = (float)rint(-(double)lo / s);
+    float z = (float)(-(double)lo / (double)s + 0x1.8p52 - 0x1.8p52); /* rounded half to even */
     z = z < q_max ? z : q_max;
     s = limit_scale(s, z, q_max);
     return aq_pair_store(spec, s, -(double)z * s, slot, out);
 }
 
-aq_range aq_values_range(const aq_kernels *k, const aq_values *values) {
-    aq_range all = {values->x[0] + 0.0f, values->x[0] + 0.0f};
-    for (uint64_t r = 0; r < values->n_rows; r++) {
+bool aq_values_range(const aq_kernels *k, const aq_values *values, aq_range *out) {
+    bool finite = k->range(values->x, values->n, &out->lo, &out->hi);
+    for (uint64_t r = 1; r < values->n_rows; r++) {
         aq_range row;
-        k->range(values->x + r * values->stride, values->n, &row.lo, &row.hi);
-        all.lo = row.lo < all.lo ? row.lo : all.lo;
-        all.hi = row.hi > all.hi ? row.hi : all.hi;
+        finite &= k->range(values->x + r * values->stride, values->n, &row.lo, &row.hi);
+        out->lo = row.lo < out->lo ? row.lo : out->lo;
+        out->hi = row.hi > out->hi ? row.hi : out->hi;
     }
-    return all;
+    return finite;
 }
 
 bool aq_rtn_pair(const aq_quant_spec *spec, aq_range range, void *slot, aq_pair *out) {

@@ -22,29 +22,30 @@ static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
 }
 
 void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines *best) {
-    float high, low, q_max = (float)l->q_max;
-    size_t n_shifts = l->middle >= 0 ? 1 : sizeof shifts / sizeof *shifts, n_clips = l->middle >= 0 ? 2 * CLIPS : CLIPS;
+    bool symmetric = l->middle >= 0;
+    float high, low, q_max = (float)l->q_max, step[AQ_LANES], center[AQ_LANES];
+    size_t n_shifts = symmetric ? 1 : sizeof shifts / sizeof *shifts, n_clips = symmetric ? 2 * CLIPS : CLIPS;
     clip_range(bits, group_size, &high, &low);
-    for (size_t j = 0; j < AQ_LANES; j++) best->error[j] = INFINITY;
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        aq_range range = {l->low[j], l->high[j]};
+        float width = symmetric ? 2 * aq_range_reach(range) : range.hi - range.lo;
+        step[j] = width > 0 ? width / q_max : 1.0f;
+        center[j] = symmetric ? 0.0f : (range.lo + range.hi) * 0.5f;
+        best->s[j] = step[j];
+        best->o[j] = center[j];
+        best->error[j] = INFINITY;
+    }
     for (size_t c = 0; c < n_clips; c++)
         for (size_t k = 0; k < n_shifts; k++) {
-            float clip = high + (low - high) * (float)c / (float)(n_clips - 1);
+            float clip = high + (low - high) * (float)c / (float)(n_clips - 1), shift = symmetric ? -l->middle : shifts[k] - 0.5f * q_max;
             aq_lines try;
             aq_fit_sums sums;
             for (size_t j = 0; j < AQ_LANES; j++) {
-                float range = l->high[j] - l->low[j], center = (l->high[j] + l->low[j]) * 0.5f;
-                if (l->middle >= 0) range = 2 * (l->high[j] > -l->low[j] ? l->high[j] : -l->low[j]);
-                try.s[j] = range > 0 ? clip * range / q_max : 1.0f;
-                try.o[j] = l->middle >= 0 ? -l->middle * try.s[j] : center + (shifts[k] - 0.5f * q_max) * try.s[j];
+                try.s[j] = clip * step[j];
+                try.o[j] = center[j] + shift * try.s[j];
             }
             aq_lanes_sums(l, &try, &sums);
-            l->kernels->fit_lines(&sums, l->weight, l->middle, &try);
-            for (size_t j = 0; j < AQ_LANES; j++) {
-                bool better = try.error[j] < best->error[j];
-                best->s[j] = better ? try.s[j] : best->s[j];
-                best->o[j] = better ? try.o[j] : best->o[j];
-                best->error[j] = better ? try.error[j] : best->error[j];
-            }
+            l->kernels->fit_lines(&sums, l->weight, l->middle, &try, best);
         }
 }
 
@@ -111,7 +112,7 @@ size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *
             lines.o[j] = (0.0f - trial.z[j]) * trial.s[j];
         }
         aq_lanes_sums(l, &lines, &sums);
-        l->kernels->fit_lines(&sums, l->weight, l->middle, &lines);
+        l->kernels->fit_lines(&sums, l->weight, l->middle, &lines, NULL);
     }
     for (size_t j = 0; j < fit; j++) memcpy(slots[j], best.bytes[j], aq_pair_bytes(spec));
     return fit;

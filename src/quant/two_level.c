@@ -103,14 +103,16 @@ typedef struct search {
     bool searched[AQ_LANES]; /* per group */
 } search;
 
-static void move(const search *t, aq_grid *g, int reach) {
+/* Moves each lane of `g` to the best of its own and its neighbouring grid points. */
+static void move(const search *t, aq_grid *g) {
+    static const float steps[3] = {0, -1, 1}; /* its own first: ties stay */
     aq_grid_limits limits = limits_of(t->spec);
     aq_grid from = *g;
-    for (int dk = -reach; dk <= reach; dk++)
-        for (int dm = -reach; dm <= reach; dm++) {
-            if (t->spec->symmetric && dk != dm) continue;
-            t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, (float)dk, (float)dm, &limits, g);
-        }
+    for (size_t j = 0; j < AQ_LANES; j++) g->error[j] = INFINITY;
+    for (size_t i = 0; i < (t->spec->symmetric ? 1 : 3); i++) {
+        float same[3] = {steps[i], steps[i], steps[i]};
+        t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, steps, t->spec->symmetric ? steps : same, &limits, g);
+    }
 }
 
 /* Least squares of S and O given every code, k and m of the group: residuals r = x - (S k q + O m), so dS, dO solve a 2 x 2 system. */
@@ -168,8 +170,7 @@ static void improve(const search *t, aq_grid *best) {
         }
         aq_lanes_sums(t->lanes, &lines, &sums);
         for (size_t i = 0; i < t->n_groups; i++) refit_outer(t, &sums, i * t->n_sub, &g);
-        for (size_t j = 0; j < AQ_LANES; j++) g.error[j] = INFINITY;
-        move(t, &g, round + 1 < ROUNDS ? 1 : 0);
+        move(t, &g);
         for (size_t i = 0; i < t->n_groups; i++)
             if (group_error(t, g.error, i * t->n_sub) < group_error(t, best->error, i * t->n_sub)) copy_group(t, &g, i * t->n_sub, best);
         g = *best;
@@ -224,8 +225,7 @@ size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec
         }
         if (t.searched[i]) t.searched[i] = start_grid(spec, lines.s, lines.o, first, t.n_sub, &found);
     }
-    for (size_t j = 0; j < AQ_LANES; j++) found.error[j] = INFINITY;
-    move(&t, &found, 1);
+    move(&t, &found);
     improve(&t, &found);
 
     double rtn_errors[AQ_LANES], found_errors[AQ_LANES];

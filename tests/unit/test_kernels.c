@@ -111,9 +111,12 @@ static void range_agrees(void **state) {
         for (size_t n = 1; n < MAX; n++) {
             float a[2], b[2];
             fill(x, n, kind);
-            aq_kernels_scalar.range(x, n, &a[0], &a[1]);
-            k->range(x, n, &b[0], &b[1]);
+            assert_true(aq_kernels_scalar.range(x, n, &a[0], &a[1]));
+            assert_true(k->range(x, n, &b[0], &b[1]));
             assert_memory_equal(a, b, sizeof a);
+            x[random_bits() % n] = random_bits() & 1 ? NAN : INFINITY;
+            assert_false(aq_kernels_scalar.range(x, n, &a[0], &a[1]));
+            assert_false(k->range(x, n, &b[0], &b[1]));
         }
 }
 
@@ -203,20 +206,24 @@ static void search_kernels_agree(void **state) {
             k->fit_sums(&block, q_max, &b, &fb);
             assert_same_floats(fa.q, fb.q, sizeof fa / 4);
             float middle = trial % 4 == 3 ? (float)((q_max + 1) / 2) : -1.0f;
-            aq_kernels_scalar.fit_lines(&fa, weight, middle, &a);
-            k->fit_lines(&fa, weight, middle, &b);
+            aq_lines best_a = a, best_b = a;
+            for (size_t j = 0; j < AQ_LANES; j++) best_a.error[j] = best_b.error[j] = uniform() * value_of(kind) * value_of(kind);
+            aq_kernels_scalar.fit_lines(&fa, weight, middle, &a, &best_a);
+            k->fit_lines(&fa, weight, middle, &b, &best_b);
             assert_same_floats(a.s, b.s, sizeof a / 4);
+            assert_same_floats(best_a.s, best_b.s, sizeof a / 4);
 
             aq_grid_limits limits = {16, 0, 15};
             ga = gb = from;
-            for (int d = -1; d <= 1; d++) {
-                aq_kernels_scalar.grid_try(&block, q_max, &from, (float)d, (float)-d, &limits, &ga);
-                k->grid_try(&block, q_max, &from, (float)d, (float)-d, &limits, &gb);
+            for (int i = 0; i < 3; i++) {
+                const float dk[3] = {0, -1, 1}, dm[3] = {(float)(i - 1), 0, (float)(1 - i)};
+                aq_kernels_scalar.grid_try(&block, q_max, &from, dk, dm, &limits, &ga);
+                k->grid_try(&block, q_max, &from, dk, dm, &limits, &gb);
                 assert_same_floats(ga.outer_s, gb.outer_s, sizeof ga / 4);
             }
 
             double ea[AQ_LANES], eb[AQ_LANES];
-            for (size_t j = 0; j < AQ_LANES; j++) a.s[j] = fabsf(value_of(kind)) + FLT_TRUE_MIN;
+            for (size_t j = 0; j < AQ_LANES; j++) a.s[j] = fabsf(value_of(kind)) + AQ_TINY_SCALE;
             aq_kernels_scalar.pair_error(&block, q_max, a.s, z, ea);
             k->pair_error(&block, q_max, a.s, z, eb);
             for (size_t j = 0; j < AQ_LANES; j++)
