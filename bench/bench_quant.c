@@ -43,6 +43,7 @@ typedef struct run {
     int threads;
     bool measured; /* with metrics */
     aq_quant_metrics metrics;
+    float *out; /* of dequantize */
 } run;
 
 static void quantize(void *context) {
@@ -56,7 +57,7 @@ static void quantize(void *context) {
 
 static void dequantize(void *context) {
     run *r = context;
-    aq_dequantize(&r->spec, &r->layout, r->codes, r->params, 0, r->layout.rows, (float *)(void *)(uintptr_t)r->w);
+    aq_dequantize(&r->spec, &r->layout, r->codes, r->params, 0, r->layout.rows, r->out);
 }
 
 typedef struct copy {
@@ -80,15 +81,22 @@ static void ggml_quantize(void *context) {
     for (int64_t r = 0; r < g->rows; r++) g->quantize_row(g->x + r * g->cols, (char *)g->y + r * (g->cols / 32 * 20), g->cols);
 }
 
-/* Seconds, the shortest of several. */
-static double time_of(void (*f)(void *), void *context) {
-    double best = INFINITY;
-    for (int i = 0; i < REPEATS; i++) {
-        double start = aq_now_s();
-        f(context);
-        best = fmin(best, aq_now_s() - start);
-    }
-    return best;
+/* One thing to time. */
+typedef struct timed {
+    void (*f)(void *);
+    void *context;
+    double seconds; /* shortest so far */
+} timed;
+
+/* Rounds of all in turn, so that a busy moment of the machine falls on none of them alone. */
+static void time_all(timed *t, size_t n) {
+    for (size_t i = 0; i < n; i++) t[i].seconds = INFINITY;
+    for (int round = 0; round < REPEATS; round++)
+        for (size_t i = 0; i < n; i++) {
+            double start = aq_now_s();
+            t[i].f(t[i].context);
+            t[i].seconds = fmin(t[i].seconds, aq_now_s() - start);
+        }
 }
 
 static void prepare(run *r, const float *w, aq_quant_spec spec, uint64_t rows, uint64_t cols) {
@@ -119,42 +127,50 @@ static const char *label(const aq_quant_spec *s) {
 }
 
 static void bench_rtn(void) {
-    enum { N = 4096 };
+    enum { N = 4096, SPECS = 6 };
     size_t size = (size_t)N * N * sizeof(float);
     float *w = gaussian_matrix((size_t)N * N), *other = aq_calloc(size, 1);
     if (!w || !other) exit(1);
+    double gb = (double)size * 1e-9;
     copy c = {other, w, size};
-    double copy_s = time_of(copy_all, &c), gb = (double)size * 1e-9;
-    printf("4096 x 4096 F32\n%-32s %7.2f GB/s of input\n", "memcpy", gb / copy_s);
-
-    double ggml_s = 0;
+    ggml_run g = {.x = w, .y = other, .rows = N, .cols = N};
     const char *path = getenv("GGML_LIBRARY");
     void *library = path ? dlopen(path, RTLD_LAZY) : NULL;
-    ggml_run g = {.x = w, .y = other, .rows = N, .cols = N};
     if (library) *(void **)&g.quantize_row = dlsym(library, "quantize_row_q4_1_ref");
-    if (g.quantize_row) {
-        ggml_s = time_of(ggml_quantize, &g);
-        printf("%-32s %7.2f GB/s\n", "ggml Q4_1", gb / ggml_s);
-    } else {
-        printf("ggml: skipped, GGML_LIBRARY names no library with quantize_row_q4_1_ref\n");
-    }
 
-    for (int bits = 8; bits >= 2; bits /= 2)
-        for (int form = 0; form < 2; form++) {
-            run r;
-            prepare(&r, w, (aq_quant_spec){.bits = bits, .group_size = 128, .axis = 1, .params = form ? AQ_PARAMS_F32 : AQ_PARAMS_F16}, N, N);
-            double one = time_of(quantize, &r);
-            r.measured = true;
-            double measured = time_of(quantize, &r);
-            r.threads = 2;
-            double two = time_of(quantize, &r);
-            printf("%-32s %7.2f GB/s  %.2f x memcpy", label(&r.spec), gb / one, copy_s / one);
-            if (ggml_s > 0) printf("  %.1f x ggml Q4_1", ggml_s / one);
-            printf("  with metrics %.2f GB/s, two threads %.2f x", gb / measured, measured / two);
-            r.w = other;
-            printf("  dequantize %.2f GB/s\n", gb / time_of(dequantize, &r));
-            release(&r);
-        }
+    static const char *const labels[SPECS] = {"8 bits g128 f16", "8 bits g128 f32", "4 bits g128 f16", "4 bits g128 f32", "2 bits g128 f16", "2 bits g128 f32"};
+    run plain[SPECS], measured[SPECS], two[SPECS], back[SPECS];
+    timed t[4 * SPECS + 2];
+    for (size_t i = 0; i < SPECS; i++) {
+        prepare(&plain[i], w, (aq_quant_spec){.bits = 8 >> i / 2, .group_size = 128, .axis = 1, .params = i % 2 ? AQ_PARAMS_F32 : AQ_PARAMS_F16}, N, N);
+        measured[i] = two[i] = back[i] = plain[i];
+        measured[i].measured = true;
+        two[i].threads = 2;
+        back[i].out = other;
+        t[4 * i] = (timed){quantize, &plain[i], 0};
+        t[4 * i + 1] = (timed){quantize, &measured[i], 0};
+        t[4 * i + 2] = (timed){quantize, &two[i], 0};
+        t[4 * i + 3] = (timed){dequantize, &back[i], 0};
+    }
+    size_t n = 4 * SPECS;
+    t[n++] = (timed){copy_all, &c, 0};
+    if (g.quantize_row) t[n++] = (timed){ggml_quantize, &g, 0};
+    time_all(t, n);
+
+    double copy_s = t[4 * SPECS].seconds, ggml_s = t[4 * SPECS + 1].seconds;
+    printf("4096 x 4096 F32, rtn, one thread\n%-18s %6.2f GB/s of input\n", "memcpy", gb / copy_s);
+    if (g.quantize_row)
+        printf("%-18s %6.2f GB/s\n", "ggml Q4_1", gb / ggml_s);
+    else
+        printf("ggml: skipped, GGML_LIBRARY names no library with quantize_row_q4_1_ref\n");
+    for (size_t i = 0; i < SPECS; i++) {
+        double one = t[4 * i].seconds;
+        printf("%-18s %6.2f GB/s  %5.2f x memcpy", labels[i], gb / one, copy_s / one);
+        if (g.quantize_row) printf("  %5.2f x ggml Q4_1", ggml_s / one);
+        printf("  two threads %4.2f x  with metrics %5.2f GB/s  dequantize %5.2f GB/s\n", one / t[4 * i + 2].seconds, gb / t[4 * i + 1].seconds,
+               gb / t[4 * i + 3].seconds);
+        release(&plain[i]);
+    }
     aq_free(w);
     aq_free(other);
 }
@@ -171,20 +187,24 @@ static void bench_search(void) {
     if (!w) exit(1);
     double gb = (double)N * N * 4e-9;
     printf("1024 x 1024 F32, Gaussian, one thread\n");
-    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++)
-        for (int method = 0; method < 2; method++) {
-            run r;
-            aq_quant_spec spec = specs[i];
-            spec.axis = 1;
-            spec.method = method ? AQ_METHOD_SEARCH : AQ_METHOD_RTN;
-            prepare(&r, w, spec, N, N);
-            double seconds = time_of(quantize, &r);
-            r.measured = true;
-            quantize(&r);
-            printf("%-32s %7.2f GB/s  %6.3f bits a weight  %6.2f dB\n", label(&r.spec), gb / seconds, bits_per_weight(&r),
-                   aq_quant_metrics_sqnr_db(&r.metrics));
-            release(&r);
-        }
+    enum { SPECS = sizeof specs / sizeof *specs };
+    run runs[2 * SPECS];
+    timed t[2 * SPECS];
+    for (size_t i = 0; i < 2 * SPECS; i++) {
+        aq_quant_spec spec = specs[i / 2];
+        spec.axis = 1;
+        spec.method = i % 2 ? AQ_METHOD_SEARCH : AQ_METHOD_RTN;
+        prepare(&runs[i], w, spec, N, N);
+        t[i] = (timed){quantize, &runs[i], 0};
+    }
+    time_all(t, 2 * SPECS);
+    for (size_t i = 0; i < 2 * SPECS; i++) {
+        runs[i].measured = true;
+        quantize(&runs[i]);
+        printf("%-32s %6.2f GB/s  %6.3f bits a weight  %6.2f dB\n", label(&runs[i].spec), gb / t[i].seconds, bits_per_weight(&runs[i]),
+               aq_quant_metrics_sqnr_db(&runs[i].metrics));
+        release(&runs[i]);
+    }
     aq_free(w);
 }
 

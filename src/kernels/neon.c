@@ -12,6 +12,10 @@ typedef float64x2_t vd;
 /* Compare and select: vminq and vmaxq treat -0 and NaN in their own way. */
 static inline vf v_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 static inline vf v_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+static inline float v_reduce_min(vf v) { return vminvq_f32(v); }
+static inline float v_reduce_max(vf v) { return vmaxvq_f32(v); }
+static inline int v_all_zero(vf v) { return vminvq_u32(vceqzq_f32(v)) != 0; }
+
 static inline vd vd_load(const float *p) { return vcvt_f64_f32(vld1_f32(p)); }
 static inline vd vd_low(vf v) { return vcvt_f64_f32(vget_low_f32(v)); }
 static inline vd vd_high(vf v) { return vcvt_high_f64_f32(v); }

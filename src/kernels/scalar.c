@@ -96,6 +96,22 @@ static void error_sums(const float *w, const float *v, size_t n, aq_error_sums *
 
 /* ---- search ---- */
 
+static void transpose(const float *const rows[AQ_LANES], size_t n, float *x) {
+    for (size_t j = 0; j < AQ_LANES; j++)
+        for (size_t i = 0; i < n; i++) x[i * AQ_LANES + j] = rows[j][i];
+}
+
+static void lane_range(const float *x, size_t steps, float *lo, float *hi) {
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        lo[j] = hi[j] = x[j] + 0.0f;
+        for (size_t i = 1; i < steps; i++) {
+            float v = x[i * AQ_LANES + j] + 0.0f;
+            lo[j] = v < lo[j] ? v : lo[j];
+            hi[j] = v > hi[j] ? v : hi[j];
+        }
+    }
+}
+
 static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit_sums *out) {
     float top = (float)q_max, inverse[AQ_LANES];
     *out = (aq_fit_sums){0};
@@ -138,6 +154,12 @@ static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, a
         best->o[j] = lines->o[j];
         best->error[j] = lines->error[j];
     }
+}
+
+static void fit(const aq_block *b, int q_max, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
+    aq_fit_sums sums;
+    fit_sums(b, q_max, lines, &sums);
+    fit_lines(&sums, weight, middle, lines, best);
 }
 
 static void grid_try_one(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {
@@ -193,6 +215,9 @@ const aq_kernels aq_kernels_scalar = {
     .unpack2 = unpack2,
     .unpack4 = unpack4,
     .error_sums = error_sums,
+    .transpose = transpose,
+    .lane_range = lane_range,
+    .fit = fit,
     .fit_sums = fit_sums,
     .fit_lines = fit_lines,
     .grid_try = grid_try,

@@ -1,6 +1,8 @@
 /* Vector kernels: the loops of scalar.c, written once for every instruction set. An instruction-set file defines, then includes this:
  *   VECTOR_BYTES             size of a register
  *   v_min, v_max             a < b ? a : b and a > b ? a : b, b when unordered
+ *   v_reduce_min, v_reduce_max, v_all_zero
+ *                            over the lanes of one register; v_all_zero is false when one is NaN
  *   codes_store, codes_load  16 floats that hold integers 0..255 <-> 16 bytes
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
@@ -58,15 +60,13 @@ static void f32_to_bf16(const float *in, uint16_t *out, size_t n) {
 
 /* ---- finite, range ---- */
 
+/* x * 0 is NaN for NaN and infinity, else 0. */
 static size_t find_nonfinite(const float *x, size_t n) {
     size_t i = 0;
     for (; i + 4 * W <= n; i += 4 * W) {
-        vi bad = {0};
-        for (size_t u = 0; u < 4; u++) bad |= ((vi)v_load(x + i + u * W) & 0x7F800000) == 0x7F800000;
-        int32_t any = 0, lanes[W];
-        memcpy(lanes, &bad, sizeof lanes);
-        for (size_t u = 0; u < W; u++) any |= lanes[u];
-        if (any) break;
+        vf marks = {0};
+        for (size_t u = 0; u < 4; u++) marks += v_load(x + i + u * W) * 0.0f;
+        if (!v_all_zero(marks)) break;
     }
     while (i < n && (aq_f32_bits(x[i]) & 0x7F800000) != 0x7F800000) i++;
     return i;
@@ -85,19 +85,9 @@ static bool range(const float *x, size_t n, float *lo, float *hi) {
                 b[u] = v_max(v, b[u]);
                 c[u % 2] += v * 0.0f;
             }
-        float lows[W], highs[W], sums[W];
-        v_store(lows, v_min(v_min(a[0], a[1]), v_min(a[2], a[3])));
-        v_store(highs, v_max(v_max(b[0], b[1]), v_max(b[2], b[3])));
-        v_store(sums, c[0] + c[1]);
-        for (size_t half = W / 2; half > 0; half /= 2)
-            for (size_t u = 0; u < half; u++) {
-                lows[u] = lows[u] < lows[u + half] ? lows[u] : lows[u + half];
-                highs[u] = highs[u] > highs[u + half] ? highs[u] : highs[u + half];
-                sums[u] += sums[u + half];
-            }
-        low = lows[0];
-        high = highs[0];
-        marks = sums[0];
+        low = v_reduce_min(v_min(v_min(a[0], a[1]), v_min(a[2], a[3])));
+        high = v_reduce_max(v_max(v_max(b[0], b[1]), v_max(b[2], b[3])));
+        marks = v_all_zero(c[0] + c[1]) ? 0.0f : NAN;
     }
     for (; i < n; i++) {
         low = x[i] < low ? x[i] : low;
@@ -230,8 +220,46 @@ static void error_sums(const float *w, const float *v, size_t n, aq_error_sums *
 
 /* ---- search: the lanes of one register at a time, over all steps ---- */
 
-static inline __attribute__((always_inline)) void fit_sums_part(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf o, aq_fit_sums *out) {
-    vf inverse = 1.0f / s, sq = {0}, sqq = {0}, sr = {0}, srq = {0}, srr = {0};
+typedef float v4 __attribute__((vector_size(16)));
+
+/* 4 x 4 squares. */
+static void transpose(const float *const rows[AQ_LANES], size_t n, float *x) {
+    size_t whole = n / 4 * 4;
+    for (size_t j = 0; j < AQ_LANES; j += 4)
+        for (size_t i = 0; i < whole; i += 4) {
+            v4 r[4];
+            for (size_t u = 0; u < 4; u++) memcpy(&r[u], rows[j + u] + i, sizeof r[u]);
+            v4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+            v4 c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+            v4 columns[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7), __builtin_shufflevector(c, d, 0, 1, 4, 5),
+                             __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+            for (size_t u = 0; u < 4; u++) memcpy(x + (i + u) * AQ_LANES + j, &columns[u], sizeof columns[u]);
+        }
+    for (size_t j = 0; j < AQ_LANES; j++)
+        for (size_t i = whole; i < n; i++) x[i * AQ_LANES + j] = rows[j][i];
+}
+
+static void lane_range(const float *x, size_t steps, float *lo, float *hi) {
+    vf zero = v_set(0.0f);
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf a = v_load(x + j), b = a;
+        for (size_t i = 1; i < steps; i++) {
+            vf v = v_load(x + i * AQ_LANES + j);
+            a = v_min(v, a);
+            b = v_max(v, b);
+        }
+        v_store(lo + j, a + zero);
+        v_store(hi + j, b + zero);
+    }
+}
+
+typedef struct part_sums {
+    vf q, qq, r, rq, rr;
+} part_sums;
+
+static inline __attribute__((always_inline)) part_sums fit_sums_part(const aq_block *b, size_t first, bool weighted, vf top, vf s, vf o) {
+    vf inverse = 1.0f / s;
+    part_sums f = {{0}, {0}, {0}, {0}, {0}};
     for (size_t i = 0; i < b->steps; i++) {
         vf d = v_load(b->x + i * AQ_LANES + first) - o, q = v_round_code(d * inverse, top), r = d - q * s, hq = q, hr = r;
         if (weighted) {
@@ -239,59 +267,72 @@ static inline __attribute__((always_inline)) void fit_sums_part(const aq_block *
             hq = h * q;
             hr = h * r;
         }
-        sq += hq;
-        sqq += hq * q;
-        sr += hr;
-        srq += hr * q;
-        srr += hr * r;
+        f.q += hq;
+        f.qq += hq * q;
+        f.r += hr;
+        f.rq += hr * q;
+        f.rr += hr * r;
     }
-    v_store(out->q + first, sq);
-    v_store(out->qq + first, sqq);
-    v_store(out->r + first, sr);
-    v_store(out->rq + first, srq);
-    v_store(out->rr + first, srr);
+    return f;
+}
+
+static inline __attribute__((always_inline)) void fit_lines_part(const part_sums *f, size_t j, vf n, float middle, vf s0, vf o0, aq_lines *lines,
+                                                                 aq_lines *best) {
+    vf ds, d_o, error, spread, zero = v_set(0.0f), infinite = v_set(INFINITY);
+    if (middle >= 0) {
+        vf cq = f->q - middle * n, cr = f->rq - middle * f->r;
+        spread = f->qq - middle * f->q - middle * cq;
+        ds = cr / spread;
+        d_o = -middle * ds;
+        error = f->rr - ds * cr;
+    } else {
+        spread = n * f->qq - f->q * f->q;
+        ds = (n * f->rq - f->q * f->r) / spread;
+        d_o = (f->r - ds * f->q) / n;
+        error = f->rr - ds * f->rq - d_o * f->r;
+    }
+    vf s = s0 + ds, o = o0 + d_o;
+    vi good = (spread > zero) & (s > zero) & (error < infinite);
+    s = v_select(good, s, s0);
+    o = v_select(good, o, o0);
+    error = v_select(good, v_max(error, zero), infinite);
+    v_store(lines->s + j, s);
+    v_store(lines->o + j, o);
+    v_store(lines->error + j, error);
+    if (!best) return;
+    vf old = v_load(best->error + j);
+    vi better = error < old;
+    v_store(best->s + j, v_select(better, s, v_load(best->s + j)));
+    v_store(best->o + j, v_select(better, o, v_load(best->o + j)));
+    v_store(best->error + j, v_select(better, error, old));
 }
 
 static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit_sums *out) {
+    vf top = v_set((float)q_max);
     for (size_t j = 0; j < AQ_LANES; j += W) {
-        vf top = v_set((float)q_max), s = v_load(lines->s + j), o = v_load(lines->o + j);
-        if (b->h)
-            fit_sums_part(b, j, true, top, s, o, out);
-        else
-            fit_sums_part(b, j, false, top, s, o, out);
+        vf s = v_load(lines->s + j), o = v_load(lines->o + j);
+        part_sums f = b->h ? fit_sums_part(b, j, true, top, s, o) : fit_sums_part(b, j, false, top, s, o);
+        v_store(out->q + j, f.q);
+        v_store(out->qq + j, f.qq);
+        v_store(out->r + j, f.r);
+        v_store(out->rq + j, f.rq);
+        v_store(out->rr + j, f.rr);
     }
 }
 
-static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
+static void fit_lines(const aq_fit_sums *sums, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
     for (size_t j = 0; j < AQ_LANES; j += W) {
-        vf n = v_load(weight + j), q = v_load(f->q + j), qq = v_load(f->qq + j), r = v_load(f->r + j), rq = v_load(f->rq + j), rr = v_load(f->rr + j);
-        vf ds, d_o, error, spread;
-        if (middle >= 0) {
-            vf cq = q - middle * n, cr = rq - middle * r;
-            spread = qq - middle * q - middle * cq;
-            ds = cr / spread;
-            d_o = -middle * ds;
-            error = rr - ds * cr;
-        } else {
-            spread = n * qq - q * q;
-            ds = (n * rq - q * r) / spread;
-            d_o = (r - ds * q) / n;
-            error = rr - ds * rq - d_o * r;
-        }
-        vf s0 = v_load(lines->s + j), o0 = v_load(lines->o + j), s = s0 + ds, o = o0 + d_o, zero = v_set(0.0f), infinite = v_set(INFINITY);
-        vi good = (spread > zero) & (s > zero) & (error < infinite);
-        s = v_select(good, s, s0);
-        o = v_select(good, o, o0);
-        error = v_select(good, v_max(error, zero), infinite);
-        v_store(lines->s + j, s);
-        v_store(lines->o + j, o);
-        v_store(lines->error + j, error);
-        if (!best) continue;
-        vf old = v_load(best->error + j);
-        vi better = error < old;
-        v_store(best->s + j, v_select(better, s, v_load(best->s + j)));
-        v_store(best->o + j, v_select(better, o, v_load(best->o + j)));
-        v_store(best->error + j, v_select(better, error, old));
+        part_sums f = {v_load(sums->q + j), v_load(sums->qq + j), v_load(sums->r + j), v_load(sums->rq + j), v_load(sums->rr + j)};
+        fit_lines_part(&f, j, v_load(weight + j), middle, v_load(lines->s + j), v_load(lines->o + j), lines, best);
+    }
+}
+
+static void fit(const aq_block *b, int q_max, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
+    vf top = v_set((float)q_max);
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf s = v_load(lines->s + j), o = v_load(lines->o + j);
+        part_sums f = b->h ? fit_sums_part(b, j, true, top, s, o) : fit_sums_part(b, j, false, top, s, o);
+        fit_lines_part(&f, j, v_load(weight + j), middle, s, o, lines, best);
     }
 }
 
@@ -388,6 +429,9 @@ const aq_kernels KERNELS = {
     .unpack2 = unpack2,
     .unpack4 = unpack4,
     .error_sums = error_sums,
+    .transpose = transpose,
+    .lane_range = lane_range,
+    .fit = fit,
     .fit_sums = fit_sums,
     .fit_lines = fit_lines,
     .grid_try = grid_try,

@@ -11,33 +11,47 @@ static void start(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec) {
     l->middle = spec->symmetric ? (float)(1 << (spec->bits - 1)) : -1.0f;
 }
 
-void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n) {
-    size_t steps = 0;
-    bool weighted = n < AQ_LANES || groups[0].h;
-    start(l, k, spec);
-    l->wide = NULL;
-    for (size_t j = 0; j < n; j++) steps = groups[j].n > steps ? groups[j].n : steps;
-    for (size_t j = 0; j < n; j++) weighted |= groups[j].n < steps;
+/* Lanes of equal length without weights of their own: the common case. */
+static void fill_even(aq_lanes *l, const aq_values *groups, size_t steps) {
+    const float *rows[AQ_LANES];
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        rows[j] = groups[j].x;
+        l->weight[j] = (float)steps;
+    }
+    l->kernels->transpose(rows, steps, l->x);
+    l->block = (aq_block){l->x, NULL, steps};
+}
+
+/* Lanes that are short, empty or weighted: padding has weight 0. */
+static void fill_weighted(aq_lanes *l, const aq_values *groups, size_t n, size_t steps) {
     for (size_t j = 0; j < AQ_LANES; j++) {
         size_t size = j < n ? groups[j].n : 0;
-        aq_range range = {0, 0};
-        if (j < n) aq_values_range(k, &groups[j], &range);
-        bool usable = aq_range_reach(range) < AQ_SEARCH_MAX;
-        l->low[j] = range.lo;
-        l->high[j] = range.hi;
-        for (size_t i = 0; i < size; i++) l->x[i * AQ_LANES + j] = usable ? groups[j].x[i] : 0.0f;
-        for (size_t i = size; i < steps; i++) l->x[i * AQ_LANES + j] = 0.0f;
-        l->weight[j] = (float)size;
-        if (!weighted) continue;
-        float sum = 0;
+        l->weight[j] = 0;
         for (size_t i = 0; i < steps; i++) {
             float h = i >= size ? 0.0f : groups[j].h ? groups[j].h[i] : 1.0f;
             l->h[i * AQ_LANES + j] = h;
-            sum += h;
+            l->x[i * AQ_LANES + j] = i < size ? groups[j].x[i] : size > 0 ? groups[j].x[0] : 0.0f; /* padding leaves the range as it is */
+            l->weight[j] += h;
         }
-        l->weight[j] = sum;
     }
-    l->block = (aq_block){l->x, weighted ? l->h : NULL, steps};
+    l->block = (aq_block){l->x, l->h, steps};
+}
+
+void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n) {
+    size_t steps = 0;
+    bool even = n == AQ_LANES && !groups[0].h;
+    start(l, k, spec);
+    l->wide = NULL;
+    for (size_t j = 0; j < n; j++) steps = groups[j].n > steps ? groups[j].n : steps;
+    for (size_t j = 0; j < n; j++) even &= groups[j].n == steps;
+    if (even)
+        fill_even(l, groups, steps);
+    else
+        fill_weighted(l, groups, n, steps);
+    k->lane_range(l->x, steps, l->low, l->high);
+    for (size_t j = 0; j < AQ_LANES; j++)
+        if (aq_range_reach((aq_range){l->low[j], l->high[j]}) >= AQ_SEARCH_MAX)
+            for (size_t i = 0; i < steps; i++) l->x[i * AQ_LANES + j] = 0.0f; /* not searched */
 }
 
 /* ---- one large group ---- */
@@ -101,6 +115,16 @@ static void add_sums(void *context, const aq_block *run) {
     w->r += fold(part.r);
     w->rq += fold(part.rq);
     w->rr += fold(part.rr);
+}
+
+void aq_lanes_fit(const aq_lanes *l, aq_lines *lines, aq_lines *best) {
+    if (!l->wide) {
+        l->kernels->fit(&l->block, l->q_max, l->weight, l->middle, lines, best);
+        return;
+    }
+    aq_fit_sums sums;
+    aq_lanes_sums(l, lines, &sums);
+    l->kernels->fit_lines(&sums, l->weight, l->middle, lines, best);
 }
 
 void aq_lanes_sums(const aq_lanes *l, const aq_lines *lines, aq_fit_sums *out) {

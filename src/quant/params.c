@@ -11,8 +11,6 @@
 
 const aq_kernels *aq_quant_kernels(const aq_quant_spec *spec) { return spec->no_simd ? &aq_kernels_scalar : aq_kernels_get(); }
 
-static float half_round(double x) { return aq_f16_to_f32(aq_f32_to_f16((float)x)); }
-
 static aq_pair f16_pair(float s, float o) { return (aq_pair){s, (0.0f - o) / s}; }
 
 uint64_t aq_pair_bytes(const aq_quant_spec *spec) { return spec->params == AQ_PARAMS_F32 ? 8 : 4; }
@@ -24,9 +22,11 @@ bool aq_pair_store(const aq_quant_spec *spec, double s, double o, void *slot, aq
         memcpy(slot, out, 8);
         return out->s > 0 && isfinite(out->s) && isfinite(out->z);
     }
-    float hs = half_round(s), ho = half_round(spec->symmetric ? -middle * hs : o);
-    if (!isfinite(hs) || !isfinite(ho) || hs < AQ_MIN_HALF_SCALE) return false;
-    uint16_t stored[2] = {aq_f32_to_f16(hs), aq_f32_to_f16(ho)};
+    uint16_t stored[2] = {aq_f32_to_f16((float)s), 0};
+    float hs = aq_f16_to_f32(stored[0]);
+    stored[1] = aq_f32_to_f16(spec->symmetric ? (float)-middle * hs : (float)o);
+    float ho = aq_f16_to_f32(stored[1]);
+    if (!(hs >= AQ_MIN_HALF_SCALE && hs < INFINITY && ho > -INFINITY && ho < INFINITY)) return false;
     memcpy(slot, stored, 4);
     *out = f16_pair(hs, ho);
     return true;

@@ -10,8 +10,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { CLIPS = 5, FINAL_ROUNDS = 3 };
-static const float shifts[] = {0.0f, -0.33f, 0.33f}; /* in steps */
+enum { FINAL_ROUNDS = 3 };
+static const float shifts[] = {0.0f, -0.35f, 0.35f}; /* in steps */
 
 /* Clip factors that suit the values of a bell-shaped group of this size: the larger the group, the further out lie its extremes. */
 static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
@@ -24,7 +24,7 @@ static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
 void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines *best) {
     bool symmetric = l->middle >= 0;
     float high, low, q_max = (float)l->q_max, step[AQ_LANES], center[AQ_LANES];
-    size_t n_shifts = symmetric ? 1 : sizeof shifts / sizeof *shifts, n_clips = symmetric ? 2 * CLIPS : CLIPS;
+    size_t n_shifts = symmetric ? 1 : sizeof shifts / sizeof *shifts, n_clips = symmetric ? 8 : bits == 2 && group_size == 16 ? 3 : 5;
     clip_range(bits, group_size, &high, &low);
     for (size_t j = 0; j < AQ_LANES; j++) {
         aq_range range = {l->low[j], l->high[j]};
@@ -39,13 +39,11 @@ void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines 
         for (size_t k = 0; k < n_shifts; k++) {
             float clip = high + (low - high) * (float)c / (float)(n_clips - 1), shift = symmetric ? -l->middle : shifts[k] - 0.5f * q_max;
             aq_lines try;
-            aq_fit_sums sums;
             for (size_t j = 0; j < AQ_LANES; j++) {
                 try.s[j] = clip * step[j];
                 try.o[j] = center[j] + shift * try.s[j];
             }
-            aq_lanes_sums(l, &try, &sums);
-            l->kernels->fit_lines(&sums, l->weight, l->middle, &try, best);
+            aq_lanes_fit(l, &try, best);
         }
 }
 
@@ -106,13 +104,11 @@ size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *
         aq_lanes_error(l, trial.s, trial.z, trial.error);
         keep_better(&trial, &best, fit);
         if (round + 1 == FINAL_ROUNDS) break;
-        aq_fit_sums sums;
         for (size_t j = 0; j < AQ_LANES; j++) {
             lines.s[j] = trial.s[j];
             lines.o[j] = (0.0f - trial.z[j]) * trial.s[j];
         }
-        aq_lanes_sums(l, &lines, &sums);
-        l->kernels->fit_lines(&sums, l->weight, l->middle, &lines, NULL);
+        aq_lanes_fit(l, &lines, NULL);
     }
     for (size_t j = 0; j < fit; j++) memcpy(slots[j], best.bytes[j], aq_pair_bytes(spec));
     return fit;

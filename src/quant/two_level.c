@@ -7,13 +7,17 @@
 #include "quant/quant_internal.h"
 
 #include <math.h>
-#include <string.h>
 
 #include "base/half.h"
 
 static int levels(const aq_quant_spec *spec) { return 1 << aq_two_level_field_bits(spec->bits); }
-static float grid(double x, int lowest, int highest) { return (float)(x > lowest ? x < highest ? rint(x) : highest : lowest); }
-static double middle(const aq_quant_spec *spec) { return (double)(1 << (spec->bits - 1)); }
+static float middle(const aq_quant_spec *spec) { return (float)(1 << (spec->bits - 1)); }
+/* The nearest whole number in [low, high]; 0 / 0 gives low. */
+static float grid(float x, float low, float high) {
+    x = x > low ? x : low;
+    x = x < high ? x : high;
+    return x + 12582912.0f - 12582912.0f;
+}
 
 static aq_grid_limits limits_of(const aq_quant_spec *spec) {
     float top = (float)levels(spec);
@@ -22,27 +26,29 @@ static aq_grid_limits limits_of(const aq_quant_spec *spec) {
 }
 
 /* Rounds an outer pair to halves; false when it does not fit. */
-static bool round_outer(const aq_quant_spec *spec, double s, double o, float *outer_s, float *outer_o) {
-    *outer_s = aq_f16_to_f32(aq_f32_to_f16((float)s));
-    *outer_o = aq_f16_to_f32(aq_f32_to_f16((float)(spec->symmetric ? -middle(spec) * (double)*outer_s : o)));
-    return isfinite(*outer_s) && isfinite(*outer_o) && *outer_s >= AQ_MIN_HALF_SCALE;
+static bool round_outer(const aq_quant_spec *spec, float s, float o, float *outer_s, float *outer_o) {
+    *outer_s = aq_f16_to_f32(aq_f32_to_f16(s));
+    *outer_o = aq_f16_to_f32(aq_f32_to_f16(spec->symmetric ? -middle(spec) * *outer_s : o));
+    return *outer_s >= AQ_MIN_HALF_SCALE && *outer_s<INFINITY && * outer_o> - INFINITY && *outer_o < INFINITY;
 }
 
 /* Puts the lines of lanes [first, first + n_sub) on the grid of an outer pair that reaches the largest scale and offset among them. */
 static bool start_grid(const aq_quant_spec *spec, const float *s, const float *o, size_t first, size_t n_sub, aq_grid *g) {
     aq_grid_limits limits = limits_of(spec);
-    double s_max = 0, o_far = 0;
+    float s_max = 0, o_low = 0, o_high = 0, outer_s = 1, outer_o = 0;
     for (size_t j = first; j < first + n_sub; j++) {
-        s_max = fmax(s_max, (double)s[j]);
-        if (fabs((double)o[j]) > fabs(o_far)) o_far = (double)o[j];
+        s_max = s[j] > s_max ? s[j] : s_max;
+        o_low = o[j] < o_low ? o[j] : o_low;
+        o_high = o[j] > o_high ? o[j] : o_high;
     }
-    float outer_s = 1, outer_o = 0;
-    if (s_max > 0 && !round_outer(spec, s_max / (double)limits.k_top, o_far / (double)limits.m_top, &outer_s, &outer_o)) return false;
+    bool zero = s_max == 0;
+    if (!zero && !round_outer(spec, s_max / limits.k_top, (o_high > -o_low ? o_high : o_low) / limits.m_top, &outer_s, &outer_o)) return false;
     for (size_t j = first; j < first + n_sub; j++) {
         g->outer_s[j] = outer_s;
         g->outer_o[j] = outer_o;
-        g->k[j] = grid((double)s[j] / (double)outer_s, 1, (int)limits.k_top);
-        g->m[j] = s_max == 0 ? 0.0f : spec->symmetric ? g->k[j] : outer_o != 0 ? grid((double)o[j] / (double)outer_o, 0, (int)limits.m_top) : 0.0f;
+        g->k[j] = grid(s[j] / outer_s, 1, limits.k_top);
+        g->m[j] = spec->symmetric ? g->k[j] : grid(o[j] / outer_o, 0, limits.m_top);
+        g->m[j] = zero ? 0.0f : g->m[j];
     }
     return true;
 }
@@ -67,7 +73,7 @@ static size_t sub_count(const aq_quant_spec *spec, const aq_values *v) {
 
 /* Min-max: offsets first, on their grid, then scales that reach each sub-group's largest value from there. */
 static bool rtn_grid(const aq_quant_spec *spec, const float *low, const float *high, size_t first, size_t n_sub, aq_grid *g) {
-    float s[AQ_LANES] = {0}, o[AQ_LANES] = {0}, q_max = (float)aq_quant_q_max(spec), mid = (float)middle(spec);
+    float s[AQ_LANES] = {0}, o[AQ_LANES] = {0}, q_max = (float)aq_quant_q_max(spec), mid = middle(spec);
     for (size_t j = first; j < first + n_sub; j++) {
         float lo = low[j] < 0 ? low[j] : 0.0f, hi = high[j] > 0 ? high[j] : 0.0f;
         s[j] = (float)(((double)hi - (double)lo) / (double)q_max);
@@ -103,13 +109,13 @@ typedef struct search {
     bool searched[AQ_LANES]; /* per group */
 } search;
 
-/* Moves each lane of `g` to the best of its own and its neighbouring grid points. */
-static void move(const search *t, aq_grid *g) {
+/* Moves each lane of `g` to the best of its own and its neighbouring grid points, in k alone (rows = 1) or in both (rows = 3). */
+static void move(const search *t, aq_grid *g, size_t rows) {
     static const float steps[3] = {0, -1, 1}; /* its own first: ties stay */
     aq_grid_limits limits = limits_of(t->spec);
     aq_grid from = *g;
     for (size_t j = 0; j < AQ_LANES; j++) g->error[j] = INFINITY;
-    for (size_t i = 0; i < (t->spec->symmetric ? 1 : 3); i++) {
+    for (size_t i = 0; i < (t->spec->symmetric ? 1 : rows); i++) {
         float same[3] = {steps[i], steps[i], steps[i]};
         t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, steps, t->spec->symmetric ? steps : same, &limits, g);
     }
@@ -117,7 +123,7 @@ static void move(const search *t, aq_grid *g) {
 
 /* Least squares of S and O given every code, k and m of the group: residuals r = x - (S k q + O m), so dS, dO solve a 2 x 2 system. */
 static void refit_outer(const search *t, const aq_fit_sums *f, size_t first, aq_grid *g) {
-    double a11 = 0, a12 = 0, a22 = 0, b1 = 0, b2 = 0, mid = t->spec->symmetric ? middle(t->spec) : 0;
+    double a11 = 0, a12 = 0, a22 = 0, b1 = 0, b2 = 0, mid = t->spec->symmetric ? (double)middle(t->spec) : 0;
     for (size_t j = first; j < first + t->n_sub; j++) {
         double k = (double)g->k[j], m = (double)g->m[j], n = (double)t->lanes->weight[j], q = (double)f->q[j];
         a11 += k * k * ((double)f->qq[j] - 2 * mid * q + mid * mid * n);
@@ -135,7 +141,7 @@ static void refit_outer(const search *t, const aq_fit_sums *f, size_t first, aq_
         outer_s += b1 / a11;
     }
     float s, o;
-    if (!round_outer(t->spec, outer_s, outer_o, &s, &o)) return;
+    if (!round_outer(t->spec, (float)outer_s, (float)outer_o, &s, &o)) return;
     for (size_t j = first; j < first + t->n_sub; j++) {
         g->outer_s[j] = s;
         g->outer_o[j] = o;
@@ -159,36 +165,27 @@ static void copy_group(const search *t, const aq_grid *from, size_t first, aq_gr
 }
 
 static void improve(const search *t, aq_grid *best) {
-    enum { ROUNDS = 2 };
     aq_grid g = *best;
-    for (int round = 0; round < ROUNDS; round++) {
-        aq_lines lines;
-        aq_fit_sums sums;
-        for (size_t j = 0; j < AQ_LANES; j++) {
-            lines.s[j] = g.outer_s[j] * g.k[j];
-            lines.o[j] = g.outer_o[j] * g.m[j];
-        }
-        aq_lanes_sums(t->lanes, &lines, &sums);
-        for (size_t i = 0; i < t->n_groups; i++) refit_outer(t, &sums, i * t->n_sub, &g);
-        move(t, &g);
-        for (size_t i = 0; i < t->n_groups; i++)
-            if (group_error(t, g.error, i * t->n_sub) < group_error(t, best->error, i * t->n_sub)) copy_group(t, &g, i * t->n_sub, best);
-        g = *best;
+    aq_lines lines;
+    aq_fit_sums sums;
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        lines.s[j] = g.outer_s[j] * g.k[j];
+        lines.o[j] = g.outer_o[j] * g.m[j];
     }
+    aq_lanes_sums(t->lanes, &lines, &sums);
+    for (size_t i = 0; i < t->n_groups; i++) refit_outer(t, &sums, i * t->n_sub, &g);
+    move(t, &g, 1);
+    for (size_t i = 0; i < t->n_groups; i++)
+        if (group_error(t, g.error, i * t->n_sub) < group_error(t, best->error, i * t->n_sub)) copy_group(t, &g, i * t->n_sub, best);
 }
 
 /* Exact error of each group as it dequantizes. */
 static void exact_errors(const search *t, const aq_grid *g, double *group_errors) {
     float s[AQ_LANES], z[AQ_LANES];
     double error[AQ_LANES];
-    for (size_t i = 0; i < AQ_LANES; i++) s[i] = 1, z[i] = 0;
-    for (size_t i = 0; i < t->n_groups; i++) {
-        aq_two_level r = record_of(g, i * t->n_sub, t->n_sub);
-        for (size_t j = 0; j < t->n_sub; j++) {
-            aq_pair pair = aq_two_level_pair(&r, j);
-            s[i * t->n_sub + j] = pair.s;
-            z[i * t->n_sub + j] = pair.z;
-        }
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        s[j] = g->outer_s[j] * g->k[j];
+        z[j] = (0.0f - g->outer_o[j] * g->m[j]) / s[j];
     }
     aq_lanes_error(t->lanes, s, z, error);
     for (size_t i = 0; i < t->n_groups; i++) {
@@ -225,7 +222,7 @@ size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec
         }
         if (t.searched[i]) t.searched[i] = start_grid(spec, lines.s, lines.o, first, t.n_sub, &found);
     }
-    move(&t, &found);
+    move(&t, &found, 3);
     improve(&t, &found);
 
     double rtn_errors[AQ_LANES], found_errors[AQ_LANES];
