@@ -23,6 +23,7 @@ typedef struct scratch {
     uint8_t codes[PIECE];
     float values[PIECE];
     aq_pair pairs[PIECE];
+    aq_range ranges[PIECE];
 } scratch;
 
 typedef struct job {
@@ -60,6 +61,11 @@ static void add_sums(aq_quant_metrics *m, const aq_error_sums *sums, uint64_t n)
     aq_quant_metrics_add(m, &part);
 }
 
+/* Fetches what lies one strip further into the second-level cache while this one is worked on; past the end of the matrix it has no effect. */
+static inline void prefetch(const float *x, uint64_t n) {
+    for (uint64_t i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)(x + i) + PIECE * sizeof *x), 0, 2);
+}
+
 /* Codes, packs and compares n values that start on a byte boundary; each pair covers `width` of them. */
 static void code_run(job *j, scratch *t, const float *x, uint64_t n, uint64_t width, uint8_t *out, aq_quant_metrics *m) {
     const aq_kernels *k = j->kernels;
@@ -70,6 +76,7 @@ static void code_run(job *j, scratch *t, const float *x, uint64_t n, uint64_t wi
         uint64_t end = begin + PIECE < n ? begin + PIECE : n;
         for (uint64_t at = begin, next; at < end; at = next) {
             next = pair_end < end ? pair_end : end;
+            prefetch(x + at, next - at);
             k->quantize(x + at, next - at, pair->s, pair->z, q_max, t->codes + (at - begin));
             if (m) k->dequantize(t->codes + (at - begin), next - at, pair->s, pair->z, t->values + (at - begin));
             if (next < pair_end) break;
@@ -131,20 +138,26 @@ static bool strip_is_finite(job *j, const strip *s) {
     return true;
 }
 
-/* Min-max parameters of a strip. */
+/* Min-max parameters of a strip. All ranges first: the pairs' long chains of divisions then overlap each other. */
 static bool round_strip(job *j, scratch *t, const strip *s) {
-    uint64_t pairs_per_group = j->spec->params == AQ_PARAMS_TWO_LEVEL ? j->spec->group_size / j->layout->pair_width : 1;
-    aq_pair *pair = t->pairs;
-    if (j->spec->params == AQ_PARAMS_TWO_LEVEL && !strip_is_finite(j, s)) return false;
-    for (uint64_t g = s->group; g < s->group + s->n_groups; g++, pair += pairs_per_group) {
-        aq_values values = group_values(j, s, g);
-        aq_range range;
-        if (j->spec->params == AQ_PARAMS_TWO_LEVEL) {
-            if (aq_rtn_two_level(j->kernels, j->spec, &values, group_slot(j, s, g), pair)) continue;
-        } else {
-            if (!aq_values_range(j->kernels, &values, &range)) return strip_is_finite(j, s);
-            if (aq_rtn_pair(j->spec, range, group_slot(j, s, g), pair)) continue;
-        }
+    for (uint64_t g = 0; g < s->n_groups; g++) {
+        aq_values values = group_values(j, s, s->group + g);
+        if (!aq_values_range(j->kernels, &values, &t->ranges[g])) return strip_is_finite(j, s);
+    }
+    for (uint64_t g = 0; g < s->n_groups; g++) {
+        if (aq_rtn_pair(j->spec, t->ranges[g], group_slot(j, s, s->group + g), &t->pairs[g])) continue;
+        note_failure(j, group_values(j, s, s->group + g).x, true);
+        return false;
+    }
+    return true;
+}
+
+static bool round_strip_two_level(job *j, scratch *t, const strip *s) {
+    uint64_t pairs_per_group = j->spec->group_size / j->layout->pair_width;
+    if (!strip_is_finite(j, s)) return false;
+    for (uint64_t g = 0; g < s->n_groups; g++) {
+        aq_values values = group_values(j, s, s->group + g);
+        if (aq_rtn_two_level(j->kernels, j->spec, &values, group_slot(j, s, s->group + g), t->pairs + g * pairs_per_group)) continue;
         note_failure(j, values.x, true);
         return false;
     }
@@ -208,7 +221,7 @@ static bool run_strips(job *j, scratch *t, batch *b, uint64_t begin, uint64_t en
         strip s = strip_at(j, i);
         if (b)
             aq_pairs_load(j->spec, j->layout, j->params, s.param_row, s.group, s.n_groups, t->pairs);
-        else if (!round_strip(j, t, &s))
+        else if (!(j->spec->params == AQ_PARAMS_TWO_LEVEL ? round_strip_two_level : round_strip)(j, t, &s))
             return false;
         code_strip(j, t, &s, m);
     }
