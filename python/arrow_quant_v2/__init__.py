@@ -14,6 +14,7 @@ from ._core import (
     Interrupted,
     MetadataError,
     ModelNotFoundError,
+    PyArrowQuantizedLayer,
     QuantizationError,
     ShapeMismatchError,
     ValidationError,
@@ -27,6 +28,7 @@ from ._core import (
     simd_level,
     sqnr_db,
 )
+from ._pyarrow import numpy_to_arrow_table
 
 __all__ = [
     "ArrowQuantError",
@@ -38,6 +40,7 @@ __all__ = [
     "Interrupted",
     "MetadataError",
     "ModelNotFoundError",
+    "PyArrowQuantizedLayer",
     "QuantizationError",
     "ShapeMismatchError",
     "ValidationError",
@@ -45,6 +48,7 @@ __all__ = [
     "build_info",
     "cosine_similarity",
     "dequantize",
+    "numpy_to_arrow_table",
     "quantize_array",
     "quantize_batch",
     "rtn",

@@ -41,7 +41,7 @@ enum aqpy_object {
     AQPY_ArrowQuantV2,
     AQPY_Config,
     AQPY_Buffer,
-    AQPY_ArrowResult,
+    AQPY_PyArrowQuantizedLayer,
     AQPY_N_OBJECTS
 };
 
@@ -117,14 +117,19 @@ int aqpy_add_arrays(PyObject *module);
 int aqpy_add_dequantize(PyObject *module);
 int aqpy_add_parts(PyObject *module);
 int aqpy_add_metrics(PyObject *module);
+int aqpy_add_arrow(PyObject *module);       /* arrow_entries.c */
+int aqpy_add_arrow_layer(PyObject *module); /* arrow_layer.c */
 /* `bit_width` of a call: None is 4; else 2, 4 or 8, or ValueError `Invalid bit_width: 3. Must be 2, 4, or 8`. Returns 0 on failure. */
 int aqpy_bit_width(PyObject *object);
-/* None is false. Returns -1 on failure. */
+/* None and NULL are false. Returns -1 on failure. */
 int aqpy_flag(PyObject *object);
 /* The specification of all array functions: axis 1, F32 parameters, round to nearest. */
 aq_quant_spec aqpy_array_spec(int bits, uint64_t group_size);
 /* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */
 int aqpy_warn_skipped(PyObject *reasons, Py_ssize_t n_layers);
+
+/* A list of float. */
+PyObject *aqpy_list_of_floats(const float *data, uint64_t n);
 
 /* A tick for aq_batch_quantize, run without the GIL: takes it, looks for Ctrl-C, calls back. */
 typedef struct aqpy_ticker {

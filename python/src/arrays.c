@@ -265,7 +265,7 @@ static bool run(batch *b, const aq_quant_spec *spec) {
 enum { KEY_CODES, KEY_SCALES, KEY_ZEROS, KEY_SHAPE, KEY_BITS, KEY_GROUP, N_KEYS };
 static const char *const key_names[N_KEYS] = {"quantized_data", "scales", "zero_points", "shape", "bit_width", "group_size"};
 
-static PyObject *list_of_floats(const float *data, uint64_t n) {
+PyObject *aqpy_list_of_floats(const float *data, uint64_t n) {
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (uint64_t i = 0; list && i < n; i++) {
         PyObject *item = PyFloat_FromDouble((double)data[i]);
@@ -284,8 +284,8 @@ static PyObject *move(PyObject **from) {
 static PyObject *layer_result(entry *e, const options *o, PyObject *const *keys) {
     PyObject *values[N_KEYS];
     values[KEY_CODES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->codes)) : move(&e->codes);
-    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->scales)) : list_of_floats(e->scale_data, e->n_groups);
-    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_as_array(move(&e->zeros)) : list_of_floats(e->zero_data, e->n_groups);
+    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->scales)) : aqpy_list_of_floats(e->scale_data, e->n_groups);
+    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_as_array(move(&e->zeros)) : aqpy_list_of_floats(e->zero_data, e->n_groups);
     values[KEY_SHAPE] = move(&e->array.shape);
     values[KEY_BITS] = PyLong_FromLong(o->bits);
     values[KEY_GROUP] = PyLong_FromUnsignedLongLong(o->group_size);
@@ -343,9 +343,8 @@ static int warn_left_out(const batch *b) {
     return failed;
 }
 
-static PyObject *batch_results(batch *b, PyObject *items) {
-    aq_quant_spec spec = aqpy_array_spec(b->options->bits, b->options->group_size);
-    spec.method = b->options->method;
+/* Steps 1 and 2. */
+static bool check_batch(batch *b, PyObject *items) {
     Py_ssize_t n_good = take_arrays(b, items);
     PyObject *problem = n_good < b->n_entries ? aqpy_take_exception() : NULL;
     list_layers(b, n_good);
@@ -354,17 +353,34 @@ static PyObject *batch_results(batch *b, PyObject *items) {
     if (problem) {
         if (ok) PyErr_SetObject((PyObject *)Py_TYPE(problem), problem);
         Py_DECREF(problem);
-        return NULL;
+        return false;
     }
-    if (!ok) return NULL;
     list_layers(b, b->n_entries);
-    if (!allocate_results(b, &spec) || !run(b, &spec)) return NULL;
+    return ok;
+}
+
+static PyObject *batch_results(batch *b, PyObject *items) {
+    aq_quant_spec spec = aqpy_array_spec(b->options->bits, b->options->group_size);
+    spec.method = b->options->method;
+    if (!check_batch(b, items) || !allocate_results(b, &spec) || !run(b, &spec)) return NULL;
     PyObject *all = results(b);
     if (all && warn_left_out(b) < 0) Py_CLEAR(all);
     return all;
 }
 
-static PyObject *quantize_mapping(const aqpy_state *state, PyObject *weights, const options *o) {
+/* Names and shapes, after the checks of quantize_batch. */
+static PyObject *check_results(batch *b, PyObject *items) {
+    if (!check_batch(b, items)) return NULL;
+    PyObject *list = PyList_New(0);
+    for (Py_ssize_t i = 0; list && i < b->n_entries; i++) {
+        PyObject *pair = PyTuple_Pack(2, b->entries[i].name, b->entries[i].array.shape);
+        if (!pair || PyList_Append(list, pair) < 0) Py_CLEAR(list);
+        Py_XDECREF(pair);
+    }
+    return list;
+}
+
+static PyObject *with_batch(const aqpy_state *state, PyObject *weights, const options *o, PyObject *(*work)(batch *, PyObject *)) {
     if (!PyMapping_Check(weights) || !(PyDict_Check(weights) || PyObject_HasAttrString(weights, "items"))) {
         PyObject *type = PyType_GetName(Py_TYPE(weights));
         if (type) PyErr_Format(PyExc_TypeError, "Expected a dict of layer names and arrays, got %U", type);
@@ -379,7 +395,7 @@ static PyObject *quantize_mapping(const aqpy_state *state, PyObject *weights, co
     b.layers = aq_calloc(n, sizeof *b.layers);
     b.entry_of = aq_calloc(n, sizeof *b.entry_of);
     if (b.entries && b.layers && b.entry_of)
-        all = batch_results(&b, items);
+        all = work(&b, items);
     else
         PyErr_NoMemory();
     batch_free(&b);
@@ -387,7 +403,15 @@ static PyObject *quantize_mapping(const aqpy_state *state, PyObject *weights, co
     return all;
 }
 
+static PyObject *quantize_mapping(const aqpy_state *state, PyObject *weights, const options *o) { return with_batch(state, weights, o, batch_results); }
+
 /* ---- entries ---- */
+
+PyDoc_STRVAR(check_arrays_doc, "check_arrays($module, weights_dict, /)\n--\n\nThe checks of quantize_batch alone: list of (name, shape), in the order given.\n");
+static PyObject *check_arrays(PyObject *module, PyObject *weights) {
+    options o = {.bits = 8, .group_size = 128, .strict = true};
+    return with_batch(aqpy_state_of(module), weights, &o, check_results);
+}
 
 #define LAYER_RESULT                                                                                                                                           \
     "A layer result is a dict: quantized_data bytes, scales and zero_points lists of float (one per group, row-major), shape list of int, bit_width int,\n"    \
@@ -588,6 +612,7 @@ static PyMethodDef functions[] = {
     {"quantize_batch", KEYWORDS(batch_function), batch_function_doc},
     {"quantize_array", KEYWORDS(quantize_array), quantize_array_doc},
     {"rtn", KEYWORDS(rtn), rtn_doc},
+    {"check_arrays", check_arrays, METH_O, check_arrays_doc},
     {NULL, NULL, 0, NULL},
 };
 

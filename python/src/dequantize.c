@@ -1,5 +1,5 @@
 /* The way back from layer results to float32 arrays. */
-#include "aqpy.h"
+#include "arrow.h"
 
 #include <string.h>
 
@@ -163,6 +163,8 @@ static PyObject *dequantize_any(const aqpy_state *state, PyObject *args, PyObjec
         bool of_layers = !first && PyDict_Next(result, &pos, NULL, &value) && PyDict_Check(value);
         return of_layers || PyDict_Size(result) == 0 ? dequantize_all(state, result, &o) : dequantize_layer(state, result, &o);
     }
+    if (PyObject_HasAttrString(result, "__arrow_c_stream__") || PyObject_HasAttrString(result, "__arrow_c_array__"))
+        return aqpy_arrow_dequantize(state, result, o.as_numpy, o.n_threads);
     PyObject *type = PyType_GetName(Py_TYPE(result));
     if (type) PyErr_Format(PyExc_TypeError, "Expected a layer result, a dict of them or an Arrow result, got %U", type);
     Py_XDECREF(type);

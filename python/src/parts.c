@@ -85,15 +85,6 @@ static bool read_params(PyObject *params, group_params *out) {
     return true;
 }
 
-static PyObject *floats(const float *data, Py_ssize_t n) {
-    PyObject *list = PyList_New(n);
-    for (Py_ssize_t i = 0; list && i < n; i++) {
-        PyObject *item = PyFloat_FromDouble((double)data[i]);
-        if (!item || PyList_SetItem(list, i, item) < 0) Py_CLEAR(list);
-    }
-    return list;
-}
-
 static PyObject *code(const aqpy_array *array, const group_params *params) {
     aq_batch_layer layer = {.weights = array->data, .rows = 1, .cols = array->count};
     PyObject *codes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)array->count);
@@ -135,7 +126,8 @@ static PyObject *quantize_layer_auto(PyObject *self, PyObject *args, PyObject *k
             PyErr_Format(aqpy_get(state, AQPY_ShapeMismatchError), "Shape mismatch: expected a flat array of one dimension, got shape %R", array.shape);
     }
     if (codes)
-        result = Py_BuildValue("{sOsNsN}", "quantized_data", codes, "scales", floats(groups.scales, groups.n), "zero_points", floats(groups.zeros, groups.n));
+        result = Py_BuildValue("{sOsNsN}", "quantized_data", codes, "scales", aqpy_list_of_floats(groups.scales, (uint64_t)groups.n), "zero_points",
+                               aqpy_list_of_floats(groups.zeros, (uint64_t)groups.n));
     Py_XDECREF(codes);
     Py_XDECREF(name);
     aqpy_array_release(&array);

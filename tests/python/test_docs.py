@@ -36,6 +36,10 @@ SIGNATURES = {
     "ArrowQuantV2.quantize_batch": "(self, /, weights_dict, bit_width=None, continue_on_error=None, *, as_numpy=False)",
     "ArrowQuantV2.quantize_batch_with_progress": "(self, /, weights_dict, bit_width=None, progress_callback=None, continue_on_error=None, *, as_numpy=False)",
     "ArrowQuantV2.quantize_layer_auto": "(self, /, weights, params, enable_simd=True)",
+    "ArrowQuantV2.quantize_arrow": "(self, /, weights_table, bit_width=None)",
+    "ArrowQuantV2.quantize_arrow_batch": "(self, /, record_batch, bit_width=None)",
+    "ArrowQuantV2.quantize_batch_arrow": "(self, /, weights_table, bit_width=None, continue_on_error=None)",
+    "PyArrowQuantizedLayer.dequantize_group": "(self, /, group_id, *, as_numpy=False)",
     "quantize_array": "(a, bits=4, group=128, *, method='rtn', as_numpy=False, threads=0)",
 }
 
