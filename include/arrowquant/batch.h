@@ -35,8 +35,9 @@ typedef struct aq_batch_options {
     void *user;
 } aq_batch_options;
 
-/* Finds the first NaN or Inf of each layer (`first_nonfinite`). Reads every weight once; cannot fail. */
-AQ_API void aq_batch_check(aq_batch_layer *layers, size_t n_layers, int n_threads);
+/* Finds the first NaN or Inf of each layer (`first_nonfinite`), reading every weight once. Of the options it takes n_threads and tick, which is called without
+ * a layer. AQ_ERR_INTERRUPTED when `tick` stopped it, nothing else. */
+AQ_API aq_status aq_batch_check(aq_batch_layer *layers, size_t n_layers, const aq_batch_options *options, aq_error *err);
 
 /* Quantizes every layer. A layer that fails has its status set and does not stop the others; the error of the first such layer is returned.
  * AQ_ERR_USAGE for a bad spec (no layer was touched), AQ_ERR_INTERRUPTED when `tick` stopped it, AQ_ERR_MEMORY. */

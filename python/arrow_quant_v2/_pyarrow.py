@@ -1,9 +1,16 @@
 """What needs pyarrow's own constructors; pyarrow is imported when it is used."""
 
+from __future__ import annotations
+
 from ._core import check_arrays
 
+TYPE_CHECKING = False  # typing is not imported for it
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
-def numpy_to_arrow_table(weights_dict):
+
+def numpy_to_arrow_table(weights_dict: Mapping[str, Any]) -> Any:
     """A pyarrow.Table of layer_name, weights and shape over float32 arrays, as the Arrow entries take it.
 
     weights_dict: dict of name to float32 C-contiguous array of any shape; rows stand in its order, each in a chunk of its own, values are not copied.
@@ -15,7 +22,7 @@ def numpy_to_arrow_table(weights_dict):
     [[2, 3]]
     """
     checked = check_arrays(weights_dict)
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
 
     weights_type = pa.list_(pa.float32())
     rows = []

@@ -73,7 +73,8 @@ int aqpy_traverse_type(PyObject *self, visitproc visit, void *arg);
 /* ---- quantizer.c ---- */
 typedef enum aqpy_mode { AQPY_MODE_DIFFUSION, AQPY_MODE_BASE } aqpy_mode;
 typedef struct aqpy_quantizer {
-    PyObject_HEAD aqpy_mode mode;
+    PyObject_HEAD
+    aqpy_mode mode;
 } aqpy_quantizer;
 int aqpy_add_quantizer(PyObject *module);
 /* Adds methods (a table that ends with a NULL name and lives as long as the program) to ArrowQuantV2. */

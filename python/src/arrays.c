@@ -172,12 +172,24 @@ static void list_layers(batch *b, Py_ssize_t n) {
     }
 }
 
+/* Looks for NaN and Inf in the layers listed; false when Ctrl-C stopped it. */
+static bool find_nonfinite(batch *b) {
+    aqpy_ticker ticker = {0};
+    aq_batch_options work = {.n_threads = b->options->n_threads, .tick = aqpy_tick, .user = &ticker};
+    aq_error err = {0};
+    ticker.thread = PyEval_SaveThread();
+    double start = aqpy_seconds();
+    aq_status status = aq_batch_check(b->layers, (size_t)b->n_layers, &work, &err);
+    b->library_seconds = aqpy_seconds() - start;
+    PyEval_RestoreThread(ticker.thread);
+    if (status != AQ_OK) aqpy_raise(b->state, &err);
+    return status == AQ_OK;
+}
+
 /* Step 2, over the layers listed. */
 static bool check_values(batch *b) {
-    Py_BEGIN_ALLOW_THREADS double start = aqpy_seconds();
-    aq_batch_check(b->layers, (size_t)b->n_layers, b->options->n_threads);
-    b->library_seconds = aqpy_seconds() - start;
-    Py_END_ALLOW_THREADS for (Py_ssize_t i = 0; i < b->n_layers; i++) {
+    if (!find_nonfinite(b)) return false;
+    for (Py_ssize_t i = 0; i < b->n_layers; i++) {
         if (b->layers[i].first_nonfinite == AQ_ALL_FINITE) continue;
         entry *e = &b->entries[b->entry_of[i]];
         PyErr_Format(PyExc_ValueError, "Array for layer '%U' contains NaN or Inf at index %llu. Please clean your data before quantization.", e->name,
@@ -529,9 +541,8 @@ static PyObject *quantize_one(PyObject *module, PyObject *array, const options *
     bool ok = e.name && what && aqpy_array_any(&e.array, array, what);
     if (ok) {
         list_layers(&b, 1);
-        Py_BEGIN_ALLOW_THREADS aq_batch_check(&layer, 1, o->n_threads);
-        Py_END_ALLOW_THREADS ok = layer.first_nonfinite == AQ_ALL_FINITE;
-        if (!ok)
+        ok = find_nonfinite(&b) && layer.first_nonfinite == AQ_ALL_FINITE;
+        if (!ok && !PyErr_Occurred())
             PyErr_Format(PyExc_ValueError, "Array contains NaN or Inf at index %llu. Please clean your data before quantization.",
                          (unsigned long long)layer.first_nonfinite);
     }

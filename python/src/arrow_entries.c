@@ -204,8 +204,10 @@ static bool read_rows(job *j) {
             r->index = i;
         }
     }
-    Py_BEGIN_ALLOW_THREADS aq_parallel_for((size_t)j->in.n_rows, 0, read_row, j);
-    Py_END_ALLOW_THREADS for (uint64_t i = 0; i < j->in.n_rows; i++) {
+    Py_BEGIN_ALLOW_THREADS
+    aq_parallel_for((size_t)j->in.n_rows, 0, read_row, j);
+    Py_END_ALLOW_THREADS
+    for (uint64_t i = 0; i < j->in.n_rows; i++) {
         if (j->rows[i].problem != NO_MEMORY) continue;
         PyErr_NoMemory();
         return false;
@@ -232,17 +234,27 @@ static void list_good(job *j) {
     }
 }
 
-static void check_values(job *j) {
-    Py_BEGIN_ALLOW_THREADS double start = aqpy_seconds();
-    aq_batch_check(j->layers, j->n_good, 0);
+static bool check_values(job *j) {
+    aqpy_ticker ticker = {0};
+    aq_batch_options options = {.tick = aqpy_tick, .user = &ticker};
+    aq_error err = {0};
+    ticker.thread = PyEval_SaveThread();
+    double start = aqpy_seconds();
+    aq_status status = aq_batch_check(j->layers, j->n_good, &options, &err);
     j->seconds = aqpy_seconds() - start;
-    Py_END_ALLOW_THREADS for (size_t i = 0; i < j->n_good; i++) {
+    PyEval_RestoreThread(ticker.thread);
+    if (status != AQ_OK) {
+        aqpy_raise(j->state, &err);
+        return false;
+    }
+    for (size_t i = 0; i < j->n_good; i++) {
         if (j->layers[i].first_nonfinite == AQ_ALL_FINITE) continue;
         row *r = j->good[i];
         r->problem = NOT_FINITE;
         r->where = j->layers[i].first_nonfinite;
         r->value = (double)r->weights[r->where];
     }
+    return true;
 }
 
 /* ---- what is wrong ---- */
@@ -368,8 +380,7 @@ static bool run(job *j, aqpy_table *out, bool *again) {
 static bool quantize_table(job *j, PyObject *object, aqpy_table *out) {
     if (!aqpy_table_import(&j->in, object) || !check_schema(j) || !read_rows(j)) return false;
     list_good(j);
-    check_values(j);
-    if (!raise_problems(j)) return false;
+    if (!check_values(j) || !raise_problems(j)) return false;
     for (bool again = true; again;) {
         list_good(j);
         if (!run(j, out, &again)) {

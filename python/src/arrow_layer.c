@@ -21,7 +21,8 @@ typedef struct layer_row {
 } layer_row;
 
 typedef struct layer {
-    PyObject_HEAD aqpy_table table;
+    PyObject_HEAD
+    aqpy_table table;
     PyObject *time_groups; /* list of dict */
     layer_row *rows;
     uint64_t n_values, group_size;
@@ -264,8 +265,10 @@ static PyObject *dequantize_row(const aqpy_state *state, const layer *self, cons
     if (failed == 0) {
         aq_error err = {0};
         aq_status status;
-        Py_BEGIN_ALLOW_THREADS status = fill(self, r, n_threads, *data, &err);
-        Py_END_ALLOW_THREADS if (status != AQ_OK) aqpy_raise(state, &err);
+        Py_BEGIN_ALLOW_THREADS
+        status = fill(self, r, n_threads, *data, &err);
+        Py_END_ALLOW_THREADS
+        if (status != AQ_OK) aqpy_raise(state, &err);
         failed = status != AQ_OK;
     }
     if (failed) Py_CLEAR(buffer);
@@ -335,8 +338,10 @@ static PyObject *group_values(const aqpy_state *state, const layer *self, uint64
     if (!buffer) return NULL;
     aq_error err = {0};
     aq_status status;
-    Py_BEGIN_ALLOW_THREADS status = fill_range(self, begin, end, data, &err);
-    Py_END_ALLOW_THREADS if (status == AQ_OK) return give(buffer, data, end - begin, as_numpy);
+    Py_BEGIN_ALLOW_THREADS
+    status = fill_range(self, begin, end, data, &err);
+    Py_END_ALLOW_THREADS
+    if (status == AQ_OK) return give(buffer, data, end - begin, as_numpy);
     Py_DECREF(buffer);
     return aqpy_raise(state, &err);
 }

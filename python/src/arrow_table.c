@@ -174,10 +174,15 @@ static bool take_stream(aqpy_table *out, PyObject *object) {
         struct ArrowArray array = {0};
         int code;
         /* The producer may need the GIL on threads of its own (duckdb): it must not be ours while we wait. */
-        Py_BEGIN_ALLOW_THREADS code = stream->get_next(stream, &array);
-        Py_END_ALLOW_THREADS if (code != 0) ok = fail_stream(stream, code);
-        else if (!array.release) break;
-        else ok = aqpy_table_append(out, &array);
+        Py_BEGIN_ALLOW_THREADS
+        code = stream->get_next(stream, &array);
+        Py_END_ALLOW_THREADS
+        if (code != 0)
+            ok = fail_stream(stream, code);
+        else if (!array.release)
+            break;
+        else
+            ok = aqpy_table_append(out, &array);
         if (array.release) array.release(&array);
     }
     Py_XDECREF(capsule); /* releases the stream */

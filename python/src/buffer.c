@@ -9,7 +9,8 @@
 enum { MAX_DIMS = 64 };
 
 typedef struct buffer {
-    PyObject_HEAD void *data;
+    PyObject_HEAD
+    void *data;
     char format[2];
     Py_ssize_t item_size, n;
     int ndim;

@@ -79,8 +79,10 @@ static PyObject *dequantize_parts(const aqpy_state *state, PyObject *codes, PyOb
     array = aqpy_buffer_new(state, 'f', rows * cols, &data);
     if (!array || aqpy_buffer_reshape(array, shape) < 0) goto fail;
     aq_status status;
-    Py_BEGIN_ALLOW_THREADS status = aq_batch_dequantize(&spec, rows, cols, view.buf, s.data, z.data, o->n_threads, data, &err);
-    Py_END_ALLOW_THREADS if (status == AQ_OK) {
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_batch_dequantize(&spec, rows, cols, view.buf, s.data, z.data, o->n_threads, data, &err);
+    Py_END_ALLOW_THREADS
+    if (status == AQ_OK) {
         if (o->as_numpy) {
             array = aqpy_buffer_as_array(array);
         } else {

@@ -247,8 +247,10 @@ static bool take(aqpy_array *out, const source *s) {
         PyErr_NoMemory();
         return false;
     }
-    Py_BEGIN_ALLOW_THREADS convert(s, out->count, out->copy);
-    Py_END_ALLOW_THREADS out->data = out->copy;
+    Py_BEGIN_ALLOW_THREADS
+    convert(s, out->count, out->copy);
+    Py_END_ALLOW_THREADS
+    out->data = out->copy;
     return true;
 }
 

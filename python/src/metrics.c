@@ -10,7 +10,8 @@ static bool measure(PyObject *module, PyObject *a, PyObject *b, aq_quant_metrics
         ok = false;
     }
     if (ok) {
-        Py_BEGIN_ALLOW_THREADS aq_quant_metrics_compute(x.data, y.data, x.count, metrics);
+        Py_BEGIN_ALLOW_THREADS
+        aq_quant_metrics_compute(x.data, y.data, x.count, metrics);
         Py_END_ALLOW_THREADS
     }
     aqpy_array_release(&x);

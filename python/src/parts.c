@@ -90,9 +90,11 @@ static PyObject *code(const aqpy_array *array, const group_params *params) {
     PyObject *codes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)array->count);
     if (!codes) return NULL;
     uint8_t *bytes = (uint8_t *)PyBytes_AsString(codes);
-    Py_BEGIN_ALLOW_THREADS aq_batch_check(&layer, 1, 0);
+    Py_BEGIN_ALLOW_THREADS
+    aq_batch_check(&layer, 1, &(aq_batch_options){0}, NULL);
     if (layer.first_nonfinite == AQ_ALL_FINITE) aq_quantize_parts(array->data, array->count, params->scales, params->zeros, (size_t)params->n, 0, bytes);
-    Py_END_ALLOW_THREADS if (layer.first_nonfinite == AQ_ALL_FINITE) return codes;
+    Py_END_ALLOW_THREADS
+    if (layer.first_nonfinite == AQ_ALL_FINITE) return codes;
     Py_DECREF(codes);
     return PyErr_Format(PyExc_ValueError, "Array for layer 'weights' contains NaN or Inf at index %llu. Please clean your data before quantization.",
                         (unsigned long long)layer.first_nonfinite);

@@ -91,6 +91,37 @@ static double seconds_now(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+/* ---- the caller's tick ---- */
+
+/* The calling thread is the only one that may call `tick`; it takes part in the loops and looks at its watch after each of its pieces. */
+typedef struct watch {
+    const aq_batch_options *options;
+    double last;
+    bool stopped;
+} watch;
+static _Thread_local watch *watch_of_this_thread;
+
+static watch *watch_begin(watch *w, const aq_batch_options *options) {
+    watch *outer = watch_of_this_thread;
+    *w = (watch){.options = options, .last = seconds_now()};
+    watch_of_this_thread = w;
+    return outer;
+}
+
+static void watch_end(watch *outer) { watch_of_this_thread = outer; }
+
+/* False when the caller wants to stop. */
+static bool watch_call(watch *w, size_t layer, size_t n_finished) {
+    w->stopped = !w->options->tick(w->options->user, layer, n_finished);
+    w->last = seconds_now();
+    return !w->stopped;
+}
+
+static bool watch_look(watch *w, size_t n_finished) {
+    if (watch_of_this_thread != w || w->options->tick == NULL) return true;
+    return !w->stopped && (seconds_now() - w->last < TICK_SECONDS || watch_call(w, SIZE_MAX, n_finished));
+}
+
 /* ---- check ---- */
 
 enum { CHECK_VALUES = 1 << 20 }; /* a layer larger than this is read by all threads */
@@ -113,39 +144,46 @@ static uint64_t first_nonfinite(const float *w, uint64_t n) {
     return AQ_ALL_FINITE;
 }
 
-static bool check_small_layer(void *context, size_t index) {
-    aq_batch_layer *layer = (aq_batch_layer *)context + index;
-    uint64_t n = layer->rows * layer->cols;
-    if (n <= CHECK_VALUES) layer->first_nonfinite = first_nonfinite(layer->weights, n);
-    return true;
-}
-
-typedef struct large_check {
+typedef struct check_work {
+    aq_batch_layer *layers;
+    watch watch;
+    /* the large layer that is being read */
     const float *weights;
     uint64_t n;
     atomic_uint_least64_t first;
-} large_check;
+} check_work;
 
-static bool check_part(void *context, size_t index) {
-    large_check *c = context;
-    uint64_t begin = index * (uint64_t)CHECK_VALUES, n = c->n - begin < CHECK_VALUES ? c->n - begin : CHECK_VALUES;
-    uint64_t found = first_nonfinite(c->weights + begin, n);
-    if (found == AQ_ALL_FINITE) return true;
-    uint64_t first = atomic_load(&c->first);
-    while (begin + found < first && !atomic_compare_exchange_weak(&c->first, &first, begin + found)) {
-    }
-    return true;
+static bool check_small_layer(void *context, size_t index) {
+    check_work *work = context;
+    aq_batch_layer *layer = &work->layers[index];
+    uint64_t n = layer->rows * layer->cols;
+    if (n <= CHECK_VALUES) layer->first_nonfinite = first_nonfinite(layer->weights, n);
+    return watch_look(&work->watch, 0);
 }
 
-void aq_batch_check(aq_batch_layer *layers, size_t n_layers, int n_threads) {
-    aq_parallel_for(n_layers, n_threads, check_small_layer, layers);
-    for (size_t i = 0; i < n_layers; i++) {
-        large_check c = {.weights = layers[i].weights, .n = layers[i].rows * layers[i].cols};
-        if (c.n <= CHECK_VALUES) continue;
-        atomic_init(&c.first, AQ_ALL_FINITE);
-        aq_parallel_for((size_t)aq_div_up(c.n, CHECK_VALUES), n_threads, check_part, &c);
-        layers[i].first_nonfinite = atomic_load(&c.first);
+static bool check_part(void *context, size_t index) {
+    check_work *work = context;
+    uint64_t begin = index * (uint64_t)CHECK_VALUES, n = work->n - begin < CHECK_VALUES ? work->n - begin : CHECK_VALUES;
+    uint64_t found = first_nonfinite(work->weights + begin, n), first = atomic_load(&work->first);
+    while (found != AQ_ALL_FINITE && begin + found < first && !atomic_compare_exchange_weak(&work->first, &first, begin + found)) {
     }
+    return watch_look(&work->watch, 0);
+}
+
+aq_status aq_batch_check(aq_batch_layer *layers, size_t n_layers, const aq_batch_options *options, aq_error *err) {
+    check_work work = {.layers = layers};
+    watch *outer = watch_begin(&work.watch, options);
+    bool done = aq_parallel_for(n_layers, options->n_threads, check_small_layer, &work);
+    for (size_t i = 0; done && i < n_layers; i++) {
+        work.n = layers[i].rows * layers[i].cols;
+        if (work.n <= CHECK_VALUES) continue;
+        work.weights = layers[i].weights;
+        atomic_store(&work.first, AQ_ALL_FINITE);
+        done = aq_parallel_for((size_t)aq_div_up(work.n, CHECK_VALUES), options->n_threads, check_part, &work);
+        layers[i].first_nonfinite = atomic_load(&work.first);
+    }
+    watch_end(outer);
+    return done ? AQ_OK : aq_fail(err, AQ_ERR_INTERRUPTED, "the batch was stopped");
 }
 
 /* ---- quantize ---- */
@@ -166,28 +204,16 @@ typedef struct quantize_work {
     atomic_size_t *finished;
     atomic_size_t n_finished;
     size_t n_told;
-    double last_tick;
-    bool stopped;
+    watch watch;
 } quantize_work;
 
-/* The calling thread is the only one that may call `tick`; it takes part in the loop and looks after each of its pieces. */
-static _Thread_local quantize_work *work_of_this_thread;
-
+/* Tells the calling thread's caller what is finished. */
 static bool tell(quantize_work *work) {
-    const aq_batch_options *o = work->options;
-    if (o->tick == NULL || work->stopped) return !work->stopped;
+    if (watch_of_this_thread != &work->watch || work->options->tick == NULL) return true;
     size_t layer;
-    while (work->n_told < work->n_layers && (layer = atomic_load(&work->finished[work->n_told])) != SIZE_MAX) {
-        work->n_told++;
-        work->last_tick = seconds_now();
-        work->stopped = !o->tick(o->user, layer, work->n_told);
-        if (work->stopped) return false;
-    }
-    if (seconds_now() - work->last_tick >= TICK_SECONDS) {
-        work->stopped = !o->tick(o->user, SIZE_MAX, work->n_told);
-        work->last_tick = seconds_now();
-    }
-    return !work->stopped;
+    while (!work->watch.stopped && work->n_told < work->n_layers && (layer = atomic_load(&work->finished[work->n_told])) != SIZE_MAX)
+        watch_call(&work->watch, layer, ++work->n_told);
+    return watch_look(&work->watch, work->n_told);
 }
 
 static void finish_layer(quantize_work *work, size_t layer) { atomic_store(&work->finished[atomic_fetch_add(&work->n_finished, 1)], layer); }
@@ -211,7 +237,7 @@ static bool quantize_task(void *context, size_t index) {
     layer_state *s = &work->states[layer];
     if (quantize_piece(work, layer, index - work->first[layer], NULL) != AQ_OK) atomic_store(&s->failed, true);
     if (atomic_fetch_sub(&s->left, 1) == 1) finish_layer(work, layer);
-    return work_of_this_thread != work || tell(work);
+    return tell(work);
 }
 
 /* Runs the pieces of a failed layer once more, in order: its status and text are those of the first bad piece, at any thread count. */
@@ -226,12 +252,10 @@ static void find_failure(quantize_work *work, size_t layer, aq_error *err) {
 static aq_status batch_run(quantize_work *work, aq_error *err) {
     for (size_t i = 0; i < work->n_layers; i++)
         if (work->states[i].cut.n_pieces == 0) finish_layer(work, i);
-    quantize_work *outer = work_of_this_thread;
-    work_of_this_thread = work;
-    work->last_tick = seconds_now();
+    watch *outer = watch_begin(&work->watch, work->options);
     bool done = aq_parallel_for((size_t)work->first[work->n_layers], work->options->n_threads, quantize_task, work);
     done = done && tell(work); /* those that other threads finished last */
-    work_of_this_thread = outer;
+    watch_end(outer);
     if (!done) return aq_fail(err, AQ_ERR_INTERRUPTED, "the batch was stopped");
     aq_status status = AQ_OK;
     for (size_t i = 0; i < work->n_layers; i++) {

@@ -2,6 +2,8 @@
 
 import doctest
 import inspect
+import subprocess
+import sys
 
 import arrow_quant_v2 as aq
 import pytest
@@ -47,3 +49,9 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_show_the_names_and_defaults(name):
     assert str(inspect.signature(dict(documented())[name])) == SIGNATURES[name]
+
+
+def test_the_type_stubs_say_what_the_module_is():
+    pytest.importorskip("mypy")
+    done = subprocess.run([sys.executable, "-m", "mypy.stubtest", "arrow_quant_v2", "--ignore-missing-stub"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,33 @@
+"""Shapes of arguments and results, for type checkers; nothing imports this at run time."""
+
+from typing import Any, TypeAlias, TypedDict
+
+Array: TypeAlias = Any
+"""float32, float16, bfloat16 or float64 of any shape and strides: NumPy, torch on the CPU, DLPack, or nested lists of numbers."""
+
+ArrowTable: TypeAlias = Any
+"""A pyarrow.Table, a pyarrow.RecordBatch, or any object with __arrow_c_stream__ or __arrow_c_array__."""
+
+
+class LayerResult(TypedDict):
+    quantized_data: Any
+    """bytes, or with as_numpy=True a uint8 array"""
+    scales: Any
+    """list of float, or with as_numpy=True a float32 array; so are the zero points"""
+    zero_points: Any
+    shape: list[int]
+    bit_width: int
+    group_size: int
+
+
+class TimeGroupParams(TypedDict):
+    scale: float
+    zero_point: float
+    group_size: int
+    time_range: tuple[int, int]
+
+
+class LayerAutoResult(TypedDict):
+    quantized_data: bytes
+    scales: list[float]
+    zero_points: list[float]
