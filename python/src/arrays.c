@@ -419,7 +419,8 @@ static PyObject *quantize_mapping(const aqpy_state *state, PyObject *weights, co
 
 /* ---- entries ---- */
 
-PyDoc_STRVAR(check_arrays_doc, "check_arrays($module, weights_dict, /)\n--\n\nThe checks of quantize_batch alone: list of (name, shape), in the order given.\n");
+PyDoc_STRVAR(check_arrays_doc,
+             "check_arrays($module, weights_dict, /)\n--\n\nThe checks of quantize_batch alone: list of (name, shape), in the order given.\n");
 static PyObject *check_arrays(PyObject *module, PyObject *weights) {
     options o = {.bits = 8, .group_size = 128, .strict = true};
     return with_batch(aqpy_state_of(module), weights, &o, check_results);

@@ -13,7 +13,8 @@
 #include "base/file.h"
 
 typedef struct config_object {
-    PyObject_HEAD aq_config *config;
+    PyObject_HEAD
+    aq_config *config;
 } config_object;
 
 static aq_config *config_of(PyObject *self) { return ((config_object *)self)->config; }
