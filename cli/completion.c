@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "args.h"
+#include "log.h"
 #include "term.h"
 
 static FILE *out; /* memory that the script is written to */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "args.h"
+#include "log.h"
 #include "base/mem.h"
 #include "term.h"
 

@@ -3,45 +3,23 @@
 
 #include <arrowquant/pipeline.h>
 #include <math.h>
-#include <signal.h>
 #include <string.h>
 
 #include "log.h"
 #include "signals.h"
 #include "term.h"
 
-/* One line that tells how to go on. */
-static int end_interrupted(const cli_args *args, const aq_error *err) {
-    int signal_number = cli_signal_received();
-    int code = 128 + (signal_number ? signal_number : SIGINT);
-    cli_log_write(AQ_LOG_ERROR, err->message);
-    if (args->json) {
-        json_t *root = json_pack("{s:{s:i,s:s,s:s,s:s,s:s,s:s}}", "error", "code", code, "kind", aq_status_name(err->code), "message", err->message, "file",
-                                 err->file, "tensor", err->tensor, "hint", err->hint);
-        cli_print_json(root);
-        json_decref(root);
-    } else {
-        cli_print(stderr, "%s\n", err->message);
-    }
-    return code;
-}
-
 int cli_job_end(const cli_args *args, const aq_error *err, char *report, void (*print)(const cli_args *args, const json_t *report)) {
     cli_log_end_progress();
     json_t *root = report ? json_loads(report, JSON_REJECT_DUPLICATES, NULL) : NULL;
     aq_text_free(report);
-    int code = (int)err->code;
-    if (err->code == AQ_ERR_INTERRUPTED) {
-        code = end_interrupted(args, err);
-    } else if (args->json && err->code == AQ_OK) {
+    int code = (int)err->code, signal_number = cli_signal_received();
+    if (err->code == AQ_ERR_INTERRUPTED && signal_number) code = 128 + signal_number;
+    if (root && !args->json) print(args, root);
+    if (err->code != AQ_OK)
+        cli_report_failure(err, code, args->json, root);
+    else if (args->json)
         cli_print_json(root);
-    } else {
-        if (root && !args->json) print(args, root);
-        if (err->code != AQ_OK) {
-            cli_log_write(AQ_LOG_ERROR, err->message);
-            cli_report_error(err, args->json, root);
-        }
-    }
     json_decref(root);
     return code;
 }

@@ -113,6 +113,43 @@ void cli_log(aq_log_level level, const char *message) {
     }
 }
 
+static json_t *failure_json(const aq_error *err, int code) {
+    const char *hint = err->hint[0] || err->code != AQ_ERR_INTERNAL ? err->hint : "this is a bug in arrowquant: please report it with the command line";
+    return json_pack("{s:i,s:s,s:s,s:s,s:s,s:s}", "code", code, "kind", aq_status_name(err->code), "message", err->message, "file", err->file, "tensor",
+                     err->tensor, "hint", hint);
+}
+
+static void print_failure(const aq_error *err, json_t *failure) {
+    const char *hint = json_string_value(json_object_get(failure, "hint"));
+    fflush(stdout);
+    /* Being interrupted is no error: one line says how to go on. */
+    if (err->code == AQ_ERR_INTERRUPTED)
+        cli_print(stderr, "%s\n", err->message);
+    else
+        cli_print(stderr, "%serror:%s %s\n", cli_color_on(stderr, COLOR_RED), cli_color_off(stderr), err->message);
+    if (hint && *hint) cli_print(stderr, "  hint: %s\n", hint);
+}
+
+int cli_report_failure(const aq_error *err, int code, bool json, json_t *report) {
+    clear_bar();
+    cli_log_write(AQ_LOG_ERROR, err->message);
+    json_t *failure = failure_json(err, code);
+    if (json) {
+        json_t *root = report ? json_incref(report) : json_object();
+        bool whole = root && failure && json_object_set(root, "error", failure) == 0;
+        cli_print_json(whole ? root : NULL);
+        json_decref(root);
+    } else if (state.mode == PROGRESS_JSON && failure && json_object_set_new(failure, "event", json_string("error")) == 0) {
+        put_event(json_incref(failure));
+    } else {
+        print_failure(err, failure);
+    }
+    json_decref(failure);
+    return code;
+}
+
+int cli_report_error(const aq_error *err, bool json, json_t *report) { return cli_report_failure(err, (int)err->code, json, report); }
+
 /* "43 %  336/780  1.2 GB/s  ETA 0:41  RSS 1.1 GB" */
 static void describe(char *out, size_t size, const aq_progress *p) {
     double seconds = p->elapsed_s - state.stage_time;

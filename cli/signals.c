@@ -35,7 +35,8 @@ void cli_signals_guard_maps(bool json) {
 void cli_signals_catch_interrupts(void) {
     static const int numbers[] = {SIGINT, SIGTERM};
     for (size_t i = 0; i < 2; i++) {
-        struct sigaction action = {.sa_handler = on_interrupt}, before;
+        /* Reads and writes go on: only the progress hook stops the job. */
+        struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART}, before;
         sigemptyset(&action.sa_mask);
         /* Started in the background of a script or under nohup: what was ignored stays ignored. */
         if (sigaction(numbers[i], NULL, &before) == 0 && before.sa_handler == SIG_IGN) continue;

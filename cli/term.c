@@ -205,24 +205,6 @@ void cli_print_json(const json_t *value) {
     free(text);
 }
 
-int cli_report_error(const aq_error *err, bool json, json_t *report) {
-    if (json) {
-        json_t *error = json_pack("{s:i,s:s,s:s,s:s,s:s,s:s}", "code", (int)err->code, "kind", aq_status_name(err->code), "message", err->message, "file",
-                                  err->file, "tensor", err->tensor, "hint", err->hint);
-        json_t *root = report ? json_incref(report) : json_object();
-        if (!root || !error || json_object_set_new(root, "error", error))
-            cli_print_json(NULL);
-        else
-            cli_print_json(root);
-        json_decref(root);
-        return (int)err->code;
-    }
-    fflush(stdout);
-    cli_print(stderr, "%serror:%s %s\n", cli_color_on(stderr, COLOR_RED), cli_color_off(stderr), err->message);
-    if (err->hint[0]) cli_print(stderr, "  hint: %s\n", err->hint);
-    return (int)err->code;
-}
-
 int cli_finish(int code) {
     if (fflush(stdout) != 0 && !term.write_errno) term.write_errno = errno;
     int reason = term.write_errno;

@@ -43,8 +43,6 @@ const char *cli_duration(double seconds);
 
 /* One JSON object on stdout. */
 void cli_print_json(const json_t *value);
-/* The failure as text on stderr or, with json, as the one object on stdout (then `report`, which may be NULL, is part of it). Returns its exit code. */
-int cli_report_error(const aq_error *err, bool json, json_t *report);
 /* Flushes stdout. `code`, or 6 with a message when what was written did not arrive. A reader that has gone away is no error. */
 int cli_finish(int code);
 

@@ -153,7 +153,7 @@ class Running:
     """The program after it has finished a third of the tensors, when some of them are durable. Its events go through a pipe of one page: it
     waits for us when it is about sixteen events ahead, so it can never be done before the signal comes."""
 
-    def __init__(self, words, folder):
+    def __init__(self, words, folder, marker=b'"n_done":20,'):
         self.read, write = os.pipe()
         if hasattr(fcntl, "F_SETPIPE_SZ"):
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -161,7 +161,7 @@ class Running:
         self.process = subprocess.Popen([PROGRAM, *words], stdout=subprocess.PIPE, stderr=write, text=True, env=environment, cwd=folder)
         os.close(write)
         self.text = b""
-        while b'"n_done":20,' not in self.text:
+        while marker not in self.text:
             self.text += os.read(self.read, 256)
             assert self.process.poll() is None, self.text
 
@@ -169,12 +169,14 @@ class Running:
         self.process.send_signal(number)
 
     def end(self):
-        """Exit code, stdout, and the lines of stderr that are no events."""
+        """Exit code, stdout, and events that are no progress; a line that is no event as {"text": line}."""
         while piece := os.read(self.read, 65536):
             self.text += piece
         os.close(self.read)
         out, _ = self.process.communicate(timeout=30)
-        return self.process.returncode, out, [line for line in self.text.decode().splitlines() if not line.startswith("{")]
+        lines = self.text.decode().splitlines()
+        told = [json.loads(line) if line.startswith("{") else {"text": line} for line in lines]
+        return self.process.returncode, out, [e for e in told if e.get("event") not in ("progress", "log")]
 
 
 def run(words, folder):
@@ -190,13 +192,24 @@ def test_FA10_a_signal_stops_and_the_same_command_goes_on(long_job, number, code
     words, folder = long_job
     running = Running(words, folder)
     running.send(number)
-    assert running.end() == (code, "", ["interrupted: the state is kept; the same command continues"])
+    ended, out, err = running.end()
+    assert (ended, out, err[-1]["event"], err[-1]["code"]) == (code, "", "error", code)
+    assert err[-1]["message"] == "interrupted: the state is kept; the same command continues"
     assert not (folder / "model-int4").exists() and len(list(folder.glob("model-int4.partial-*"))) == 1
     again = run(words, folder)
     assert again.returncode == 0 and "continuing an interrupted run" in again.stderr
     assert run([*words, "-o", "whole"], folder).returncode == 0
     assert contents(folder / "model-int4") == contents(folder / "whole")
     assert not list(folder.glob("*.partial-*"))
+
+
+def test_FA10_an_interruption_is_one_line_of_text(long_job):
+    words, folder = long_job
+    running = Running([*words[:-2], "-v", "--progress", "always"], folder, b"20/60 blocks")
+    running.send(signal.SIGTERM)
+    code, out, err = running.end()
+    assert (code, out) == (143, "")
+    assert err[-1]["text"].removeprefix("\x1b[K") == "interrupted: the state is kept; the same command continues"
 
 
 def test_FA10_an_interruption_is_one_json_object_when_asked_for(long_job):
@@ -245,7 +258,8 @@ def test_ST18_a_file_that_shrinks_while_it_is_read_is_refused(long_job):
     running = Running(words, folder)
     os.truncate(folder / "model.safetensors", 8192)
     code, _, err = running.end()
-    assert code == 3 and ("changed during read" in err[0] or "became shorter" in err[0])
+    message = err[0].get("message") or err[0]["text"]
+    assert code == 3 and ("changed during read" in message or "became shorter" in message)
     assert not (folder / "model-int4").exists()
 
 
@@ -257,7 +271,7 @@ def test_ST18_a_page_of_a_map_that_is_gone_is_one_sentence(long_job, as_json):
     running.send(signal.SIGBUS)
     code, out, err = running.end()
     assert code == 3 and not (folder / "model-int4").exists()
-    told = json.loads(out)["error"]["message"] if as_json else err[0]
+    told = json.loads(out)["error"]["message"] if as_json else err[0]["text"]
     assert "an input file became shorter or unreadable while it was read" in told
 
 
