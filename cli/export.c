@@ -19,7 +19,7 @@ static void print_report(const cli_args *args, const json_t *report) {
     cli_print(stdout, "  %llu tensors, dequantized\n", (unsigned long long)cli_json_count(report, "n_tensors"));
     if (single || !args->verbose) return;
     size_t i;
-    json_array_foreach(files, i, file) cli_print(stdout, "  %s\n", cli_safe(json_string_value(file)));
+    json_array_foreach(files, i, file) { cli_print(stdout, "  %s\n", cli_safe(json_string_value(file))); }
 }
 
 /* "model-int4-safetensors" for model-int4. NULL: no memory. */

@@ -36,8 +36,9 @@ static void name_pattern(char *out, size_t size, const char *name) {
 static bool merge(json_t *entry, const json_t *tensor) {
     json_t *cosine = json_object_get(tensor, "cosine"), *sqnr = json_object_get(tensor, "sqnr_db");
     bool worse = json_is_number(cosine) && json_number_value(cosine) < json_number_value(json_object_get(entry, "cosine"));
+    uint64_t bytes = cli_json_count(entry, "bytes") + cli_json_count(tensor, "bytes");
     return json_object_set_new(entry, "n", json_integer((json_int_t)cli_json_count(entry, "n") + 1)) == 0 &&
-           json_object_set_new(entry, "bytes", json_integer((json_int_t)(cli_json_count(entry, "bytes") + cli_json_count(tensor, "bytes")))) == 0 &&
+           json_object_set_new(entry, "bytes", json_integer((json_int_t)bytes)) == 0 &&
            (!worse || (json_object_set(entry, "cosine", cosine) == 0 && json_object_set(entry, "sqnr_db", sqnr) == 0));
 }
 
@@ -174,7 +175,7 @@ static void print_report(const cli_args *args, const json_t *report) {
     unsigned long long n_tensors = cli_json_count(report, "n_tensors"), n_layers = cli_json_count(report, "n_layers");
     const json_t *warnings = json_object_get(report, "warnings"), *item, *tensors = json_object_get(report, "tensors");
     size_t i;
-    json_array_foreach(warnings, i, item) cli_log(AQ_LOG_WARNING, cli_safe(json_string_value(item)));
+    json_array_foreach(warnings, i, item) { cli_log(AQ_LOG_WARNING, cli_safe(json_string_value(item))); }
     print_head(report, container);
     print_sizes(report);
     cli_print(stdout, container ? "%llu quantized, %llu kept\n" : "quantize would take %llu and keep %llu\n", n_layers, n_tensors - n_layers);

@@ -87,7 +87,7 @@ int cli_run_quantize(const cli_args *args) {
     }
     if (status == AQ_OK) {
         cli_signals_catch_interrupts();
-        status = aq_quantize_model(args->operands[0], cli_args_value(args, "output"), config, &options, cli_job_hooks(), &report, &err);
+        aq_quantize_model(args->operands[0], cli_args_value(args, "output"), config, &options, cli_job_hooks(), &report, &err);
     }
     aq_config_destroy(config);
     return cli_job_end(args, &err, report, print_report);

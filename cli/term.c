@@ -28,16 +28,11 @@ void cli_streams_open(void) {
     }
 }
 
-static bool set_and_not_empty(const char *name) {
-    const char *value = getenv(name);
-    return value && *value;
-}
-
 static bool wants_color(int fd, const char *when) {
     if (when && strcmp(when, "always") == 0) return true;
     if (when && strcmp(when, "never") == 0) return false;
-    const char *force = getenv("CLICOLOR_FORCE"), *terminal = getenv("TERM");
-    if (set_and_not_empty("NO_COLOR")) return false;
+    const char *force = getenv("CLICOLOR_FORCE"), *terminal = getenv("TERM"), *none = getenv("NO_COLOR");
+    if (none && *none) return false;
     if (force && *force && strcmp(force, "0") != 0) return true;
     return isatty(fd) && terminal && *terminal && strcmp(terminal, "dumb") != 0;
 }
@@ -46,8 +41,9 @@ void cli_term_init(const char *color) {
     for (int fd = 1; fd < 3; fd++) term.color[fd] = wants_color(fd, color);
     const char *const names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
     for (size_t i = 0; i < 3; i++) {
-        if (!set_and_not_empty(names[i])) continue;
-        const char *dot = strchr(getenv(names[i]), '.');
+        const char *locale = getenv(names[i]);
+        if (!locale || !*locale) continue;
+        const char *dot = strchr(locale, '.');
         term.utf8 = dot && (strncasecmp(dot + 1, "UTF-8", 5) == 0 || strncasecmp(dot + 1, "utf8", 4) == 0);
         break;
     }

@@ -36,7 +36,7 @@ static void print_report(const cli_args *args, const json_t *report) {
                  *item;
     size_t i;
     if (!args->quiet) cli_print_tensors(args, json_object_get(report, "tensors"), args->verbose ? NULL : is_layer, "frlrrrrl", heading, MOST_ROWS, add_row);
-    json_array_foreach(json_object_get(report, "warnings"), i, item) cli_log(AQ_LOG_WARNING, cli_safe(json_string_value(item)));
+    json_array_foreach(json_object_get(report, "warnings"), i, item) { cli_log(AQ_LOG_WARNING, cli_safe(json_string_value(item))); }
     size_t n_problems = json_array_size(problems);
     cli_print_sentences(args, problems, "problem");
     cli_print(stdout, "%s  %s", cli_safe(cli_json_text(report, "path")), cli_color_on(stdout, n_problems ? COLOR_RED : COLOR_GREEN));
