@@ -12,7 +12,7 @@ import arrow_quant_v2 as aq
 import numpy as np
 import pytest
 from arrow_quant_v2 import ConfigurationError, DiffusionQuantConfig
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 PARAMETERS = {
@@ -376,7 +376,7 @@ def test_from_dict_errors():
 
 names = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=12)
 finite = st.floats(allow_nan=False, allow_infinity=False)
-settings = st.fixed_dictionaries(
+valid_settings = st.fixed_dictionaries(
     {},
     optional={
         "bit_width": st.sampled_from([2, 4, 8]),
@@ -401,7 +401,8 @@ settings = st.fixed_dictionaries(
 )
 
 
-@given(settings)
+@settings(deadline=None)  # files are synced; a busy disk takes its time
+@given(valid_settings)
 def test_every_way_out_and_back_gives_an_equal_configuration(tmp_path_factory, values):
     config = DiffusionQuantConfig.from_dict(values)
     assert config.validate() is None
@@ -424,6 +425,7 @@ def test_every_way_out_and_back_gives_an_equal_configuration(tmp_path_factory, v
         assert back is not config
 
 
+@settings(deadline=None)
 @given(st.one_of(finite, st.floats()))
 def test_floats_keep_every_bit(x):
     config = DiffusionQuantConfig(markov_weight=x)

@@ -232,9 +232,14 @@ static void target_size_of_a_profile_is_a_wish_until_it_is_set(void **state) {
     assert_false(aq_config_bool(*state, "target_size_is_wish"));
 }
 
+static const char *temporary_folder(void) {
+    const char *folder = getenv("TMPDIR");
+    return folder && *folder ? folder : "/tmp";
+}
+
 static char *write_file(const char *suffix, const char *text) {
-    static char path[64];
-    snprintf(path, sizeof path, "/tmp/aq_config_XXXXXX%s", suffix);
+    static char path[512];
+    snprintf(path, sizeof path, "%s/aq-config-XXXXXX%s", temporary_folder(), suffix);
     int fd = mkstemps(path, (int)strlen(suffix));
     assert_true(fd >= 0);
     assert_int_equal(write(fd, text, strlen(text)), strlen(text));
@@ -496,7 +501,8 @@ static bool enter_comma_locale(void) {
     static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "de_DE", "fr_FR.UTF-8", "fr_FR.utf8", "pl_PL.UTF-8", "nl_NL.UTF-8"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (setlocale(LC_ALL, names[i])) return true;
-    char folder[] = "/tmp/aq_locale_XXXXXX", command[128];
+    char folder[256], command[1024];
+    snprintf(folder, sizeof folder, "%s/aq-locale-XXXXXX", temporary_folder());
     if (access("/usr/share/i18n/locales/de_DE", R_OK) != 0 || !mkdtemp(folder)) return false;
     snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s/de_DE.UTF-8 >%s/log 2>&1", folder, folder);
     bool made = system(command) == 0 && setenv("LOCPATH", folder, 1) == 0 && setlocale(LC_ALL, "de_DE.UTF-8");
