@@ -7,6 +7,7 @@
  * (config.json + *.safetensors or index); a plain folder with metadata.json and safetensors files.
  * A written container (Parquet folder) is opened by store.h; aq_model_open refuses it with a hint.
  *
+ * A model that is open does not change: its functions may be called from several threads at once.
  * All files are checked whole at open (ST01-ST17, IX01-IX10 of the design); ST18 by aq_model_check_unchanged at the end of a run.
  */
 #ifndef ARROWQUANT_MODEL_H

@@ -58,21 +58,19 @@ static aq_status read_length(uint64_t *n, const aq_weights_file *file, const aq_
     return AQ_OK;
 }
 
-/* The hash of a header is taken piece by piece, as it is read: each piece's hash with the hash of those before. */
+/* Adds a piece to a hash that is taken piece by piece: the hash of the hash so far and the piece's. */
 static void hash_piece(char hash[33], const void *piece, uint64_t n) {
-    char both[64];
-    memset(both, 0, sizeof both);
+    char both[64] = {0};
     memcpy(both, hash, strlen(hash));
     aq_xxh3_hex(piece, n, hash);
     memcpy(both + 32, hash, 32);
     aq_xxh3_hex(both, sizeof both, hash);
 }
 
-/* Reads a piece of the header for the parser and hashes it before the parser changes it. */
-static aq_status read_header(void *context, uint64_t offset, char *to, uint64_t n, aq_error *err) {
-    aq_weights_file *file = context;
-    aq_status status = aq_file_pread(file->map.fd, to, n, 8 + offset, file->path, err);
-    if (status == AQ_OK) hash_piece(file->header_hash, to, n);
+aq_status aq_text_read(void *context, uint64_t offset, char *to, uint64_t n, aq_error *err) {
+    const aq_text_reader *reader = context;
+    aq_status status = aq_file_pread(reader->fd, to, n, reader->begin + offset, reader->path, err);
+    if (status == AQ_OK) hash_piece(reader->hash, to, n);
     return status;
 }
 
@@ -85,7 +83,15 @@ static aq_status open_file(aq_weights_file *file, const aq_model_options *option
     file->header_bytes = 8 + n;
     char *text = aq_alloc(n);
     if (!text) return aq_fail_memory(err, n, file->path);
-    aq_scan_source source = {read_header, file};
+    char length[8];
+    aq_text_reader reader = {file->map.fd, 0, file->path, file->header_hash};
+    status = aq_text_read(&reader, 0, length, sizeof length, err); /* for the hash */
+    reader.begin = sizeof length;
+    if (status != AQ_OK) {
+        aq_free(text);
+        return status;
+    }
+    aq_scan_source source = {aq_text_read, &reader};
     return aq_st_parse(&file->header, text, n, &source, file->map.size, file->path, options, err);
 }
 
@@ -105,10 +111,10 @@ aq_status aq_model_add_file(aq_model *model, char *path, const aq_model_options 
     file->map.fd = -1;
     for (size_t i = 0; status == AQ_OK && i < file->header.n_tensors; i++) file->header.tensors[i].file_index = (uint32_t)(model->n_files - 1);
     if (status == AQ_OK && file->header.unknown_fields.n > 0)
-        status = aq_model_warn(model, err, "%s: %zu tensors have fields that the format does not define; they are ignored: %s", path,
-                               file->header.unknown_fields.n, aq_name_list_text(&file->header.unknown_fields));
+        status = aq_model_warn(model, err, path, "%zu tensors have fields that the format does not define; they are ignored: %s", file->header.unknown_fields.n,
+                               aq_name_list_text(&file->header.unknown_fields));
     if (status == AQ_OK && file->header.unknown_dtypes.n > 0)
-        status = aq_model_warn(model, err, "%s: %zu tensors of unknown dtype are copied as they are: %s", path, file->header.unknown_dtypes.n,
+        status = aq_model_warn(model, err, path, "%zu tensors of unknown dtype are copied as they are: %s", file->header.unknown_dtypes.n,
                                aq_name_list_text(&file->header.unknown_dtypes));
     return status;
 }
@@ -149,10 +155,11 @@ static aq_status check_header(const aq_weights_file *file, char *piece, aq_error
     int fd;
     aq_status status = aq_weights_file_reopen(&fd, file, err);
     if (status != AQ_OK) return status;
+    aq_text_reader reader = {fd, 0, file->path, hash};
+    status = aq_text_read(&reader, 0, piece, 8, err);
     for (uint64_t at = 8, n; at < file->header_bytes && status == AQ_OK; at += n) {
         n = file->header_bytes - at < AQ_SCAN_PIECE_BYTES ? file->header_bytes - at : AQ_SCAN_PIECE_BYTES;
-        status = aq_file_pread(fd, piece, n, at, file->path, err);
-        if (status == AQ_OK) hash_piece(hash, piece, n);
+        status = aq_text_read(&reader, at, piece, n, err);
     }
     close(fd);
     if (status == AQ_OK && strcmp(hash, file->header_hash) != 0)

@@ -10,7 +10,15 @@
 #include "base/mem.h"
 #include "model/internal.h"
 
-enum { MAX_SIDE_FILES = 100000, MAX_SIDE_DEPTH = 8 };
+enum { MAX_SIDE_FILES = 100000, MAX_SIDE_DEPTH = 8, MAX_VALUES = 300000 };
+
+/* A tree of JSON takes some fifty bytes a value: a text of nothing but values would take many times its size. Commas inside strings count too; real configs
+ * have thousands of values. */
+static bool has_too_many_values(const char *text, uint64_t size) {
+    uint64_t n = 0;
+    for (uint64_t i = 0; i < size; i++) n += text[i] == ',' || text[i] == '[' || text[i] == '{';
+    return n > MAX_VALUES;
+}
 
 aq_status aq_config_load(json_t **out, const char *dir, const char *name, const aq_model_options *options, aq_error *err) {
     *out = NULL;
@@ -19,6 +27,8 @@ aq_status aq_config_load(json_t **out, const char *dir, const char *name, const 
     if (!path) return aq_fail_memory(err, strlen(dir), "a path");
     aq_status status = AQ_OK;
     if (aq_path_exists(path)) status = aq_read_limited(&text, &size, path, options->limits.config_bytes, "config_bytes", err);
+    if (status == AQ_OK && text && has_too_many_values(text, size))
+        status = aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "holds more than %d JSON values, the limit of a configuration", MAX_VALUES);
     if (status == AQ_OK && text) status = aq_json_parse(out, text, size, options->limits.json_depth, path, err);
     if (status == AQ_OK && text && !json_is_object(*out)) {
         json_decref(*out);

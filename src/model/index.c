@@ -21,7 +21,6 @@ typedef struct index_entry {
 
 typedef struct shard_index {
     char *text; /* owned, holds the strings */
-    uint64_t n_text;
     index_entry *entries;
     size_t n_entries, capacity;
     bool has_map, has_total;
@@ -119,11 +118,15 @@ static aq_status list_shards(shard_index *index, const char *path, const aq_mode
     return n > options->limits.n_shards ? aq_fail_limit(err, path, NULL, "n_shards", options->limits.n_shards, "%zu shards", n) : AQ_OK;
 }
 
-static aq_status parse_index(shard_index *index, const char *path, const aq_model_options *options, aq_error *err) {
+static aq_status parse_index(shard_index *index, const aq_file_map *file, char *hash, const char *path, const aq_model_options *options, aq_error *err) {
+    if (!(index->text = aq_alloc(file->size))) return aq_fail_memory(err, file->size, path);
+    aq_text_reader reader = {file->fd, 0, path, hash};
+    aq_scan_source source = {aq_text_read, &reader};
     aq_scan s = {.start = index->text,
                  .at = index->text,
-                 .end = index->text + index->n_text,
-                 .limit = index->text + index->n_text,
+                 .end = index->text,
+                 .limit = index->text + file->size,
+                 .source = &source,
                  .max_depth = options->limits.json_depth,
                  .file = path,
                  .err = err};
@@ -139,7 +142,7 @@ static aq_status parse_index(shard_index *index, const char *path, const aq_mode
                                                 : aq_scan_skip(&s);
     }
     if (status != AQ_OK) return status;
-    if (aq_scan_peek(&s) || s.at < s.end) return aq_scan_fail(&s, "text after the end of the JSON");
+    if (aq_scan_peek(&s) || aq_scan_have(&s, 1) || s.broken != AQ_OK) return aq_scan_fail(&s, "text after the end of the JSON");
     if (index->n_entries == 0)
         return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "%s", index->has_map ? "\"weight_map\" is empty: no tensors" : "\"weight_map\" is missing");
     return list_shards(index, path, options, err);
@@ -209,7 +212,7 @@ static aq_status check_total(aq_model *model, const shard_index *index, const ch
     char said[32], is[32];
     for (size_t f = 0; f < model->n_files; f++) total += model->files[f].map.size - model->files[f].header_bytes; /* sizes of existing files: no overflow */
     if (!index->has_total || index->total_size == total) return AQ_OK;
-    return aq_model_warn(model, err, "%s: total_size is %s, but the tensors take %s bytes", path, aq_format_count(said, index->total_size),
+    return aq_model_warn(model, err, path, "total_size is %s, but the tensors take %s bytes", aq_format_count(said, index->total_size),
                          aq_format_count(is, total));
 }
 
@@ -217,10 +220,14 @@ aq_status aq_index_open(aq_model *model, const char *index_path, const aq_model_
     shard_index index = {0};
     aq_name_table listed = {0};
     aq_name_list twice = {0};
-    aq_status status = aq_read_limited(&index.text, &index.n_text, index_path, options->limits.index_bytes, "index_bytes", err);
+    aq_file_map file;
+    aq_status status = aq_file_map_open(&file, index_path, false, err);
     if (status != AQ_OK) return status;
-    aq_xxh3_hex(index.text, index.n_text, model->index_hash);
-    status = parse_index(&index, index_path, options, err);
+    char count[32];
+    if (file.size > options->limits.index_bytes)
+        status = aq_fail_limit(err, index_path, NULL, "index_bytes", options->limits.index_bytes, "is %s bytes long", aq_format_count(count, file.size));
+    if (status == AQ_OK) status = parse_index(&index, &file, model->index_hash, index_path, options, err);
+    aq_file_map_close(&file);
     if (status == AQ_OK) status = aq_name_table_init(&listed, index.entries, sizeof *index.entries, index.n_entries, err);
     for (size_t i = 0; status == AQ_OK && i < index.n_entries; i++)
         if (aq_name_table_add(&listed, i) >= 0) aq_name_list_add(&twice, index.entries[i].name);

@@ -48,8 +48,8 @@ struct aq_model {
     json_t *model_index; /* model_index.json of a diffusers folder, NULL without one */
 };
 
-/* Adds one sentence to the warnings. */
-aq_status aq_model_warn(aq_model *model, aq_error *err, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Adds `FILE: text` to the warnings; the file, which may be NULL, is escaped. */
+aq_status aq_model_warn(aq_model *model, aq_error *err, const char *file, const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* An array with room for one more element, doubled as needed; NULL: no memory, the old one stays. */
 void *aq_grow(void *items, size_t *capacity, size_t n, size_t size);
 
@@ -64,6 +64,15 @@ aq_status aq_weights_file_read(const aq_weights_file *file, uint64_t offset, voi
 
 /* Reads a whole file under a limit, which the refusal names. */
 aq_status aq_read_limited(char **out, uint64_t *size, const char *path, uint64_t limit, const char *limit_name, aq_error *err);
+
+/* Source of a text that is parsed while it is read (see scan.h): reads a file from `begin` and hashes each piece before the parser changes it. */
+typedef struct aq_text_reader {
+    int fd;
+    uint64_t begin;
+    const char *path;
+    char *hash; /* [33], starts as "" */
+} aq_text_reader;
+aq_status aq_text_read(void *context, uint64_t offset, char *to, uint64_t n, aq_error *err);
 
 /* What is not read here, and which command is for it. */
 aq_status aq_fail_pickle(aq_error *err, const char *path);

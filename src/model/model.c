@@ -33,11 +33,12 @@ void *aq_grow(void *items, size_t *capacity, size_t n, size_t size) {
     return p;
 }
 
-aq_status aq_model_warn(aq_model *model, aq_error *err, const char *format, ...) {
-    char text[2048];
+aq_status aq_model_warn(aq_model *model, aq_error *err, const char *file, const char *format, ...) {
+    char text[2048], escaped[512];
     va_list args;
+    int n = file ? snprintf(text, sizeof text, "%s: ", aq_escape(escaped, sizeof escaped, file, strlen(file))) : 0;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    vsnprintf(text + n, sizeof text - (size_t)n, format, args);
     va_end(args);
     char **grown = aq_grow(model->warnings, &model->warnings_capacity, model->n_warnings, sizeof *grown);
     if (grown) model->warnings = grown;

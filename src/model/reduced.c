@@ -103,12 +103,12 @@ aq_status aq_reduced_check(aq_model *model, aq_error *err) {
         if (last_part_is(t->name, "scale_weight") || last_part_is(t->name, "weight_scale")) status = pair(model, i, &n_paired, err);
     }
     if (status != AQ_OK) return status;
-    if (n_paired == 0 && n_fp8 > 0) return aq_model_warn(model, err, "%zu fp8 tensors have no scales; their values are taken as they are", n_fp8);
+    if (n_paired == 0 && n_fp8 > 0) return aq_model_warn(model, err, NULL, "%zu fp8 tensors have no scales; their values are taken as they are", n_fp8);
     if (n_paired == 0) return AQ_OK;
     for (size_t i = 0; i < model->n_tensors; i++) {
         aq_tensor_info *t = &model->tensors[i];
         if (strcmp(t->name, "scaled_fp8") == 0 || last_part_is(t->name, "scale_input") || last_part_is(t->name, "input_scale")) t->role = AQ_ROLE_SCALE;
     }
     if ((status = check_complete(model, err)) != AQ_OK) return status;
-    return aq_model_warn(model, err, "%zu fp8 weights are multiplied by their scales before they are quantized again", n_paired);
+    return aq_model_warn(model, err, NULL, "%zu fp8 weights are multiplied by their scales before they are quantized again", n_paired);
 }

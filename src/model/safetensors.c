@@ -242,8 +242,7 @@ static aq_status check_unique(const void *items, size_t stride, size_t n, const 
 }
 
 static aq_status parse_object(aq_scan *s, aq_st_header *header, uint64_t data_bytes, const aq_model_options *options) {
-    if (!aq_scan_have(s, 1) || *s->at != '{')
-        return aq_scan_fail(s, "a safetensors header begins with '{'");
+    if (!aq_scan_have(s, 1) || *s->at != '{') return aq_scan_fail(s, "a safetensors header begins with '{'");
     s->at++;
     bool first = true, more;
     aq_status status;

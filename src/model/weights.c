@@ -193,6 +193,12 @@ static aq_status add(aq_model *model, const char *dir, const char *name, const a
     return path ? aq_model_add_file(model, path, options, err) : aq_fail_memory(err, strlen(dir), "a path");
 }
 
+static aq_status fail_other_set(aq_error *err, const char *dir, const char *name, unsigned count) {
+    char escaped[256];
+    return aq_fail_at(err, AQ_ERR_FORMAT, dir, NULL, "%s is a shard of another set, expected one of %u", aq_escape(escaped, sizeof escaped, name, strlen(name)),
+                      count);
+}
+
 /* Without an index the names themselves say whether all shards are there. */
 static aq_status open_shard_set(aq_model *model, const candidates *all, const candidate *wanted, const char *dir, const aq_model_options *options,
                                 aq_error *err) {
@@ -205,7 +211,7 @@ static aq_status open_shard_set(aq_model *model, const candidates *all, const ca
         const char *name = all->names.names[i];
         if (strlen(name) > 4000 || !parse_name(&c, name, stem) || c.kind != SHARD_SET || !same_weights(&c, wanted)) continue;
         if (shard_count(shard_suffix(name)) != count)
-            status = aq_fail_at(err, AQ_ERR_FORMAT, dir, NULL, "shards of different sets: %s and %s", wanted->file, name);
+            status = fail_other_set(err, dir, name, count);
         else if ((status = add(model, dir, name, options, err)) == AQ_OK)
             n++;
     }
@@ -247,6 +253,7 @@ aq_status aq_weights_open(aq_model *model, const char *dir, bool plain_folder, c
     } else if (n == 1) {
         status = open_candidate(model, &all, chosen, dir, options, err);
     } else if (plain_folder && !options->variant && is_spread(&all)) {
+        if (n > options->limits.n_shards) status = aq_fail_limit(err, dir, NULL, "n_shards", options->limits.n_shards, "%zu files of weights", n);
         for (size_t i = 0; i < all.n && status == AQ_OK; i++) status = add(model, dir, all.items[i].file, options, err);
     } else {
         status = fail_ambiguous(&all, dir, options->variant, err);

@@ -407,6 +407,11 @@ static void IX10_a_malformed_config_is_refused(void **state) {
             st_write_text(files[f], cases[i].text);
             refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, cases[i].refusal);
         }
+        char *values = malloc(700001);
+        for (int i = 0; i < 350000; i++) memcpy(values + 2 * i, i ? ",0" : "[0", 2);
+        st_write(files[f], values, 700000); /* a small text that would become a large tree */
+        free(values);
+        refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, "more than 300000 JSON values");
         assert_int_equal(truncate(st_path(files[f]), INT64_C(1) << 30), 0); /* 1 GiB: refused before it is read */
         refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, "over the limit config_bytes of 16,777,216");
         unlink(st_path(files[f]));
