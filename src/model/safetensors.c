@@ -135,6 +135,7 @@ static aq_status check_overlap(aq_st_header *header, const char *file, aq_error 
         uint64_t end = t[i - 1].offset + t[i - 1].size_bytes; /* within the file */
         if (t[i].offset >= end) continue;
         char other[256], begin[32], at[32];
+        if (strcmp(t[i].name, t[i - 1].name) == 0) return aq_fail_at(err, AQ_ERR_FORMAT, file, t[i].name, "the name appears more than once in the header");
         return aq_fail_at(err, AQ_ERR_FORMAT, file, t[i].name, "its data begins at %s, inside that of tensor \"%s\", which ends at %s",
                           aq_format_count(begin, t[i].offset), aq_escape(other, sizeof other, t[i - 1].name, strlen(t[i - 1].name)), aq_format_count(at, end));
     }

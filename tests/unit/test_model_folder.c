@@ -196,6 +196,12 @@ static void IX04_an_index_of_wrong_form_is_refused(void **state) {
     refuse_with(write_index("{\"weight_map\":{}}"), &options, AQ_ERR_FORMAT, "over the limit index_bytes of 10");
     write_shards();
     options = defaults();
+    options.limits.name_bytes = 7;
+    refuse_with(write_index("{\"other\":[{}],\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "a name of 8 bytes, over the limit name_bytes of 7");
+    options = defaults();
+    options.limits.n_tensors = 2;
+    refuse_with(write_index("{\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "over the limit n_tensors of 2");
+    options = defaults();
     options.limits.n_shards = 1;
     refuse_with(write_index("{\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "2 shards, over the limit n_shards of 1");
 }
@@ -541,6 +547,8 @@ static void shards_come_in_order_of_their_names(void **state) {
     aq_model_close(open_ok(st_path("s"), NULL));
     unlink(st_path("s/" SHARD2));
     refuse_with(st_path("s"), NULL, AQ_ERR_FORMAT, "1 of 2 shards");
+    st_write_tensors("s/m-00002-of-00003.safetensors", g_other, 1, NULL);
+    refuse_with(st_path("s"), NULL, AQ_ERR_FORMAT, "m-00002-of-00003.safetensors is a shard of another set, expected one of 2");
 }
 
 static void a_plain_folder_may_spread_a_model_over_files(void **state) {

@@ -122,8 +122,8 @@ static void ST04_invalid_text_is_refused(void **state) {
 
 static void ST04_escapes_are_decoded(void **state) {
     (void)state;
-    aq_model *model = open_ok(st_write_file("ok.safetensors", NAMED("\\u00e9\\ud83d\\ude00\\\"\\\\\\/\\n\xc3\xa9"), NULL, 8), NULL);
-    assert_string_equal(aq_model_tensor(model, 0)->name, "\xc3\xa9\xf0\x9f\x98\x80\"\\/\n\xc3\xa9");
+    aq_model *model = open_ok(st_write_file("ok.safetensors", NAMED("\\u00e9\\u20AC\\ud83d\\ude00\\\"\\\\\\/\\n\xc3\xa9"), NULL, 8), NULL);
+    assert_string_equal(aq_model_tensor(model, 0)->name, "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"\\/\n\xc3\xa9");
     aq_model_close(model);
 }
 
@@ -133,6 +133,7 @@ static void ST05_duplicates_are_refused(void **state) {
     const bad_header cases[] = {
         {"{\"a\":" EMPTY_AT("0,8") ",\"a\":" EMPTY_AT("8,16") "}", 16, "tensor names appear more than once in the header: \"a\""},
         {"{\"a\":" EMPTY_AT("0,8") ",\"\\u0061\":" EMPTY_AT("8,16") "}", 16, "more than once"},
+        {"{\"a\":" EMPTY_AT("0,8") ",\"a\":" EMPTY_AT("0,8") "}", 8, "more than once"},
         {ONE("\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]"), 8, "field \"dtype\" appears twice"},
         {ONE("\"dtype\":\"F32\",\"shape\":[2],\"shape\":[2],\"data_offsets\":[0,8]"), 8, "field \"shape\" appears twice"},
         {ONE(F32_2 ",\"data_offsets\":[0,8]"), 8, "field \"data_offsets\" appears twice"},
@@ -273,7 +274,10 @@ static void ST11_unknown_fields_are_a_warning(void **state) {
     assert_int_equal(aq_model_n_warnings(model), 1);
     assert_non_null(strstr(aq_model_warning(model, 0), "\"a\""));
     aq_model_close(model);
-    const bad_header cases[] = {{ONE(F32_2 ",\"x\":nul"), 8, "JSON value"}, {ONE(F32_2 ",\"x\":-"), 8, "a digit"}, {ONE(F32_2 ",\"x\":NaN"), 8, "JSON value"}};
+    const bad_header cases[] = {{ONE(F32_2 ",\"x\":nul"), 8, "JSON value"},     {ONE(F32_2 ",\"x\":-"), 8, "a digit"},
+                                {ONE(F32_2 ",\"x\":NaN"), 8, "JSON value"},     {ONE(F32_2 ",\"x\":1."), 8, "a digit"},
+                                {ONE(F32_2 ",\"x\":1e+"), 8, "a digit"},        {ONE(F32_2 ",\"x\":0e-1,}"), 8, "comma before '}'"},
+                                {ONE(F32_2 ",\xc3\xa9"), 8, "found byte 0xc3"}, {ONE(F32_2 ",\"x\":[1 2]"), 8, "',' or ']'"}};
     refuse_all(cases, COUNT(cases));
 }
 
