@@ -39,6 +39,14 @@ static bool is_one_of(const char *words, const char *value) {
 
 static const char *escaped(char *buffer, size_t size, const char *text, size_t n) { return aq_escape(buffer, size, text, n); }
 
+/* Whether a word is an option of the command, spelled in full: then it is not meant as the value of the one before. */
+static bool is_option(const parser *p, const char *word) {
+    if (strncmp(word, "--", 2) != 0) return false;
+    size_t n = strcspn(word + 2, "=");
+    const cli_option *option = cli_option_find(word + 2, n, p->args->command);
+    return n > 0 && option && cli_option_applies(option, p->args->command);
+}
+
 /* Records an option. `value` NULL: a switch, or none was attached and the next word is it. */
 static aq_status take(parser *p, const cli_option *option, const char *value, aq_error *err) {
     cli_args *args = p->args;
@@ -47,7 +55,7 @@ static aq_status take(parser *p, const cli_option *option, const char *value, aq
         return AQ_ERR_USAGE;
     }
     if (option->value && !value && !option->optional_value) {
-        if (p->at >= p->argc) {
+        if (p->at >= p->argc || is_option(p, p->argv[p->at])) {
             aq_fail(err, AQ_ERR_USAGE, "--%s needs a value: %s", option->name, option->value);
             aq_hint(err, "%s", option->help);
             return AQ_ERR_USAGE;

@@ -82,7 +82,7 @@ static void add(const aq_config_field *field, const char *prefix, const char *na
         .optional_value = field->type == AQ_CONFIG_BOOL && !is_switch,
         .group = GROUP_FIELDS,
         .commands = "quantize",
-        .help = is_switch ? "the opposite" : help,
+        .help = help,
     };
 }
 
@@ -103,9 +103,15 @@ static void make(void) {
         const aq_config_field *field = aq_config_field_at(i);
         bool is_bool = field->type == AQ_CONFIG_BOOL;
         bool listed = field->type == AQ_CONFIG_ENUM && field->values && words_of(made.words[i], sizeof made.words[i], field->values);
-        write_help(made.help[i], field, presets);
-        if (!is_taken(field->name)) add(field, "", field->name, "true", is_bool ? "true|false" : listed ? made.words[i] : NULL, made.help[i]);
-        if (is_bool) add(field, "no-", strncmp(field->name, "enable_", 7) == 0 ? field->name + 7 : field->name, "false", NULL, NULL);
+        const char *opposite = "the opposite";
+        if (!is_taken(field->name)) {
+            write_help(made.help[i], field, presets);
+            add(field, "", field->name, "true", is_bool ? "true|false" : listed ? made.words[i] : NULL, made.help[i]);
+        } else {
+            snprintf(made.help[i], sizeof made.help[i], "turns %s off, where a profile, file or variable turned it on", field->name);
+            opposite = made.help[i];
+        }
+        if (is_bool) add(field, "no-", strncmp(field->name, "enable_", 7) == 0 ? field->name + 7 : field->name, "false", NULL, opposite);
     }
     aq_config_destroy(presets);
 }
