@@ -14,12 +14,15 @@
 #include "signals.h"
 #include "term.h"
 
+enum { MOST_WARNINGS = 20 };
+
 typedef enum progress_mode { PROGRESS_NONE, PROGRESS_BAR, PROGRESS_LINES, PROGRESS_JSON } progress_mode;
 
 static struct {
     progress_mode mode;
     bool quiet;
     int verbose;
+    size_t n_warnings;
     FILE *file;
     bool bar_shown;
     double bar_time;  /* when the bar was drawn last */
@@ -95,7 +98,12 @@ static void clear_bar(void) {
     state.bar_shown = false;
 }
 
-void cli_log_end_progress(void) { clear_bar(); }
+void cli_log_end_progress(void) {
+    clear_bar();
+    if (state.mode != PROGRESS_JSON && state.verbose == 0 && state.n_warnings > MOST_WARNINGS)
+        cli_print(stderr, "... %zu more warnings; -v shows all\n", state.n_warnings - MOST_WARNINGS);
+    state.n_warnings = 0;
+}
 
 void cli_log(aq_log_level level, const char *message) {
     cli_log_write(level, message);
@@ -104,6 +112,7 @@ void cli_log(aq_log_level level, const char *message) {
         return;
     }
     if ((level == AQ_LOG_INFO && state.quiet) || (level == AQ_LOG_DEBUG && state.verbose < 2)) return;
+    if (level == AQ_LOG_WARNING && ++state.n_warnings > MOST_WARNINGS && state.verbose == 0) return;
     clear_bar();
     if (level <= AQ_LOG_WARNING) {
         cli_print(stderr, "%s%s:%s %s\n", cli_color_on(stderr, level == AQ_LOG_ERROR ? COLOR_RED : COLOR_YELLOW), level_names[level], cli_color_off(stderr),

@@ -81,8 +81,9 @@ AQ_API aq_status aq_store_writer_copy(aq_store_writer *writer, const char *relat
 /* Closes the files, writes metadata.json (`metadata_json`, an object, is completed with file sizes and SHA-256), re-reads and verifies everything,
  * renames into place and frees the writer. On failure the target is untouched and the work folder stays for resuming where that makes sense. */
 AQ_API aq_status aq_store_writer_finish(aq_store_writer *writer, const char *metadata_json, aq_error *err);
-/* Stops without a result. keep_state: the work folder stays for a later run, else it is removed. Frees the writer. */
-AQ_API void aq_store_writer_abort(aq_store_writer *writer, bool keep_state);
+/* Stops without a result and frees the writer. keep_state: the work folder stays for a later run when it holds anything durable, else it is removed.
+ * True when it stays. */
+AQ_API bool aq_store_writer_abort(aq_store_writer *writer, bool keep_state);
 
 /* ---- reading ---- */
 

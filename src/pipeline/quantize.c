@@ -90,7 +90,8 @@ static aq_status write_all(quantize_run *run, aq_error *err) {
     if (status == AQ_OK && !(metadata = metadata_text(run))) status = aq_fail_memory(err, 0, "metadata.json");
     if (status != AQ_OK) {
         bool keep = status == AQ_ERR_INTERRUPTED || status == AQ_ERR_IO || status == AQ_ERR_MEMORY;
-        aq_store_writer_abort(run->writer, keep);
+        bool kept = aq_store_writer_abort(run->writer, keep);
+        if (status == AQ_ERR_INTERRUPTED && !kept) aq_job_cancelled(err, "so early that nothing is kept; the same command begins again");
         return status;
     }
     status = aq_store_writer_finish(run->writer, metadata, err);

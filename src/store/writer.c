@@ -498,14 +498,16 @@ aq_status aq_store_writer_finish(aq_store_writer *w, const char *metadata_json, 
     return status;
 }
 
-void aq_store_writer_abort(aq_store_writer *w, bool keep_state) {
-    if (!w) return;
+bool aq_store_writer_abort(aq_store_writer *w, bool keep_state) {
+    if (!w) return false;
     carquet_writer_abort(w->parquet);
     /* Before the first checkpoint there is nothing to continue. */
-    aq_workdir_close(&w->dir, keep_state && w->journal.n_durable > 0);
+    bool kept = keep_state && w->journal.n_durable > 0;
+    aq_workdir_close(&w->dir, kept);
     aq_journal_close(&w->journal);
     aq_rows_free(&w->rows);
     carquet_schema_free(w->schema);
     aq_free(w->config_json);
     aq_free(w);
+    return kept;
 }

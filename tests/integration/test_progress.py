@@ -79,6 +79,17 @@ def test_warnings_are_told_even_when_quiet(cli, tmp_path):
     assert result.out == "" and result.err.startswith("warning: ") and result.err.count("\n") == 1
 
 
+def test_many_warnings_are_cut_and_counted(cli, tmp_path):
+    """Each layer is under its floor and goes up the ladder: one warning each."""
+    block = floats(4096)
+    write_safetensors(tmp_path / "model.safetensors", {f"a.{i}.weight": ("F32", [64, 64], block) for i in range(25)}, {"modality": "image"})
+    words = ["quantize", "model.safetensors", "--method", "rtn", "--bits", "2", "--min-accuracy", "0.99", "--progress", "never"]
+    short, whole = cli(*words, "-o", "a"), cli(*words, "-o", "b", "-v")
+    assert short.err.count("warning: ") == 20 and "... 5 more warnings; -v shows all\n" in short.err
+    assert whole.err.count("warning: ") == 25 and "more warnings" not in whole.err
+    assert "  25 warnings" in short.out
+
+
 def test_verbose_has_a_line_for_each_tensor(cli, model):
     lines = cli("quantize", model.name, "-v", "--progress", "never").err.splitlines()
     told = [line for line in lines if re.match(r"\d/8 blocks\.", line)]
@@ -219,6 +230,16 @@ def test_FA10_an_interruption_is_one_json_object_when_asked_for(long_job):
     code, out, err = running.end()
     assert (code, err) == (143, [])
     assert json.loads(out)["error"]["kind"] == "interrupted" and json.loads(out)["error"]["code"] == 143
+
+
+def test_FA10_an_early_interruption_promises_nothing(long_job):
+    words, folder = long_job
+    running = Running(words, folder, b'"n_done":1,')
+    running.send(signal.SIGINT)
+    code, _, err = running.end()
+    kept = list(folder.glob("model-int4.partial-*"))
+    assert code == 130 and ("the state is kept" if kept else "nothing is kept") in err[-1]["message"]
+    assert run(words, folder).returncode == 0
 
 
 def test_FA10_a_second_signal_stops_at_once(long_job):
