@@ -20,45 +20,45 @@ extern "C" {
 #endif
 
 typedef enum aq_modality { AQ_MODALITY_UNKNOWN, AQ_MODALITY_TEXT, AQ_MODALITY_CODE, AQ_MODALITY_IMAGE, AQ_MODALITY_AUDIO } aq_modality;
-AQ_API const char *aq_modality_name(aq_modality modality); /* "text" …; "unknown" */
+AQ_API const char *aq_modality_name(aq_modality modality);  /* "text" …; "unknown" */
 AQ_API aq_modality aq_modality_from_name(const char *name); /* AQ_MODALITY_UNKNOWN when it is none of the four */
 
 typedef struct aq_model aq_model;
 
 /* Limits on untrusted input (`--limit name=value`). aq_model_limits_init gives the defaults of docs/limits. */
 typedef struct aq_model_limits {
-    uint64_t header_bytes;  /* safetensors header: 100,000,000 */
-    uint64_t n_tensors;     /* 1,000,000 */
-    uint64_t name_bytes;    /* 1,024 */
-    uint64_t index_bytes;   /* 64 MiB */
-    uint64_t config_bytes;  /* 16 MiB */
-    uint64_t n_shards;      /* 10,000 */
-    uint32_t json_depth;    /* 64 */
+    uint64_t header_bytes; /* safetensors header: 100,000,000 */
+    uint64_t n_tensors;    /* 1,000,000 */
+    uint64_t name_bytes;   /* 1,024 */
+    uint64_t index_bytes;  /* 64 MiB */
+    uint64_t config_bytes; /* 16 MiB */
+    uint64_t n_shards;     /* 10,000 */
+    uint32_t json_depth;   /* 64 */
 } aq_model_limits;
 AQ_API void aq_model_limits_init(aq_model_limits *limits);
 
 typedef struct aq_model_options {
     aq_model_limits limits;
-    const char *component;      /* NULL: the denoiser (transformer, else unet); or a folder name of model_index.json. */
-    const char *variant;        /* NULL, or "fp16" … or a file name: which weights when there are several (IX07) */
-    bool no_follow_symlinks;    /* refuse shards that are links (IX02) */
-    bool skip_unknown_dtype;    /* carry tensors of unknown dtype verbatim instead of refusing (ST09) */
-    aq_modality modality;       /* AQ_MODALITY_UNKNOWN: detect */
-    bool require_modality;      /* AQ_ERR_FORMAT when it cannot be told and is not given */
+    const char *component;   /* NULL: the denoiser (transformer, else unet); or a folder name of model_index.json. */
+    const char *variant;     /* NULL, or "fp16" … or a file name: which weights when there are several (IX07) */
+    bool no_follow_symlinks; /* refuse shards that are links (IX02) */
+    bool skip_unknown_dtype; /* carry tensors of unknown dtype verbatim instead of refusing (ST09) */
+    aq_modality modality;    /* AQ_MODALITY_UNKNOWN: detect */
+    bool require_modality;   /* AQ_ERR_FORMAT when it cannot be told and is not given */
 } aq_model_options;
 AQ_API void aq_model_options_init(aq_model_options *options);
 
 /* Why a tensor is quantized or kept. */
 typedef enum aq_role {
-    AQ_ROLE_LAYER,        /* weight of a linear or convolution layer: quantized */
-    AQ_ROLE_KEEP_DTYPE,   /* not floating */
-    AQ_ROLE_KEEP_RANK,    /* fewer than two dimensions: biases, norms, scalars */
-    AQ_ROLE_KEEP_SMALL,   /* fewer than 4096 elements */
-    AQ_ROLE_KEEP_NAME,    /* not *.weight */
-    AQ_ROLE_KEEP_EMBED,   /* token, class, position or time embedding */
-    AQ_ROLE_KEEP_NORM,    /* normalization */
-    AQ_ROLE_KEEP_EDGE,    /* first or last projection */
-    AQ_ROLE_SCALE         /* scale of an fp8 weight (or what goes with it: input scales, the scaled_fp8 mark); consumed with it, not stored on its own */
+    AQ_ROLE_LAYER,      /* weight of a linear or convolution layer: quantized */
+    AQ_ROLE_KEEP_DTYPE, /* not floating */
+    AQ_ROLE_KEEP_RANK,  /* fewer than two dimensions: biases, norms, scalars */
+    AQ_ROLE_KEEP_SMALL, /* fewer than 4096 elements */
+    AQ_ROLE_KEEP_NAME,  /* not *.weight */
+    AQ_ROLE_KEEP_EMBED, /* token, class, position or time embedding */
+    AQ_ROLE_KEEP_NORM,  /* normalization */
+    AQ_ROLE_KEEP_EDGE,  /* first or last projection */
+    AQ_ROLE_SCALE       /* scale of an fp8 weight (or what goes with it: input scales, the scaled_fp8 mark); consumed with it, not stored on its own */
 } aq_role;
 AQ_API const char *aq_role_reason(aq_role role); /* one phrase for a table, e.g. "time, position or class embedding" */
 
@@ -68,12 +68,12 @@ typedef struct aq_tensor_info {
     const char *dtype_name; /* the file's own word */
     aq_dtype dtype;
     aq_shape shape;
-    uint64_t count;         /* elements */
-    uint64_t size_bytes;    /* bytes in the file */
+    uint64_t count;      /* elements */
+    uint64_t size_bytes; /* bytes in the file */
     uint32_t file_index;
-    uint64_t offset;        /* absolute, in that file */
-    aq_role role;           /* by the built-in rule; patterns are applied by the pipeline */
-    int64_t scale_index;    /* fp8 with a scale: index of the scale tensor, else -1 */
+    uint64_t offset;     /* absolute, in that file */
+    aq_role role;        /* by the built-in rule; patterns are applied by the pipeline */
+    int64_t scale_index; /* fp8 with a scale: index of the scale tensor, else -1 */
 } aq_tensor_info;
 
 /* Opens and checks a model. `*out` is freed by aq_model_close. options may be NULL.
@@ -90,13 +90,14 @@ AQ_API size_t aq_model_n_files(const aq_model *model);
 AQ_API const char *aq_model_file(const aq_model *model, size_t file_index); /* path */
 AQ_API uint64_t aq_model_total_bytes(const aq_model *model);                /* of all tensors */
 
-AQ_API const char *aq_model_path(const aq_model *model);      /* as given to open */
-AQ_API const char *aq_model_root(const aq_model *model);      /* folder that holds it all: the diffusers root, or the weights' folder */
-AQ_API const char *aq_model_component(const aq_model *model); /* "transformer" …, "" outside a diffusers folder */
+AQ_API const char *aq_model_path(const aq_model *model);         /* as given to open */
+AQ_API const char *aq_model_root(const aq_model *model);         /* folder that holds it all: the diffusers root, or the weights' folder */
+AQ_API const char *aq_model_component(const aq_model *model);    /* "transformer" …, "" outside a diffusers folder */
 AQ_API const char *aq_model_weights_dir(const aq_model *model);  /* folder of the weights files */
 AQ_API const char *aq_model_weights_name(const aq_model *model); /* base name without shard number: "diffusion_pytorch_model.safetensors" */
-AQ_API const char *aq_model_format(const aq_model *model);    /* "safetensors", "sharded safetensors", "diffusers", "diffusers component", "transformers", "folder" */
-AQ_API const char *aq_model_class(const aq_model *model);     /* class or architecture of the config, "" when unknown */
+AQ_API const char *
+aq_model_format(const aq_model *model); /* "safetensors", "sharded safetensors", "diffusers", "diffusers component", "transformers", "folder" */
+AQ_API const char *aq_model_class(const aq_model *model); /* class or architecture of the config, "" when unknown */
 AQ_API aq_modality aq_model_modality(const aq_model *model);
 AQ_API const char *aq_model_modality_source(const aq_model *model); /* where it was read: "metadata.json", "config.json _class_name", "option" … */
 /* Warnings found while reading (IX05, ST11, …), one sentence each. */

@@ -49,8 +49,12 @@ aq_status aq_model_case_clash(const aq_model *model, aq_error *err) {
     char *text = aq_alloc(size), *at = text;
     const char **folded = aq_calloc(model->n_tensors, sizeof *folded);
     aq_name_table table = {0};
-    aq_status status = text && folded ? AQ_OK : aq_fail_memory(err, size, "folded names");
-    if (status == AQ_OK) status = aq_name_table_init(&table, folded, sizeof *folded, model->n_tensors, err);
+    if (!text || !folded) {
+        aq_free(text);
+        aq_free(folded);
+        return aq_fail_memory(err, size, "folded names");
+    }
+    aq_status status = aq_name_table_init(&table, folded, sizeof *folded, model->n_tensors, err);
     for (size_t i = 0; status == AQ_OK && i < model->n_tensors; i++) {
         folded[i] = at;
         at = fold_name(at, model->tensors[i].name);

@@ -234,7 +234,7 @@ aq_status aq_index_open(aq_model *model, const char *index_path, const aq_model_
     if (twice.n > 0)
         status = aq_fail_at(err, AQ_ERR_FORMAT, index_path, NULL, "tensors appear more than once in \"weight_map\": %s", aq_name_list_text(&twice));
     if (status == AQ_OK) status = open_shards(model, &index, index_path, options, err);
-    if (status == AQ_OK) status = compare(model, &index, &listed, index_path, err);
+    if (status == AQ_OK && index.shards) status = compare(model, &index, &listed, index_path, err);
     if (status == AQ_OK) status = check_total(model, &index, index_path, err);
     aq_name_table_free(&listed);
     aq_free(index.shards);

@@ -58,10 +58,30 @@ static bool is_norm(const char *part) {
 }
 
 static bool is_edge(const char *part) {
-    static const char *const words[] = {
-        "proj_in",     "proj_out",   "conv_in",      "conv_out",  "head",   "lm_head", "final_layer",     "final_linear",     "norm_out",
-        "ff_out",      "out",        "output_layer", "to_logits", "img_in", "txt_in",  "preprocess_conv", "postprocess_conv", "caption_projection",
-        "output_proj", "input_proj", "classifier",   "score"};
+    static const char *const words[] = {"proj_in",
+                                        "proj_out",
+                                        "conv_in",
+                                        "conv_out",
+                                        "head",
+                                        "lm_head",
+                                        "final_layer",
+                                        "final_linear",
+                                        "norm_out",
+                                        "ff_out",
+                                        "out",
+                                        "output_layer",
+                                        "to_logits",
+                                        "img_in",
+                                        "txt_in",
+                                        "preprocess_conv",
+                                        "postprocess_conv",
+                                        "caption_projection",
+                                        "output_proj",
+                                        "global_proj",
+                                        "cross_attention_proj",
+                                        "input_proj",
+                                        "classifier",
+                                        "score"};
     return is_any(part, words, sizeof words / sizeof *words);
 }
 

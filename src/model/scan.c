@@ -17,7 +17,8 @@ aq_status aq_scan_fail(const aq_scan *s, const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, s->tensor, "at byte %llu: %s", (unsigned long long)(s->file_offset + (uint64_t)(s->at - s->start)), text);
+    return aq_fail_at(s->err, AQ_ERR_FORMAT, s->file, s->tensor, "at byte %llu: %s",
+                      (unsigned long long)s->file_offset + (unsigned long long)(s->at - s->start), text);
 }
 
 static bool fill(aq_scan *s, size_t n) {

@@ -258,7 +258,7 @@ aq_status aq_weights_open(aq_model *model, const char *dir, bool plain_folder, c
     } else {
         status = fail_ambiguous(&all, dir, options->variant, err);
     }
-    if (status == AQ_OK) {
+    if (status == AQ_OK && chosen) {
         size_t size = strlen(chosen->stem) + sizeof ".safetensors";
         model->weights_name = aq_alloc(size);
         if (model->weights_name)
