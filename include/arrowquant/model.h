@@ -25,7 +25,7 @@ AQ_API aq_modality aq_modality_from_name(const char *name); /* AQ_MODALITY_UNKNO
 
 typedef struct aq_model aq_model;
 
-/* Limits on untrusted input (`--limit name=value`). aq_model_limits_init gives the defaults of docs/limits. */
+/* Limits on untrusted input (`--limit name=value`). aq_model_limits_init gives the defaults (docs/models.md). */
 typedef struct aq_model_limits {
     uint64_t header_bytes; /* safetensors header: 100,000,000 */
     uint64_t n_tensors;    /* 1,000,000 */
