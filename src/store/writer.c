@@ -426,7 +426,11 @@ static aq_status write_metadata(aq_store_writer *w, const char *metadata_json, c
         size_t n = strlen(text);
         text[n] = '\n'; /* in place of the terminator */
         aq_sha256_hex(text, n + 1, sha256);
-        status = aq_file_write(path, text, n + 1, err);
+        /* Written in the work folder: what a kill leaves of it there is no part of the output. */
+        char *draft = aq_path_join(w->dir.path, "metadata.json");
+        status = draft ? aq_file_write(draft, text, n + 1, err) : aq_fail_memory(err, 1, "a path");
+        if (status == AQ_OK && rename(draft, path) != 0) status = aq_fail_io(err, errno, path, "cannot rename into place");
+        aq_free(draft);
     }
     free(text);
     json_decref(root);
