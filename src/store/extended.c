@@ -18,31 +18,8 @@ typedef struct {
     aq_column_data columns[COL_COUNT];
 } group_reader;
 
-static bool is_utf8(const uint8_t *p, size_t n) {
-    for (size_t i = 0; i < n;) {
-        size_t len = p[i] < 0x80 ? 1 : p[i] >= 0xC2 && p[i] < 0xE0 ? 2 : (p[i] & 0xF0) == 0xE0 ? 3 : p[i] >= 0xF0 && p[i] < 0xF5 ? 4 : 0;
-        if (len == 0 || len > n - i) return false;
-        for (size_t k = 1; k < len; k++)
-            if ((p[i + k] & 0xC0) != 0x80) return false;
-        if ((p[i] == 0xE0 && p[i + 1] < 0xA0) || (p[i] == 0xED && p[i + 1] > 0x9F) || (p[i] == 0xF0 && p[i + 1] < 0x90) || (p[i] == 0xF4 && p[i + 1] > 0x8F))
-            return false;
-        i += len;
-    }
-    return true;
-}
-
-/* Next text of a column; *out NULL for null. Texts are UTF-8 without NUL, up to `limit` bytes. */
 static aq_status next_text(group_reader *g, aq_column c, uint64_t limit, const char **out, const char *tensor, aq_error *err) {
-    const carquet_byte_array_t *v = aq_column_next(&g->columns[c]);
-    *out = NULL;
-    if (!v) return AQ_OK;
-    if (v->length < 0 || (uint64_t)v->length > limit)
-        return aq_fail_at(err, AQ_ERR_FORMAT, g->file->path, tensor, "column %s holds a text of %d bytes, over the limit of %llu", aq_columns[c].path,
-                          (int)v->length, (unsigned long long)limit);
-    if (!is_utf8(v->data, (size_t)v->length) || memchr(v->length ? v->data : (const uint8_t *)"x", 0, (size_t)v->length))
-        return aq_fail_at(err, AQ_ERR_FORMAT, g->file->path, tensor, "column %s holds a text that is not UTF-8", aq_columns[c].path);
-    *out = aq_store_keep_text(g->store, v->data, (uint64_t)v->length);
-    return *out ? AQ_OK : aq_fail_memory(err, (uint64_t)v->length, "a name");
+    return aq_column_next_text(&g->columns[c], g->store, g->file->path, aq_columns[c].path, tensor, limit, out, err);
 }
 
 static aq_status required_text(group_reader *g, aq_column c, uint64_t limit, const char **out, const char *tensor, aq_error *err) {
@@ -91,16 +68,8 @@ static aq_status next_bytes(group_reader *g, aq_column c, const aq_store_tensor 
     return AQ_OK;
 }
 
-/* Bytes that are not in the map (another writer compressed them) are copied. */
 static aq_status settle(group_reader *g, const uint8_t **data, uint64_t size, void **owned, aq_error *err) {
-    const aq_file_map *map = &g->file->map;
-    uintptr_t p = (uintptr_t)*data, begin = (uintptr_t)map->data;
-    *owned = NULL;
-    if (size == 0 || (p >= begin && p - begin <= map->size && size <= map->size - (p - begin))) return AQ_OK;
-    if (!(*owned = aq_alloc(size))) return aq_fail_memory(err, size, "a tensor");
-    memcpy(*owned, *data, (size_t)size);
-    *data = *owned;
-    return AQ_OK;
+    return aq_column_settle(g->file, data, size, owned, err);
 }
 
 static aq_status read_spec(group_reader *g, aq_store_tensor *t, const char *form, aq_error *err) {

@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "store/footer.h"
 #include "store/store_internal.h"
 
 /* ---- small things that live as long as the store ---- */
@@ -143,6 +144,7 @@ static bool leaf_path(const carquet_schema_t *schema, int32_t leaf, char *out, s
     out[0] = 0;
     for (int32_t i = 0; i < n; i++) {
         static const char *const inner[] = {"list", "element", "bag", "array_element", "item", "array"};
+        if (!parts[i]) return false;
         bool skip = false;
         for (size_t k = 0; is_list && i > 0 && k < sizeof inner / sizeof inner[0]; k++) skip = skip || strcmp(parts[i], inner[k]) == 0;
         if (skip) continue;
@@ -223,6 +225,8 @@ static aq_status open_input(aq_store *s, aq_store_input *f, aq_error *err) {
         return aq_fail_at(err, AQ_ERR_FORMAT, f->path, NULL, "its footer of %llu bytes is over the limit of %llu", (unsigned long long)footer,
                           (unsigned long long)AQ_LIMIT_FOOTER_BYTES);
 
+    status = aq_footer_check(p + n - 8 - footer, footer, n - 8 - footer, f->path, err);
+    if (status != AQ_OK) return status;
     carquet_reader_options_t options;
     carquet_error_t error = CARQUET_ERROR_INIT;
     carquet_reader_options_init(&options);

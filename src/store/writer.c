@@ -25,7 +25,7 @@
 #define GATHER_ROWS 1024
 #define ROW_GROUP_OVERHEAD 6000 /* page headers and footer entry of one row group, about */
 #define CHECKPOINT_BYTES (UINT64_C(64) << 20)
-#define RECORD_LIMIT (UINT64_C(1) << 30) /* a Parquet value stays far below 2^31 bytes */
+#define RECORD_LIMIT (UINT64_C(255) << 20) /* a value and its page stay below AQ_LIMIT_PAGE_BYTES */
 #define DEFAULT_SHARD_BYTES UINT64_C(5000000000)
 
 struct aq_store_writer {
@@ -65,15 +65,18 @@ static void parquet_options(carquet_writer_options_t *o) {
     carquet_writer_options_init(o);
     o->row_group_size = INT64_MAX; /* row groups end where we say */
     o->page_size = INT32_MAX;      /* one page a column chunk */
-    o->write_statistics = false;   /* they would repeat every value */
     o->write_crc = true;
     o->async_io = false;
     o->created_by = "ArrowQuant " AQ_VERSION;
 }
 
+/* Statistics for the names only: for the large columns they would repeat every value. */
 static aq_status prepare_parquet(aq_store_writer *w, const char *path, aq_error *err) {
-    carquet_status_t status = carquet_writer_set_column_statistics(w->parquet, COL_LAYER_NAME, true);
-    return status == CARQUET_OK ? AQ_OK : aq_store_carquet_fail(err, path, status, "cannot write");
+    for (int32_t c = 0; c < COL_COUNT; c++) {
+        carquet_status_t status = carquet_writer_set_column_statistics(w->parquet, c, c == COL_LAYER_NAME);
+        if (status != CARQUET_OK) return aq_store_carquet_fail(err, path, status, "cannot write");
+    }
+    return AQ_OK;
 }
 
 static aq_status open_file(aq_store_writer *w, const char *path, aq_error *err) {
