@@ -128,8 +128,8 @@ static bool is_utf8(const uint8_t *p, size_t n) {
     return true;
 }
 
-aq_status aq_column_next_text(aq_column_data *data, aq_store *store, const char *file, const char *column, const char *tensor, uint64_t limit,
-                              const char **out, aq_error *err) {
+aq_status aq_column_next_text(aq_column_data *data, aq_store *store, const char *file, const char *column, const char *tensor, uint64_t limit, const char **out,
+                              aq_error *err) {
     const carquet_byte_array_t *v = aq_column_next(data);
     *out = NULL;
     if (!v) return AQ_OK;

