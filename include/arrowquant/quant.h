@@ -10,7 +10,8 @@
  *   AQ_PARAMS_F16        half s, half o per group; z = -(float)o / (float)s          32 bits a group
  *   AQ_PARAMS_TWO_LEVEL  groups of up to 256 with half S, half O, then small integers k_j, m_j per sub-group:
  *                        s_j = S * k_j, o_j = O * m_j, z_j = -o_j / s_j; sub-groups of 16 with 4 + 4 bits at 2 bits,
- *                        of 32 with 6 + 6 bits at 4 bits. Byte layout: docs/format.md. Not for 8 bits and not for axis 0.
+ *                        of 32 with 6 + 6 bits at 4 bits. Byte layout: docs/format-params.md. Not for 8 bits and not for axis 0; the group
+ *                        size is a multiple of the sub-group's, at most 256.
  * Codes are chosen after the parameters were rounded to their stored form. The same bytes come out at any thread count and
  * on every instruction set.
  */
@@ -28,13 +29,13 @@ typedef enum aq_params_form { AQ_PARAMS_F16, AQ_PARAMS_F32, AQ_PARAMS_TWO_LEVEL 
 
 /* What to do with one matrix. */
 typedef struct aq_quant_spec {
-    int bits;              /* 2, 4 or 8 */
-    uint64_t group_size;   /* axis 1: consecutive inputs per group; axis 0: consecutive rows per group; 0 = whole row (axis 1) / all rows (axis 0) */
-    int axis;              /* 1: groups along the row; 0: groups of rows that share one pair */
+    int bits;            /* 2, 4 or 8 */
+    uint64_t group_size; /* axis 1: consecutive inputs per group; axis 0: consecutive rows per group; 0 = whole row (axis 1) / all rows (axis 0) */
+    int axis;            /* 1: groups along the row; 0: groups of rows that share one pair */
     aq_params_form params;
-    aq_method method;      /* rtn: min-max; search: clip search and least squares, never worse than rtn */
-    bool symmetric;        /* z fixed at 2^(bits-1) */
-    bool no_simd;          /* scalar kernels only; the bytes are the same */
+    aq_method method; /* rtn: min-max; search: clip search and least squares, never worse than rtn */
+    bool symmetric;   /* z fixed at 2^(bits-1) */
+    bool no_simd;     /* scalar kernels only; the bytes are the same */
 } aq_quant_spec;
 
 /* Sizes that follow from a spec and a shape. */
@@ -76,12 +77,12 @@ AQ_API double aq_quant_metrics_sqnr_db(const aq_quant_metrics *m);
  * With AQ_PARAMS_F16 / TWO_LEVEL, a group whose scale or offset does not fit half precision (overflow, or underflow below 2^-20) makes the call
  * return AQ_ERR_QUALITY with `*needs_f32` = true (needs_f32 may be NULL): the caller widens to AQ_PARAMS_F32 and counts it.
  * AQ_ERR_MEMORY when scratch cannot be had. */
-AQ_API aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const float *importance, int n_threads,
-                             uint8_t *codes, void *params, aq_quant_metrics *metrics, bool *needs_f32, aq_error *err);
+AQ_API aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const float *importance, int n_threads, uint8_t *codes,
+                             void *params, aq_quant_metrics *metrics, bool *needs_f32, aq_error *err);
 
 /* Dequantizes rows [row_begin, row_begin + n_rows) into out [n_rows, cols]. Infallible for a valid layout. */
-AQ_API void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params,
-                          uint64_t row_begin, uint64_t n_rows, float *out);
+AQ_API void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, uint64_t row_begin,
+                          uint64_t n_rows, float *out);
 
 /* Expands stored parameters to one (s, z) pair per group or sub-group [n_pairs]. */
 AQ_API void aq_quant_pairs(const aq_quant_spec *spec, const aq_quant_layout *layout, const void *params, float *scales, float *zero_points);
@@ -92,7 +93,7 @@ AQ_API aq_status aq_quant_params_check(const aq_quant_spec *spec, const aq_quant
 /* Metrics between two arrays of n floats. */
 AQ_API void aq_quant_metrics_compute(const float *w, const float *v, uint64_t n, aq_quant_metrics *out);
 
-AQ_API const char *aq_method_name(aq_method method);       /* "rtn", "search" */
+AQ_API const char *aq_method_name(aq_method method);         /* "rtn", "search" */
 AQ_API const char *aq_params_form_name(aq_params_form form); /* "f16", "f32", "two-level" */
 
 #ifdef __cplusplus

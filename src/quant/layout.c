@@ -58,7 +58,7 @@ aq_status aq_quant_layout_init(aq_quant_layout *out, const aq_quant_spec *spec, 
         uint64_t size = spec->group_size ? spec->group_size : rows;
         out->groups_per_row = out->pairs_per_row = 1;
         out->pair_width = cols;
-        out->n_groups = out->n_pairs = rows ? aq_div_up(rows, size) : 0;
+        out->n_groups = out->n_pairs = rows && cols ? aq_div_up(rows, size) : 0;
     }
     /* Eight bytes a pair bound every form and the caller's expanded pairs. */
     ok = ok && aq_mul(out->n_pairs, 8, &pairs_bytes);

@@ -291,32 +291,36 @@ static aq_status scale_importance(const float *importance, uint64_t n, float **o
     return AQ_OK;
 }
 
+static aq_status run_job(job *j, int n_threads, aq_quant_metrics *metrics, bool *needs_f32, aq_error *err) {
+    uint64_t n_tasks = aq_div_up(j->strips, j->strips_per_task);
+    if (metrics && !(j->parts = aq_calloc(n_tasks, sizeof *j->parts))) return aq_fail_memory(err, n_tasks * sizeof *j->parts, "quality sums");
+    bool ok = aq_parallel_for(n_tasks, n_threads, run_task, j);
+    if (ok && metrics)
+        for (uint64_t i = 0; i < n_tasks; i++) aq_quant_metrics_add(metrics, &j->parts[i]);
+    aq_free(j->parts);
+    return ok ? AQ_OK : report(j, needs_f32, err);
+}
+
 aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const float *importance, int n_threads, uint8_t *codes,
                       void *params, aq_quant_metrics *metrics, bool *needs_f32, aq_error *err) {
-    job j = {.kernels = aq_quant_kernels(spec), .spec = spec, .layout = layout, .w = w, .importance = importance, .codes = codes, .params = params};
+    job j = {.kernels = aq_quant_kernels(spec), .spec = spec, .layout = layout, .w = w, .codes = codes, .params = params};
     atomic_init(&j.first_failure, UINT64_MAX);
     if (needs_f32) *needs_f32 = false;
     if (metrics) *metrics = (aq_quant_metrics){0};
     if (layout->rows == 0 || layout->cols == 0) return AQ_OK;
 
-    plan_strips(&j);
-    uint64_t n_tasks = aq_div_up(j.strips, j.strips_per_task);
+    aq_fp_state fp = aq_fp_enter();
     float *weights = NULL;
-    if (importance && spec->method == AQ_METHOD_SEARCH) {
-        aq_status status = scale_importance(importance, layout->cols, &weights, err);
-        if (status != AQ_OK) return status;
+    aq_status status = AQ_OK;
+    if (importance && spec->method == AQ_METHOD_SEARCH) status = scale_importance(importance, layout->cols, &weights, err);
+    if (status == AQ_OK) {
         j.importance = weights;
+        plan_strips(&j);
+        status = run_job(&j, n_threads, metrics, needs_f32, err);
     }
-    if (metrics && !(j.parts = aq_calloc(n_tasks, sizeof *j.parts))) {
-        aq_free(weights);
-        return aq_fail_memory(err, n_tasks * sizeof *j.parts, "quality sums");
-    }
-    bool ok = aq_parallel_for(n_tasks, n_threads, run_task, &j);
-    if (ok && metrics)
-        for (uint64_t i = 0; i < n_tasks; i++) aq_quant_metrics_add(metrics, &j.parts[i]);
-    aq_free(j.parts);
     aq_free(weights);
-    return ok ? AQ_OK : report(&j, needs_f32, err);
+    aq_fp_leave(fp);
+    return status;
 }
 
 void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, uint64_t row_begin, uint64_t n_rows,
