@@ -159,12 +159,20 @@ int cli_report_failure(const aq_error *err, int code, bool json, json_t *report)
 
 int cli_report_error(const aq_error *err, bool json, json_t *report) { return cli_report_failure(err, (int)err->code, json, report); }
 
-/* "43 %  336/780  1.2 GB/s  ETA 0:41  RSS 1.1 GB" */
-static void describe(char *out, size_t size, const aq_progress *p) {
+/* "  10.2 of 23.8 GB", "  512 MB of 23.8 GB" */
+static int write_bytes(char *out, size_t size, uint64_t done, uint64_t total) {
+    const char *part = cli_size(done), *whole = cli_size(total), *unit = strchr(part, ' '), *same = strchr(whole, ' ');
+    int n = unit && same && strcmp(unit, same) == 0 ? (int)(unit - part) : (int)strlen(part);
+    return snprintf(out, size, "  %.*s of %s", n, part, whole);
+}
+
+/* "43 %  336/780  10.2 of 23.8 GB  1.2 GB/s  ETA 0:41  RSS 1.1 GB" */
+static void describe(char *out, size_t size, const aq_progress *p, bool narrow) {
     double seconds = p->elapsed_s - state.stage_time;
     uint64_t bytes = p->bytes_done > state.stage_bytes ? p->bytes_done - state.stage_bytes : 0;
     int n = snprintf(out, size, "%3.0f %%", floor(p->fraction * 100));
     if (p->n_total) n += snprintf(out + n, size - (size_t)n, "  %llu/%llu", (unsigned long long)p->n_done, (unsigned long long)p->n_total);
+    if (p->bytes_total && !narrow) n += write_bytes(out + n, size - (size_t)n, p->bytes_done, p->bytes_total);
     if (bytes && seconds > 0.05) n += snprintf(out + n, size - (size_t)n, "  %s/s", cli_size((uint64_t)((double)bytes / seconds)));
     if (isfinite(p->eta_s) && p->fraction < 1) n += snprintf(out + n, size - (size_t)n, "  ETA %s", cli_duration(p->eta_s));
     uint64_t rss = aq_rss_bytes();
@@ -172,18 +180,19 @@ static void describe(char *out, size_t size, const aq_progress *p) {
 }
 
 static void draw_bar(const aq_progress *p) {
-    enum { CELLS = 22 };
-    char text[160], bar[CELLS * 4 + 1];
-    describe(text, sizeof text, p);
+    enum { MOST_CELLS = 22 };
+    char text[160], bar[MOST_CELLS * 4 + 1];
+    int most = cli_term_width(stderr) - 1, cells = most < 98 ? 8 : MOST_CELLS;
+    describe(text, sizeof text, p, most < 98);
     size_t used = 0;
-    for (int i = 0; i < CELLS; i++) {
-        bool done = i < (int)(p->fraction * CELLS);
+    for (int i = 0; i < cells; i++) {
+        bool done = i < (int)(p->fraction * cells);
         used += (size_t)snprintf(bar + used, sizeof bar - used, "%s", cli_term_utf8() ? done ? "█" : "░" : done ? "#" : "-");
     }
     char line[320];
     snprintf(line, sizeof line, "%-8s [%s] %s", p->stage, bar, text);
     /* A line longer than the terminal would wrap and could not be drawn over: leave out the end. */
-    int most = cli_term_width(stderr) - 1, columns = 0;
+    int columns = 0;
     char *end = line;
     for (; *end; end++)
         if (((unsigned char)*end & 0xC0) != 0x80 && columns++ >= most) break;
@@ -196,7 +205,7 @@ static void draw_bar(const aq_progress *p) {
 
 static void write_line(const aq_progress *p) {
     char text[160];
-    describe(text, sizeof text, p);
+    describe(text, sizeof text, p, false);
     cli_print(stderr, "%-8s %s\n", p->stage, text);
     state.line_tenth = (int)(p->fraction * 10 + 1e-9);
     state.line_time = p->elapsed_s;
