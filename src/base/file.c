@@ -362,7 +362,9 @@ static void to_hex(const unsigned char *bytes, size_t n, char *out) {
     for (size_t i = 0; i < n; i++) snprintf(out + 2 * i, 3, "%02x", bytes[i]);
 }
 
-aq_status aq_file_sha256(const char *path, char out[65], aq_error *err) {
+aq_status aq_file_sha256(const char *path, char out[65], aq_error *err) { return aq_file_sha256_while(path, out, NULL, NULL, err); }
+
+aq_status aq_file_sha256_while(const char *path, char out[65], bool (*keep_going)(void *user), void *user, aq_error *err) {
     enum { CHUNK = 1 << 20 };
     int fd;
     struct stat st;
@@ -377,6 +379,7 @@ aq_status aq_file_sha256(const char *path, char out[65], aq_error *err) {
         if (n < 0) status = aq_fail_io(err, errno, path, "cannot read");
         if (n <= 0) break;
         EVP_DigestUpdate(ctx, chunk, (size_t)n);
+        if (keep_going && !keep_going(user)) status = aq_fail(err, AQ_ERR_INTERRUPTED, "interrupted");
     }
     if (status == AQ_OK) {
         EVP_DigestFinal_ex(ctx, digest, NULL);

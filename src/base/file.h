@@ -61,6 +61,8 @@ void aq_names_free(aq_names *names);
 
 /* SHA-256 of a file as 64 hex digits + NUL. */
 aq_status aq_file_sha256(const char *path, char out[65], aq_error *err);
+/* The same, asking keep_going (may be NULL) after every MiB: false ends it with AQ_ERR_INTERRUPTED. */
+aq_status aq_file_sha256_while(const char *path, char out[65], bool (*keep_going)(void *user), void *user, aq_error *err);
 void aq_sha256_hex(const void *data, uint64_t size, char out[65]);
 /* XXH3-128 as 32 hex digits + NUL. */
 void aq_xxh3_hex(const void *data, uint64_t size, char out[33]);

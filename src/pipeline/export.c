@@ -182,6 +182,7 @@ static bool commit_slab(void *context, size_t item) {
     x->bytes_done += s.verbatim ? x->entries[s.tensor].size_bytes : size;
     x->n_infinite += x->infinite[at];
     if (item + 1 < x->slabs.first[s.tensor + 1]) return true;
+    aq_source_release(&x->source, s.tensor);
     x->n_done++;
     double fraction = x->job.bytes_total ? (double)x->bytes_done / (double)x->job.bytes_total : 1;
     aq_job_tell(&x->job, "export", s.t.name, NULL, x->n_done, x->bytes_done, 0.98 * fraction);

@@ -51,7 +51,7 @@ static aq_status check_files(check *c, aq_error *err) {
         aq_escape(shown, sizeof shown, path, strlen(path));
         if (!expected)
             problem(c, "%s: metadata.json lists it without sha256", shown);
-        else if (aq_file_sha256(path, sha, &why) != AQ_OK)
+        else if (aq_file_sha256_while(path, sha, c->keep_going, c->keep_going_user, &why) != AQ_OK)
             problem(c, "%s", why.message);
         else if (strcmp(sha, expected) != 0)
             problem(c, "%s: its SHA-256 is %s, metadata.json says %.64s", shown, sha, expected);
