@@ -6,7 +6,6 @@ are asked for, and loaded only then.
 
 from ._core import (
     ArrowQuantError,
-    ArrowQuantV2,
     BudgetError,
     ConfigurationError,
     DiffusionQuantConfig,
@@ -29,29 +28,66 @@ from ._core import (
     sqnr_db,
 )
 from ._pyarrow import numpy_to_arrow_table
+from ._progress import Progress
+from .loader import ShardedSafeTensorsLoader, load_sharded_safetensors
+from .models import ArrowQuantV2, quantize_diffusion_model
+from .reader import Reader, Tensor, open
+from .short import diff, export, inspect, quantize, verify
 
 __all__ = [
     "ArrowQuantError",
     "ArrowQuantV2",
+    "AsyncArrowQuantV2",
     "BudgetError",
     "ConfigurationError",
     "DiffusionQuantConfig",
     "FormatError",
     "Interrupted",
+    "Layer",
     "MetadataError",
     "ModelNotFoundError",
+    "Progress",
     "PyArrowQuantizedLayer",
     "QuantizationError",
+    "Reader",
+    "Result",
     "ShapeMismatchError",
+    "ShardedSafeTensorsLoader",
+    "Tensor",
     "ValidationError",
     "__version__",
     "build_info",
     "cosine_similarity",
     "dequantize",
+    "diff",
+    "export",
+    "inspect",
+    "load_sharded_safetensors",
     "numpy_to_arrow_table",
+    "open",
+    "quantize",
     "quantize_array",
+    "quantize_async",
     "quantize_batch",
+    "quantize_diffusion_model",
     "rtn",
     "simd_level",
     "sqnr_db",
+    "verify",
 ]
+
+# Found when first asked for: asyncio and dataclasses cost more time to import than all of the rest.
+_LATER = {"AsyncArrowQuantV2": "async_", "quantize_async": "async_", "Layer": "results", "Result": "results"}
+
+
+def __getattr__(name):
+    if name in _LATER:
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module("." + _LATER[name], __name__), name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_LATER})

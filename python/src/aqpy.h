@@ -8,6 +8,7 @@
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
  *   arrow_*.c    the Arrow entries
+ *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
  *
  * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables:
  * everything that must be remembered is in the module's state, so that each interpreter has its own.
@@ -42,6 +43,9 @@ enum aqpy_object {
     AQPY_Config,
     AQPY_Buffer,
     AQPY_PyArrowQuantizedLayer,
+    AQPY_Container,
+    AQPY_Model,
+    AQPY_Borrowed,
     AQPY_N_OBJECTS
 };
 
@@ -106,7 +110,7 @@ bool aqpy_bytes_of(PyObject *object, Py_buffer *view, const char *what);
 
 /* ---- buffer.c ---- */
 int aqpy_add_buffer(PyObject *module);
-/* A new object that owns `size` elements of `format` ("f" or "B") in memory of the library and exports them; *data receives the memory. */
+/* A new object that owns `n` elements of `format` ("f", "e" or "B") in memory of the library and exports them; *data receives the memory. */
 PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data);
 /* Gives it a shape, a list or tuple of int whose product is its length. */
 int aqpy_buffer_reshape(PyObject *buffer, PyObject *shape);
@@ -131,6 +135,11 @@ int aqpy_warn_skipped(PyObject *reasons, Py_ssize_t n_layers);
 
 /* A list of float. */
 PyObject *aqpy_list_of_floats(const float *data, uint64_t n);
+/* ---- jobs.c, held.c, container.c, model.c ---- */
+int aqpy_add_jobs(PyObject *module);
+int aqpy_add_held(PyObject *module);
+int aqpy_add_container(PyObject *module);
+int aqpy_add_model(PyObject *module);
 
 /* A tick for aq_batch_quantize, run without the GIL: takes it, looks for Ctrl-C, calls back. */
 typedef struct aqpy_ticker {

@@ -7,6 +7,7 @@ import sys
 
 import arrow_quant_v2 as aq
 import pytest
+from files import ROOT, write_sharded
 
 
 def documented():
@@ -16,13 +17,26 @@ def documented():
             continue
         yield name, thing
         if inspect.isclass(thing) and not issubclass(thing, BaseException):
-            for member, value in vars(thing).items():
+            for member in dir(thing):
+                value = getattr(thing, member)
                 if not member.startswith("_") and callable(value):
                     yield f"{name}.{member}", value
 
 
+@pytest.fixture(scope="module")
+def example_folder(tmp_path_factory):
+    """Where the examples run: the sample model, a container made of it, and a small sharded model."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
+    (folder / "sharded").mkdir()
+    write_sharded(folder / "sharded", {"model-00001-of-00002.safetensors": {"a": [[1.0, 2.0]]}, "model-00002-of-00002.safetensors": {"b": [[3.0, 4.0]]}})
+    aq.quantize(folder / "examples/dit-fashion", folder / "dit-int4")
+    return folder
+
+
 @pytest.mark.parametrize("name, thing", [pytest.param(n, t, id=n) for n, t in documented()])
-def test_every_name_has_a_docstring_and_its_example_runs(name, thing):
+def test_every_name_has_a_docstring_and_its_example_runs(name, thing, example_folder, monkeypatch):
+    monkeypatch.chdir(example_folder)
     assert thing.__doc__, name
     if inspect.isclass(thing) and issubclass(thing, BaseException):
         return

@@ -1,0 +1,104 @@
+"""What all long calls share: settings, paths, log."""
+
+import os
+from copy import copy
+
+from ._core import DiffusionQuantConfig, ModelNotFoundError
+
+__all__ = ["config_of", "loads", "log", "path_of", "require_model"]
+
+SHORT_NAMES = {
+    "bits": "bit_width",
+    "group": "group_size",
+    "time_groups": "num_time_groups",
+    "calib": "calibration_path",
+    "samples": "calibration_samples",
+    "target_size": "target_model_size_mb",
+    "threads": "num_threads",
+    "max_memory": "max_memory_limit_mb",
+    "spatial": "enable_spatial",
+    "time_aware": "enable_time_aware",
+}
+
+
+def loads(text):
+    """Parses JSON; the parser is loaded when first needed."""
+    import json
+
+    return json.loads(text)
+
+
+def log(level, message):
+    """A line of the library's log, into the logger of this module."""
+    import logging
+
+    logging.getLogger("arrow_quant_v2").log(level, "%s", message)
+
+
+def path_of(path):
+    """str or os.PathLike as str; anything else is a TypeError."""
+    text = os.fspath(path)
+    return os.fsdecode(text)
+
+
+def require_model(path):
+    """The path, or ModelNotFoundError when there is nothing at it."""
+    text = path_of(path)
+    reason = None
+    if not text or not os.path.exists(text):
+        reason = f"Model not found: {text!r}" if not text else f"Model not found: {text}"
+    elif os.path.isdir(text) and not any(os.scandir(text)):
+        reason = f"Model not found: {text} is an empty folder"
+    if reason:
+        error = ModelNotFoundError(reason)
+        error.file = text
+        error.hint = "give a .safetensors file, a *.safetensors.index.json, or a model folder"
+        raise error
+    return text
+
+
+def bytes_of(size):
+    """Bytes of a size in words: "6.5GB" (10**9), "4GiB" (2**30), or a number of bytes."""
+    if isinstance(size, (int, float)) and not isinstance(size, bool):
+        return float(size)
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    text = str(size).strip().upper().replace(" ", "")
+    digits = text.rstrip("BKMGTI")
+    try:
+        return float(digits) * units[text[len(digits) :]]
+    except (KeyError, ValueError):
+        raise ValueError(f"Invalid size: {size!r}. Expected a number of bytes or words such as '6.5GB' (10**9) or '4GiB' (2**30)") from None
+
+
+def nearest(word, words):
+    """ "; did you mean 'x'?", or nothing when no word is close."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, words, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def config_of(config, profile, keywords, function, others=()):
+    """A copy of `config` (None: all defaults) with a profile's values and keyword settings, which go by field names or short names.
+
+    An unknown keyword is a TypeError with a suggestion.
+    """
+    if profile is not None and config is not None:
+        raise TypeError(f"{function}() takes config or profile, not both: DiffusionQuantConfig.from_profile() gives a configuration to change")
+    if config is not None and not isinstance(config, DiffusionQuantConfig):
+        raise TypeError(f"config must be a DiffusionQuantConfig or None, not {type(config).__name__}")
+    config = copy(config) if config is not None else DiffusionQuantConfig() if profile is None else DiffusionQuantConfig.from_profile(profile)
+    for name, value in keywords.items():
+        field = SHORT_NAMES.get(name, name)
+        if not is_field(field):
+            known = sorted(filter(is_field, dir(DiffusionQuantConfig))) + sorted(SHORT_NAMES) + sorted(others)
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{nearest(name, known)}")
+        if value is not None and name in ("target_size", "max_memory"):
+            value = bytes_of(value) / 2**20
+            value = max(1, int(value)) if name == "max_memory" else value
+        setattr(config, field, value)
+    return config
+
+
+def is_field(name):
+    return isinstance(getattr(DiffusionQuantConfig, name, None), property)

@@ -1,0 +1,203 @@
+"""Reading a written container lazily: nothing but names and sizes is read until a layer's values are asked for."""
+
+from . import _core, _jobs
+
+__all__ = ["Reader", "Tensor", "open"]
+
+
+class Tensor:
+    """One tensor of a container; its values are read when they are asked for.
+
+    name, shape (tuple), dtype (of the source: 'BF16' …), quantized (bool); bits, group_size, params, method, cosine, sqnr_db, fallback_from: as stored, None
+    where they do not apply; bytes: as stored.
+
+    >>> import arrow_quant_v2 as aq
+    >>> with aq.open('dit-int4') as f:
+    ...     t = f['transformer_blocks.0.ff.net.2.weight']
+    ...     t.shape, t.bits, t.codes.shape, t.scales.shape
+    ((192, 768), 4, (192, 384), (192, 6))
+    """
+
+    __slots__ = ("_container", "_index", "_info")
+
+    def __init__(self, container, index):
+        self._container, self._index, self._info = container, index, container.info(index)
+
+    name = property(lambda self: self._info["name"])
+    shape = property(lambda self: tuple(self._info["shape"]))
+    dtype = property(lambda self: self._info["dtype"])
+    quant_type = property(lambda self: self._info["quant_type"])
+    quantized = property(lambda self: self._info["quantized"])
+    bytes = property(lambda self: self._info["bytes"])
+    bits = property(lambda self: self._info.get("bits"))
+    group_size = property(lambda self: self._info.get("group_size"))
+    params = property(lambda self: self._info.get("params"))
+    method = property(lambda self: self._info["method"])
+    cosine = property(lambda self: self._info["cosine"])
+    sqnr_db = property(lambda self: self._info["sqnr_db"])
+    fallback_from = property(lambda self: self._info["fallback_from"])
+
+    def __repr__(self):
+        return f"<Tensor {self.name!r} {list(self.shape)} {self.quant_type}>"
+
+    def dequantize(self, dtype="float32", threads=0):
+        """Its values as an array of its shape; dtype 'float32' or 'float16'. A tensor that was kept is converted. threads 0: all.
+
+        Raises TypeError for a tensor that holds no floating numbers, QuantizationError for a damaged file.
+
+        >>> import arrow_quant_v2 as aq
+        >>> aq.open('dit-int4')['transformer_blocks.0.ff.net.2.weight'].dequantize().shape
+        (192, 768)
+        """
+        return self._container.dequantize(self._index, dtype, threads)
+
+    @property
+    def codes(self):
+        """Packed codes, uint8 [rows, bytes per row], read-only and without a copy; None for a tensor that was kept.
+
+        Element i of a row lies at bit i * bits of the row's bytes, little-endian; value = (code - zero) * scale.
+        """
+        codes = self._container.codes(self._index)
+        rows = self.shape[0] if len(self.shape) > 1 else 1
+        return codes.reshape(rows, -1) if rows and hasattr(codes, "reshape") else codes
+
+    def _pairs(self, which):
+        found = self._container.pairs(self._index)
+        if found is None:
+            return None
+        values, per_row = found[which], found[2]
+        return values.reshape(-1, per_row) if per_row and hasattr(values, "reshape") else values
+
+    @property
+    def scales(self):
+        """Scales, float32 [rows, groups per row], one per group or sub-group; None for a tensor that was kept."""
+        return self._pairs(0)
+
+    @property
+    def zeros(self):
+        """Zero points, float32 in the layout of scales; None for a tensor that was kept."""
+        return self._pairs(1)
+
+    @property
+    def time_groups(self):
+        """Time-group parameters: None, for this version writes no time-aware layers."""
+        return None
+
+    def result(self):
+        """The layer as a layer result, the dict that ArrowQuantV2.quantize_batch gives: its group size is that of the expanded scales.
+
+        >>> import arrow_quant_v2 as aq
+        >>> t = aq.open('dit-int4')['transformer_blocks.0.ff.net.2.weight']
+        >>> bool((aq.dequantize(t.result()) == t.dequantize()).all())
+        True
+        """
+        scales, zeros, _, width = self._container.pairs(self._index)
+        return {
+            "quantized_data": self._container.codes(self._index),
+            "scales": scales,
+            "zero_points": zeros,
+            "shape": list(self.shape),
+            "bit_width": self.bits,
+            "group_size": width,
+        }
+
+
+class Reader:
+    """A written container, opened for reading; a mapping from names to Tensor, and a context manager. May be used from several threads.
+
+    path, modality (None when unknown), schema_version, size (bytes on disk), config and metadata (dicts, as stored).
+
+    >>> import arrow_quant_v2 as aq
+    >>> with aq.open('dit-int4') as f:
+    ...     len(f), f.modality, f.config['bit_width']
+    (120, 'image', 4)
+    """
+
+    def __init__(self, path):
+        self._container = _core.Container(_jobs.require_model(path))
+        self._index = {name: i for i, name in enumerate(self._container.names())}
+        self._about = self._container.about()
+
+    path = property(lambda self: self._about["path"])
+    modality = property(lambda self: self._about["modality"])
+    schema_version = property(lambda self: self._about["schema_version"])
+    size = property(lambda self: self._about["size_bytes"])
+    config = property(lambda self: _jobs.loads(self._about["config"] or "{}"))
+    metadata = property(lambda self: _jobs.loads(self._about["metadata"] or "{}"))
+
+    def __getitem__(self, name):
+        return Tensor(self._container, self._index[name])
+
+    def __contains__(self, name):
+        return name in self._index
+
+    def __iter__(self):
+        return iter(self._index)
+
+    def __len__(self):
+        return len(self._index)
+
+    def keys(self):
+        """Names of the tensors, in stored order.
+
+        >>> import arrow_quant_v2 as aq
+        >>> 'proj_out_2.weight' in aq.open('dit-int4').keys()
+        True
+        """
+        return self._index.keys()
+
+    def items(self):
+        """(name, Tensor) of each tensor, in stored order.
+
+        >>> import arrow_quant_v2 as aq
+        >>> sum(tensor.quantized for name, tensor in aq.open('dit-int4').items())
+        42
+        """
+        return ((name, self[name]) for name in self._index)
+
+    def values(self):
+        """Each Tensor, in stored order.
+
+        >>> import arrow_quant_v2 as aq
+        >>> sum(tensor.bytes for tensor in aq.open('dit-int4').values()) < aq.open('dit-int4').size
+        True
+        """
+        return (self[name] for name in self._index)
+
+    def close(self):
+        """Ends reading; arrays that borrow from the files stay valid.
+
+        >>> import arrow_quant_v2 as aq
+        >>> f = aq.open('dit-int4')
+        >>> f.close()
+        >>> f['proj_out_2.weight']
+        Traceback (most recent call last):
+        ValueError: the file is closed
+        """
+        self._container.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        return f"<Reader {self.path!r}: {len(self)} tensors>"
+
+
+def open(path):
+    """Opens a written container for reading.
+
+    Raises ModelNotFoundError, FormatError.
+
+    >>> import arrow_quant_v2 as aq
+    >>> with aq.open('dit-int4') as f:
+    ...     f['transformer_blocks.0.ff.net.2.weight'].dequantize(dtype='float16').dtype.name
+    'float16'
+    """
+    return Reader(path)
+
+
+for _member in (Reader, Tensor, open):
+    _member.__module__ = "arrow_quant_v2"

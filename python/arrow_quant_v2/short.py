@@ -1,0 +1,113 @@
+"""The short functions: quantize, verify, diff, export, inspect. They have the names and settings of the command line and write the same bytes."""
+
+from . import _core, _jobs
+from ._progress import Watch
+
+__all__ = ["diff", "export", "inspect", "quantize", "verify"]
+
+RUN_KEYWORDS = (
+    "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype shard_size"
+).split()
+
+
+def run_quantize(path, output, keywords, keep_going=None):
+    """Runs the job of quantize(); `keywords` are all its keyword arguments."""
+    run = {name: keywords.pop(name) for name in RUN_KEYWORDS if name in keywords}
+    config = _jobs.config_of(run.pop("config", None), run.pop("profile", None), keywords, "quantize", RUN_KEYWORDS)
+    config.validate()
+    if "mkdir" in run:
+        run["make_parents"] = run.pop("mkdir")
+    if "shard_size" in run:
+        run["shard_bytes"] = int(_jobs.bytes_of(run.pop("shard_size") or 0))
+    source = _jobs.require_model(path)
+    target = None if output is None else _jobs.path_of(output)
+    with Watch(run.pop("progress", None), keep_going) as watch:
+        report = _jobs.loads(_core.run_quantize(source, target, config, watch, _jobs.log, **run))
+    from .results import result_of
+
+    return result_of(report["output"]["path"] if target is None else target, report)
+
+
+def quantize(path, output=None, **settings):
+    """Quantizes a model into a container folder and measures the result.
+
+    path: a .safetensors file, a *.safetensors.index.json, or a model folder; output: the folder to write (None: "NAME-int4" beside the source).
+    Keywords, all optional. Settings: every field of DiffusionQuantConfig, and short names as on the command line: bits, group, time_groups, calib, samples,
+    target_size ("6.5GB"), threads, max_memory ("4GB"), spatial, time_aware; config: a DiffusionQuantConfig to start from; profile: 'edge', 'local' or 'cloud'
+    (its values, which the other keywords change). Run: overwrite, mkdir, restart, verify (True), strict, allow_unmatched, side_files (True), component,
+    variant, follow_symlinks (True), skip_unknown_dtype, shard_size ("5GB"); progress: True for a bar on a terminal, or a callable that takes a Progress and
+    may return False to cancel.
+    Returns a Result. Raises ModelNotFoundError, FormatError, ConfigurationError (BudgetError: target_size not met), ValidationError, OSError (FileExistsError
+    without overwrite), MemoryError, Interrupted (cancelled; the same call continues), TypeError for an unknown keyword.
+
+    >>> import arrow_quant_v2 as aq
+    >>> r = aq.quantize('examples/dit-fashion', 'dit-int4-g64', bits=4, group=64)
+    >>> r.bpw < 4.6, r.layers['transformer_blocks.0.ff.net.2.weight'].group_size
+    (True, 64)
+    """
+    return run_quantize(path, output, settings)
+
+
+def verify(path, against=None, *, min_accuracy=None, threads=0, progress=None):
+    """Checks a container: structure, hashes, every value; with `against` (the source model) the real error of each tensor.
+
+    min_accuracy: floor of the cosine similarity per layer (None: that of the stored configuration). Returns the report (docs/json.md) as a dict; "ok" tells
+    whether everything holds, "problems" lists what does not. Raises ModelNotFoundError, FormatError, Interrupted.
+
+    >>> import arrow_quant_v2 as aq
+    >>> aq.verify('dit-int4', 'examples/dit-fashion')['ok']
+    True
+    """
+    source = None if against is None else _jobs.require_model(against)
+    floor = -1.0 if min_accuracy is None else float(min_accuracy)
+    if min_accuracy is not None and not 0 <= floor <= 1:
+        raise ValueError(f"Invalid accuracy threshold: {min_accuracy}. Must be between 0.0 and 1.0")
+    with Watch(progress) as watch:
+        return _jobs.loads(_core.run_verify(_jobs.require_model(path), source, watch, _jobs.log, threads=threads, min_accuracy=floor))
+
+
+def diff(a, b, *, threads=0, progress=None):
+    """Compares two models of any readable kind, tensor by tensor: two containers, or a container and its source.
+
+    Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, Interrupted.
+
+    >>> import arrow_quant_v2 as aq
+    >>> aq.diff('dit-int4', 'examples/dit-fashion')['equal']
+    False
+    """
+    with Watch(progress) as watch:
+        return _jobs.loads(_core.run_diff(_jobs.require_model(a), _jobs.require_model(b), watch, _jobs.log, threads=threads))
+
+
+def export(path, output=None, *, to="safetensors", dtype=None, overwrite=False, mkdir=False, threads=0, progress=None):
+    """Exports a container to a format that other programs load.
+
+    output: the folder or file to write; to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's). Names, shapes and side files of a diffusers or
+    transformers source are restored. Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
+
+    >>> import arrow_quant_v2 as aq
+    >>> e = aq.export('dit-int4', 'dit-plain', dtype='f16')
+    >>> e['dtype'], e['n_dequantized'] > 0
+    ('F16', True)
+    """
+    source = _jobs.require_model(path)
+    target = None if output is None else _jobs.path_of(output)
+    with Watch(progress) as watch:
+        return _jobs.loads(_core.run_export(source, to, dtype, target, watch, _jobs.log, overwrite=overwrite, make_parents=mkdir, threads=threads))
+
+
+def inspect(path, *, component=None, variant=None, **settings):
+    """What is in a model or container: format, modality, tensors, and what a run with these settings would do with each.
+
+    Settings are those of quantize(). Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError.
+
+    >>> import arrow_quant_v2 as aq
+    >>> aq.inspect('examples/dit-fashion')['modality']
+    'image'
+    """
+    config = _jobs.config_of(settings.pop("config", None), settings.pop("profile", None), settings, "inspect", ("component", "variant", "config", "profile"))
+    return _jobs.loads(_core.run_inspect(_jobs.require_model(path), config, component=component, variant=variant))
+
+
+for _member in (quantize, verify, diff, export, inspect):
+    _member.__module__ = "arrow_quant_v2"
