@@ -47,7 +47,7 @@ def require_model(path):
     reason = None
     if not text or not os.path.exists(text):
         reason = f"Model not found: {text!r}" if not text else f"Model not found: {text}"
-    elif os.path.isdir(text) and not any(os.scandir(text)):
+    elif os.path.isdir(text) and not os.listdir(text):
         reason = f"Model not found: {text} is an empty folder"
     if reason:
         error = ModelNotFoundError(reason)

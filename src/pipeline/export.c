@@ -379,6 +379,7 @@ static aq_status check_target(const exporting *x, aq_error *err) {
     if (aq_path_exists(x->out_path)) {
         if (!x->overwrite) {
             aq_fail_at(err, AQ_ERR_IO, x->out_path, NULL, "exists already");
+            if (err) err->os_errno = EEXIST;
             aq_hint(err, "--overwrite replaces it when the new one is complete");
             return AQ_ERR_IO;
         }

@@ -79,7 +79,8 @@ static aq_status check_strict(const quantize_run *run, aq_error *err) {
 
 /* From here on the writer exists; it is finished or aborted. What an interrupted or failed run computed stays for the next, unless it can't help it. */
 static aq_status write_all(quantize_run *run, aq_error *err) {
-    aq_status status = quantize_layers(run, err);
+    bool go_on = aq_job_tell(&run->job, "quantize", NULL, NULL, 0, 0, 0); /* from here on a failure is one of the work */
+    aq_status status = go_on ? quantize_layers(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
     if (status == AQ_OK) status = check_strict(run, err);
     run->stage = "copy";
     if (status == AQ_OK) status = copy_side_files(run, err);

@@ -160,8 +160,8 @@ static json_t *layer_json(const aq_store_tensor *s, uint64_t source_bytes) {
 }
 
 static json_t *kept_json(const aq_store_tensor *s, const char *reason) {
-    return json_pack("{s:o, s:o, s:o, s:I, s:o}", "name", aq_report_text(s->name), "dtype", aq_report_text(s->dtype), "shape", aq_report_shape(&s->shape),
-                     "bytes", (json_int_t)s->stored_bytes, "reason", aq_report_text(reason));
+    return json_pack("{s:o, s:o, s:o, s:I, s:o, s:o}", "name", aq_report_text(s->name), "dtype", aq_report_text(s->dtype), "shape", aq_report_shape(&s->shape),
+                     "bytes", (json_int_t)s->stored_bytes, "reason", aq_report_text(reason), "fallback_from", aq_report_text(s->quality.fallback_from));
 }
 
 typedef struct {

@@ -85,6 +85,7 @@ aq_status aq_st_writer_create(aq_st_writer **out, const char *path, const aq_st_
     aq_error_clear(err);
     if (aq_path_exists(path) && (!overwrite || aq_path_is_dir(path))) {
         aq_fail_at(err, AQ_ERR_IO, path, NULL, aq_path_is_dir(path) ? "is a folder" : "exists already");
+        if (err) err->os_errno = aq_path_is_dir(path) ? EISDIR : EEXIST;
         aq_hint(err, aq_path_is_dir(path) ? "choose another output" : "choose another output, or add --overwrite");
         return AQ_ERR_IO;
     }

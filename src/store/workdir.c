@@ -255,12 +255,14 @@ static aq_status check_target(const aq_workdir *dir, bool overwrite, bool make_p
         if (aq_path_exists(dir->parent)) return aq_fail_at(err, AQ_ERR_IO, dir->parent, NULL, "is no folder, so that nothing can be written in it");
         if (make_parents) return aq_make_dirs(dir->parent, err);
         aq_fail_at(err, AQ_ERR_IO, dir->parent, NULL, "the folder for the output does not exist");
+        if (err) err->os_errno = ENOENT;
         aq_hint(err, "create it, or add --mkdir");
         return AQ_ERR_IO;
     }
     if (!aq_path_exists(dir->target)) return AQ_OK;
     if (!overwrite) {
         aq_fail_at(err, AQ_ERR_IO, dir->target, NULL, "exists already");
+        if (err) err->os_errno = EEXIST;
         aq_hint(err, "choose another output, or add --overwrite to replace it when the new one is complete");
         return AQ_ERR_IO;
     }
@@ -307,6 +309,7 @@ aq_status aq_workdir_commit(aq_workdir *dir, bool overwrite, aq_error *err) {
     bool exists = aq_path_exists(dir->target);
     if (exists && !overwrite) {
         aq_fail_at(err, AQ_ERR_IO, dir->target, NULL, "exists already: it was created while this run worked");
+        if (err) err->os_errno = EEXIST;
         aq_hint(err, "repeat the command with --overwrite to replace it; the work is kept");
         return AQ_ERR_IO;
     }

@@ -92,7 +92,7 @@ def test_every_layer_is_as_close_as_the_result_says(tmp_path):
 
 def test_parents_are_created_and_paths_may_be_path_objects(tmp_path):
     model = write_model(tmp_path / "m")
-    result = quantize(model_path=model, output_path=tmp_path / "a" / "b" / "out", config=None, progress_callback=None, use_arrow=None)
+    result = aq.ArrowQuantV2().quantize_diffusion_model(model_path=model, output_path=tmp_path / "a" / "b" / "out", config=None, progress_callback=None, use_arrow=None)
     assert result["quantized_path"] == str(tmp_path / "a" / "b" / "out") and (tmp_path / "a/b/out/metadata.json").exists()
 
 
@@ -392,6 +392,8 @@ def test_progress_is_told_at_most_ten_times_a_second(monkeypatch):
         assert tick("quantize", f"layer{i}", i + 1, 1000, 0, 0, (i + 1) / 1001, 0.0, None, None) is True
         now[0] += 0.01
     assert 95 <= len(calls) <= 101
+    now[0] += 1
+    tick("quantize", None, 1000, 1000, 0, 0, 0.9, 0.0, None, None)
     calls.clear()
     for _ in range(1000):  # no layer is finished any more
         tick("verify", None, 1000, 1000, 0, 0, 0.999, 0.0, None, None)
