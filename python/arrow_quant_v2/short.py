@@ -82,7 +82,7 @@ def diff(a, b, *, threads=0, progress=None):
 def export(path, output=None, *, to="safetensors", dtype=None, overwrite=False, mkdir=False, threads=0, progress=None):
     """Exports a container to a format that other programs load.
 
-    output: the folder or file to write; to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's). Names, shapes and side files of a diffusers or
+    output: the folder or file to write (None: "PATH-safetensors"); to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's). Names, shapes and side files of a diffusers or
     transformers source are restored. Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
     >>> import arrow_quant_v2 as aq
@@ -91,7 +91,7 @@ def export(path, output=None, *, to="safetensors", dtype=None, overwrite=False, 
     ('F16', True)
     """
     source = _jobs.require_model(path)
-    target = None if output is None else _jobs.path_of(output)
+    target = f"{source.rstrip('/')}-{to}" if output is None else _jobs.path_of(output)
     with Watch(progress) as watch:
         return _jobs.loads(_core.run_export(source, to, dtype, target, watch, _jobs.log, overwrite=overwrite, make_parents=mkdir, threads=threads))
 

@@ -1,0 +1,242 @@
+"""The module inside a process: Ctrl-C, fork, worker processes, sub-interpreters, leaks, time to import."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import arrow_quant_v2 as aq
+import numpy as np
+import pytest
+from files import tree_bytes, write_model
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("small") / "m")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """200 MB: seconds of work."""
+    return write_model(tmp_path_factory.mktemp("large") / "m", n_layers=50, rows=1024, cols=1024)
+
+
+def run_python(code, *args, timeout=120):
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+# ---- Ctrl-C ----
+
+INTERRUPTED = """
+import sys, arrow_quant_v2 as aq
+def told(message, fraction):
+    if fraction > 0:
+        print("working", flush=True)
+call, model, out = sys.argv[1:]
+try:
+    if call == "method":
+        aq.ArrowQuantV2().quantize_diffusion_model(model, out, None, told)
+    else:
+        aq.quantize(model, out, progress=lambda p: told("", p.fraction))
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("call", ["method", "short"])
+def test_FA10_ctrl_c_stops_a_long_call_and_leaves_nothing_half_written(large, tmp_path, call):
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, call, str(large), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
+    while (line := process.stdout.readline().strip()) not in ("working", ""):
+        pass
+    assert line == "working"
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 0 and rest[-1] == "interrupted"
+    assert not (tmp_path / "out").exists()
+    aq.quantize(large, tmp_path / "out")
+    aq.quantize(large, tmp_path / "whole")
+    assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "whole") and sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_FA10_ctrl_c_stops_inside_one_large_layer(tmp_path):
+    model = write_model(tmp_path / "m", n_layers=1, rows=8192, cols=4096)
+    code = """
+import os, signal, sys, threading, time, arrow_quant_v2 as aq
+def told(p):
+    if p.stage == "quantize" and p.n_done == 0 and p.fraction > 0:
+        os.kill(os.getpid(), signal.SIGINT)
+try:
+    aq.quantize(sys.argv[1], sys.argv[2], progress=told, threads=1)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    run = run_python(code, model, tmp_path / "out")
+    assert run.stdout == "interrupted\n", run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# ---- fork and worker processes ----
+
+
+def work(args):
+    model, out = args
+    r = aq.quantize(model, out)
+    v = aq.ArrowQuantV2().quantize_batch({"w": np.ones((64, 64), np.float32)})
+    return r.cosine, v["w"]["bit_width"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_FA17_worker_processes_give_the_same(small, tmp_path, method):
+    expected = work((small, tmp_path / "parent"))
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        results = pool.map(work, [(small, tmp_path / f"{method}{i}") for i in range(4)])
+    assert results == [expected] * 4
+    assert all(tree_bytes(tmp_path / f"{method}{i}") == tree_bytes(tmp_path / "parent") for i in range(4))
+
+
+def test_FA17_a_child_of_os_fork_works_after_the_pool_was_used(small, tmp_path):
+    code = """
+import asyncio, os, sys, arrow_quant_v2 as aq
+model, folder = sys.argv[1:]
+asyncio.run(aq.quantize_async(model, folder + "/before"))
+child = os.fork()
+if child == 0:
+    asyncio.run(aq.quantize_async(model, folder + "/child"))
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = run_python(code, small, tmp_path)
+    assert run.stdout == "0\n", run.stderr
+    assert tree_bytes(tmp_path / "child") == tree_bytes(tmp_path / "before")
+
+
+def test_FA17_a_fork_in_the_middle_of_a_run_disturbs_neither(small, tmp_path):
+    def fork(progress):
+        if progress.stage == "quantize" and not children:
+            child = os.fork()
+            if child == 0:
+                os._exit(7)
+            children.append(child)
+
+    children = []
+    aq.quantize(small, tmp_path / "out", progress=fork)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+    assert aq.verify(tmp_path / "out", small)["ok"]
+
+
+# ---- sub-interpreters ----
+
+SUBINTERPRETER = """
+import sys
+try:
+    import _xxsubinterpreters as interpreters
+except ImportError:
+    import _interpreters as interpreters
+import arrow_quant_v2 as aq
+text = '''
+import arrow_quant_v2 as aq
+r = aq.quantize({0!r}, {1!r})
+assert r.cosine > 0.9 and aq.quantize_array([[0.0, 1.0], [2.0, 3.0]], as_numpy=False)["bit_width"] == 4
+try:
+    aq.quantize("nowhere", "x")
+except aq.ModelNotFoundError as error:
+    assert "Model not found: nowhere" in str(error)
+else:
+    raise AssertionError
+'''
+for i in range(3):
+    one = interpreters.create()
+    failed = interpreters.run_string(one, text.format(sys.argv[1], sys.argv[2] + str(i)))
+    assert failed is None, failed
+    interpreters.destroy(one)
+print(aq.quantize(sys.argv[1], sys.argv[2]).cosine > 0.9)
+"""
+
+
+def test_FA17_sub_interpreters_have_their_own_module(small, tmp_path):
+    run = run_python(SUBINTERPRETER, small, tmp_path / "out")
+    assert run.stdout == "True\n", run.stderr
+    assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "out0") == tree_bytes(tmp_path / "out2")
+
+
+# ---- leaks ----
+
+
+def resident_bytes():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def stays_flat(call, n, warm_up=None, allowed=4 << 20):
+    """Runs call(i) n times after a warm-up; resident memory at the end is what it was, up to `allowed` bytes."""
+    for i in range(warm_up or n // 10):
+        call(i)
+    gc.collect()
+    before, objects = resident_bytes(), len(gc.get_objects())
+    for i in range(n):
+        call(i)
+    gc.collect()
+    assert resident_bytes() - before < allowed and len(gc.get_objects()) - objects < 500
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+class TestNothingLeaks:
+    def test_reading_and_failing_calls(self, small, tmp_path):
+        aq.quantize(small, tmp_path / "out")
+        bad = tmp_path / "bad.safetensors"
+        bad.write_bytes(b"\xff" * 100)
+
+        def call(i):
+            with aq.open(tmp_path / "out") as f:
+                t = f["blocks.0.linear.weight"]
+                t.codes, t.scales, t.dequantize(threads=1)
+            for path in (bad, tmp_path / "nowhere"):
+                try:
+                    aq.quantize(path, tmp_path / "x")
+                except aq.ArrowQuantError:
+                    pass
+
+        stays_flat(call, 2500)
+
+    def test_ten_thousand_calls(self, small):
+        quantizer = aq.ArrowQuantV2()
+        array = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+
+        def call(i):
+            result = quantizer.quantize_batch({"w": array}, 4)
+            aq.dequantize(result["w"])
+            aq.ArrowQuantV2("base")
+            aq.DiffusionQuantConfig(bit_width=8).validate()
+
+        stays_flat(call, 10000)
+
+    def test_whole_runs(self, small, tmp_path):
+        def call(i):
+            aq.ArrowQuantV2().quantize_diffusion_model(small, tmp_path / "out", progress_callback=lambda m, f: None)
+            aq.ArrowQuantV2().validate_quality(small, tmp_path / "out")
+
+        stays_flat(call, 60, warm_up=20)
+
+    def test_the_loader(self, tmp_path):
+        from files import write_sharded
+
+        write_sharded(tmp_path, {"m.safetensors": {"a": np.ones((100, 100), np.float32)}})
+        stays_flat(lambda i: aq.load_sharded_safetensors(tmp_path).get_all_tensors(), 2500)
+
+
+# ---- import ----
+
+
+def test_importing_loads_nothing_it_does_not_need():
+    code = "import sys, arrow_quant_v2; print(sorted({'numpy', 'pyarrow', 'torch', 'asyncio', 'dataclasses', 'json', 'logging'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-S", "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"], capture_output=True, text=True, check=False)
+    assert run.stdout == "[]\n", run.stderr + run.stdout
+
+
+def test_everything_is_found_and_nothing_else():
+    assert set(aq.__all__) <= set(dir(aq))
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        aq.quantise  # noqa: B018
