@@ -70,7 +70,7 @@ def test_reports_exports_and_errors_are_the_same(tmp_path):
         aq.quantize(model, tmp_path / "x")
     error = json.loads(cli("quantize", model, "-o", tmp_path / "x", "--json", code=3).stdout)["error"]
     assert e.value.code == error["code"] == 3 and str(e.value).startswith(error["message"]) and e.value.file == error["file"]
-    with pytest.raises(aq.BudgetError) as e:
-        aq.quantize(SAMPLE, tmp_path / "x", target_size="1kB")
-    error = json.loads(cli("quantize", SAMPLE, "-o", tmp_path / "x", "--target-size", "1kB", "--json", code=5).stdout)["error"]
+    with pytest.raises(aq.ValidationError) as e:
+        aq.quantize(SAMPLE, tmp_path / "x", bits=2, min_accuracy=0.999, fail_fast=True)
+    error = json.loads(cli("quantize", SAMPLE, "-o", tmp_path / "x", "--bits", "2", "--min-accuracy", "0.999", "--fail-fast", "--json", code=4).stdout)["error"]
     assert (e.value.code, e.value.hint) == (error["code"], error["hint"]) and str(e.value) == f"{error['message']}. Hint: {error['hint']}"
