@@ -27,8 +27,8 @@ from ._core import (
     simd_level,
     sqnr_db,
 )
-from ._pyarrow import numpy_to_arrow_table
 from ._progress import Progress
+from ._pyarrow import numpy_to_arrow_table
 from .loader import ShardedSafeTensorsLoader, load_sharded_safetensors
 from .models import ArrowQuantV2, quantize_diffusion_model
 from .reader import Reader, Tensor, open
@@ -78,6 +78,12 @@ __all__ = [
 
 # Found when first asked for: asyncio and dataclasses cost more time to import than all of the rest.
 _LATER = {"AsyncArrowQuantV2": "async_", "quantize_async": "async_", "Layer": "results", "Result": "results"}
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .async_ import AsyncArrowQuantV2, quantize_async
+    from .results import Layer, Result
 
 
 def __getattr__(name):

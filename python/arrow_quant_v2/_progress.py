@@ -79,7 +79,9 @@ class Bar:
 
         if sys.stderr is not None and sys.stderr.isatty():
             try:
-                from tqdm import tqdm
+                from importlib import import_module
+
+                tqdm = import_module("tqdm").tqdm
             except ImportError:
                 return
             self.bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {postfix} {elapsed}<{remaining}", leave=False)

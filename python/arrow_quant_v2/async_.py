@@ -1,5 +1,7 @@
 """The same long calls for asyncio: they run in a shared pool of threads, stop when their task is cancelled, and call back on the event loop's thread."""
 
+from __future__ import annotations
+
 import asyncio
 import functools
 import inspect
@@ -11,6 +13,14 @@ from . import models, short
 from ._progress import warn
 
 __all__ = ["AsyncArrowQuantV2", "quantize_async"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from .models import DiffusionQuantConfig, Path
+    from .results import Result
 
 # Each job uses all processors itself; more than a few at once would only share them.
 MAX_JOBS = 4
@@ -126,7 +136,9 @@ class AsyncArrowQuantV2:
     def __repr__(self):
         return "AsyncArrowQuantV2()"
 
-    async def quantize_diffusion_model_async(self, model_path, output_path, config=None, progress_callback=None):
+    async def quantize_diffusion_model_async(
+        self, model_path: Path, output_path: Path, config: DiffusionQuantConfig | None = None, progress_callback: Callable[..., Any] | None = None
+    ) -> dict[str, Any]:
         """ArrowQuantV2.quantize_diffusion_model, awaited: the same arguments and result. progress_callback(message, fraction), plain or async.
 
         A cancelled run keeps its state: the same call continues it.
@@ -140,7 +152,9 @@ class AsyncArrowQuantV2:
         relay = None if progress_callback is None else Relay(progress_callback)
         return await run(functools.partial(quantize, model_path, output_path, config, relay), relay)
 
-    async def quantize_multiple_models_async(self, models, progress_callback=None):
+    async def quantize_multiple_models_async(
+        self, models: Iterable[tuple[Path, Path, DiffusionQuantConfig | None]], progress_callback: Callable[..., Any] | None = None
+    ) -> list[dict[str, Any]]:
         """Quantizes several models at once.
 
         models: list of (model_path, output_path, config or None); progress_callback(model_index, message, fraction), or (message, fraction) where the callable
@@ -169,9 +183,9 @@ class AsyncArrowQuantV2:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        return results
+        return [result for result in results if not isinstance(result, BaseException)]
 
-    async def validate_quality_async(self, original_path, quantized_path):
+    async def validate_quality_async(self, original_path: Path, quantized_path: Path) -> dict[str, Any]:
         """ArrowQuantV2.validate_quality, awaited: the same arguments and result.
 
         >>> import arrow_quant_v2 as aq, asyncio
@@ -186,7 +200,7 @@ def quantize(model_path, output_path, config, relay, keep_going):
     return models.result_of(output, report)
 
 
-async def quantize_async(path, output=None, **settings):
+async def quantize_async(path: Path, output: Path | None = None, **settings: Any) -> Result:
     """quantize(), awaited: the same arguments and Result. A `progress` callable runs in the worker thread. Cancelling the task stops the work.
 
     >>> import arrow_quant_v2 as aq, asyncio

@@ -1,11 +1,19 @@
 """Sharded safetensors, read lazily (python-api section 5)."""
 
+from __future__ import annotations
+
 import os
 from collections import OrderedDict
 
 from . import _core, _jobs
 
 __all__ = ["ShardedSafeTensorsLoader", "load_sharded_safetensors"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from ._types import Array
 
 SUFFIX = ".safetensors.index.json"
 CACHE_BYTES = 256 << 20
@@ -38,15 +46,15 @@ class ShardedSafeTensorsLoader:
     (['a', 'b'], [[3.0, 4.0]])
     """
 
-    def __init__(self, index_path):
+    def __init__(self, index_path: str | PathLike[str]):
         self._index_path = index_file(index_path)
         self._model = _core.Model(self._index_path, skip_unknown_dtype=True)
         files = [os.path.basename(path) for path in self._model.files()]
         self._tensors = {name: (i, files[file]) for i, (name, _, file) in enumerate(self._model.tensors())}
         self._files = sorted(files)
-        self._cache = OrderedDict()
+        self._cache: OrderedDict[str, Array] = OrderedDict()
 
-    def tensor_names(self):
+    def tensor_names(self) -> list[str]:
         """Names, sorted by shard, then by name.
 
         >>> import arrow_quant_v2 as aq
@@ -55,7 +63,7 @@ class ShardedSafeTensorsLoader:
         """
         return [name for _, name in sorted((shard, name) for name, (_, shard) in self._tensors.items())]
 
-    def get_shard_for_tensor(self, name):
+    def get_shard_for_tensor(self, name: str) -> str | None:
         """File name of the shard that holds a tensor, or None when there is no such tensor.
 
         >>> import arrow_quant_v2 as aq
@@ -64,7 +72,7 @@ class ShardedSafeTensorsLoader:
         """
         return self._tensors[name][1] if name in self._tensors else None
 
-    def get_tensor(self, name):
+    def get_tensor(self, name: str) -> Array:
         """One tensor as a float32 array in its shape. KeyError when unknown; TypeError when its type has no numbers that convert.
 
         >>> import arrow_quant_v2 as aq
@@ -86,7 +94,7 @@ class ShardedSafeTensorsLoader:
                     break
         return array
 
-    def get_all_tensors(self):
+    def get_all_tensors(self) -> dict[str, Array]:
         """{name: float32 array} of all tensors, shapes kept.
 
         >>> import arrow_quant_v2 as aq
@@ -95,7 +103,7 @@ class ShardedSafeTensorsLoader:
         """
         return {name: self.get_tensor(name) for name in self.tensor_names()}
 
-    def detect_modality(self):
+    def detect_modality(self) -> str | None:
         """'text', 'code', 'image', 'audio', or None when it cannot be told.
 
         >>> import arrow_quant_v2 as aq
@@ -104,7 +112,7 @@ class ShardedSafeTensorsLoader:
         """
         return self._model.modality()
 
-    def get_total_size(self):
+    def get_total_size(self) -> int | None:
         """metadata.total_size of the index in bytes, or None.
 
         >>> import arrow_quant_v2 as aq
@@ -116,7 +124,7 @@ class ShardedSafeTensorsLoader:
         size = metadata.get("total_size") if isinstance(metadata, dict) else None
         return int(size) if isinstance(size, (int, float)) and not isinstance(size, bool) else None
 
-    def num_shards(self):
+    def num_shards(self) -> int:
         """Number of shards.
 
         >>> import arrow_quant_v2 as aq
@@ -125,7 +133,7 @@ class ShardedSafeTensorsLoader:
         """
         return len(self._files)
 
-    def shard_files(self):
+    def shard_files(self) -> list[str]:
         """File names of the shards, sorted.
 
         >>> import arrow_quant_v2 as aq
@@ -134,7 +142,7 @@ class ShardedSafeTensorsLoader:
         """
         return list(self._files)
 
-    def clear_cache(self):
+    def clear_cache(self) -> None:
         """Forgets the kept arrays.
 
         >>> import arrow_quant_v2 as aq
@@ -142,7 +150,7 @@ class ShardedSafeTensorsLoader:
         """
         self._cache.clear()
 
-    def cache_memory_usage(self):
+    def cache_memory_usage(self) -> int:
         """Bytes of the kept arrays.
 
         >>> import arrow_quant_v2 as aq
@@ -155,7 +163,7 @@ class ShardedSafeTensorsLoader:
         return f"<ShardedSafeTensorsLoader {self._index_path!r}: {len(self._tensors)} tensors in {len(self._files)} shards>"
 
 
-def load_sharded_safetensors(index_path):
+def load_sharded_safetensors(index_path: str | PathLike[str]) -> ShardedSafeTensorsLoader:
     """The same as ShardedSafeTensorsLoader(index_path).
 
     >>> import arrow_quant_v2 as aq

@@ -3,6 +3,8 @@
 They check paths, run the library's job and give its report the fixed form: nothing is computed here.
 """
 
+from __future__ import annotations
+
 import os
 
 from . import _core, _jobs
@@ -10,6 +12,17 @@ from ._core import FormatError, MetadataError
 from ._progress import Callback
 
 __all__ = ["ArrowQuantV2", "quantize_diffusion_model"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+    from typing import Any
+
+    from ._core import DiffusionQuantConfig, PyArrowQuantizedLayer
+
+    Path = str | PathLike[str]
+    ProgressCallback = Callable[[str, float], object]
 
 MODALITIES = "'text', 'code', 'image', or 'audio'"
 
@@ -110,7 +123,14 @@ def run_validate(original_path, quantized_path, keep_going=None):
 class ArrowQuantV2(_core.ArrowQuantV2):
     __doc__ = _core.ArrowQuantV2.__doc__
 
-    def quantize_diffusion_model(self, model_path, output_path, config=None, progress_callback=None, use_arrow=None):
+    def quantize_diffusion_model(
+        self,
+        model_path: Path,
+        output_path: Path,
+        config: DiffusionQuantConfig | None = None,
+        progress_callback: ProgressCallback | None = None,
+        use_arrow: bool | None = None,
+    ) -> Any:
         """Quantizes a model into a container folder.
 
         model_path: a .safetensors file, a *.safetensors.index.json, or a model folder; output_path: the folder to write, parents are created. An existing
@@ -130,7 +150,9 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         output, report = run_quantize(self.mode, model_path, output_path, config, progress_callback)
         return layer_of(output) if use_arrow else result_of(output, report)
 
-    def quantize_diffusion_model_arrow(self, model_path, output_path, config=None, progress_callback=None):
+    def quantize_diffusion_model_arrow(
+        self, model_path: Path, output_path: Path, config: DiffusionQuantConfig | None = None, progress_callback: ProgressCallback | None = None
+    ) -> PyArrowQuantizedLayer:
         """The same as quantize_diffusion_model(..., use_arrow=True): returns a PyArrowQuantizedLayer over what was written.
 
         >>> import arrow_quant_v2 as aq
@@ -141,7 +163,9 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         output, _ = run_quantize(self.mode, model_path, output_path, config, progress_callback)
         return layer_of(output)
 
-    def quantize_from_safetensors(self, safetensors_path, output_path, config=None, progress_callback=None):
+    def quantize_from_safetensors(
+        self, safetensors_path: Path, output_path: Path, config: DiffusionQuantConfig | None = None, progress_callback: ProgressCallback | None = None
+    ) -> dict[str, Any]:
         """Quantizes a .safetensors file, a *.safetensors.index.json, or a folder with either; arguments and result as of quantize_diffusion_model.
 
         >>> import arrow_quant_v2 as aq
@@ -153,7 +177,7 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         output, report = run_quantize(self.mode, safetensors_path, output_path, config, progress_callback, "Starting SafeTensors quantization...")
         return result_of(output, report)
 
-    def validate_quality(self, original_path, quantized_path):
+    def validate_quality(self, original_path: Path, quantized_path: Path) -> dict[str, Any]:
         """Compares a container with the model it was made from, every layer dequantized.
 
         Returns a dict: cosine_similarity, compression_ratio, model_size_mb, per_layer_accuracy {layer name: cosine}, passed, problems (one sentence each). A
@@ -166,7 +190,7 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         """
         return run_validate(original_path, quantized_path)
 
-    def get_markov_metrics(self):
+    def get_markov_metrics(self) -> dict[str, Any] | None:
         """Smoothness of time-group parameters: None, for this version writes no time-aware layers.
 
         >>> import arrow_quant_v2 as aq
@@ -176,7 +200,13 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         return None
 
 
-def quantize_diffusion_model(model_path, output_path, config=None, progress_callback=None, use_arrow=None):
+def quantize_diffusion_model(
+    model_path: Path,
+    output_path: Path,
+    config: DiffusionQuantConfig | None = None,
+    progress_callback: ProgressCallback | None = None,
+    use_arrow: bool | None = None,
+) -> Any:
     """One-shot form of ArrowQuantV2().quantize_diffusion_model, with the same arguments and result.
 
     >>> import arrow_quant_v2 as aq
@@ -188,11 +218,11 @@ def quantize_diffusion_model(model_path, output_path, config=None, progress_call
 
 def layer_of(container_path):
     """A PyArrowQuantizedLayer over a written container."""
-    from .short import open as open_container
-
-    with open_container(container_path) as reader:
-        results = {name: layer.result() for name, layer in reader.items() if layer.quantized}
-    return _core.arrow_layer(results)
+    container = _core.Container(container_path)
+    try:
+        return container.arrow()
+    finally:
+        container.close()
 
 
 for _member in (ArrowQuantV2, quantize_diffusion_model):

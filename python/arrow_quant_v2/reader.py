@@ -1,8 +1,18 @@
 """Reading a written container lazily: nothing but names and sizes is read until a layer's values are asked for."""
 
+from __future__ import annotations
+
 from . import _core, _jobs
 
 __all__ = ["Reader", "Tensor", "open"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, KeysView
+    from os import PathLike
+    from typing import Any
+
+    from ._types import Array, LayerResult
 
 
 class Tensor:
@@ -23,24 +33,62 @@ class Tensor:
     def __init__(self, container, index):
         self._container, self._index, self._info = container, index, container.info(index)
 
-    name = property(lambda self: self._info["name"])
-    shape = property(lambda self: tuple(self._info["shape"]))
-    dtype = property(lambda self: self._info["dtype"])
-    quant_type = property(lambda self: self._info["quant_type"])
-    quantized = property(lambda self: self._info["quantized"])
-    bytes = property(lambda self: self._info["bytes"])
-    bits = property(lambda self: self._info.get("bits"))
-    group_size = property(lambda self: self._info.get("group_size"))
-    params = property(lambda self: self._info.get("params"))
-    method = property(lambda self: self._info["method"])
-    cosine = property(lambda self: self._info["cosine"])
-    sqnr_db = property(lambda self: self._info["sqnr_db"])
-    fallback_from = property(lambda self: self._info["fallback_from"])
+    @property
+    def name(self) -> str:
+        return self._info["name"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._info["shape"])
+
+    @property
+    def dtype(self) -> str:
+        return self._info["dtype"]
+
+    @property
+    def quant_type(self) -> str:
+        return self._info["quant_type"]
+
+    @property
+    def quantized(self) -> bool:
+        return self._info["quantized"]
+
+    @property
+    def bytes(self) -> int:
+        return self._info["bytes"]
+
+    @property
+    def bits(self) -> int | None:
+        return self._info.get("bits")
+
+    @property
+    def group_size(self) -> int | None:
+        return self._info.get("group_size")
+
+    @property
+    def params(self) -> str | None:
+        return self._info.get("params")
+
+    @property
+    def method(self) -> str | None:
+        return self._info["method"]
+
+    @property
+    def cosine(self) -> float | None:
+        return self._info["cosine"]
+
+    @property
+    def sqnr_db(self) -> float | None:
+        return self._info["sqnr_db"]
+
+    @property
+    def fallback_from(self) -> str | None:
+        return self._info["fallback_from"]
 
     def __repr__(self):
         return f"<Tensor {self.name!r} {list(self.shape)} {self.quant_type}>"
 
-    def dequantize(self, dtype="float32", threads=0):
+    def dequantize(self, dtype: str = "float32", threads: int = 0) -> Array:
         """Its values as an array of its shape; dtype 'float32' or 'float16'. A tensor that was kept is converted. threads 0: all.
 
         Raises TypeError for a tensor that holds no floating numbers, QuantizationError for a damaged file.
@@ -52,7 +100,7 @@ class Tensor:
         return self._container.dequantize(self._index, dtype, threads)
 
     @property
-    def codes(self):
+    def codes(self) -> Array | None:
         """Packed codes, uint8 [rows, bytes per row], read-only and without a copy; None for a tensor that was kept.
 
         Element i of a row lies at bit i * bits of the row's bytes, little-endian; value = (code - zero) * scale.
@@ -69,21 +117,21 @@ class Tensor:
         return values.reshape(-1, per_row) if per_row and hasattr(values, "reshape") else values
 
     @property
-    def scales(self):
+    def scales(self) -> Array | None:
         """Scales, float32 [rows, groups per row], one per group or sub-group; None for a tensor that was kept."""
         return self._pairs(0)
 
     @property
-    def zeros(self):
+    def zeros(self) -> Array | None:
         """Zero points, float32 in the layout of scales; None for a tensor that was kept."""
         return self._pairs(1)
 
     @property
-    def time_groups(self):
+    def time_groups(self) -> None:
         """Time-group parameters: None, for this version writes no time-aware layers."""
         return None
 
-    def result(self):
+    def result(self) -> LayerResult:
         """The layer as a layer result, the dict that ArrowQuantV2.quantize_batch gives: its group size is that of the expanded scales.
 
         >>> import arrow_quant_v2 as aq
@@ -91,6 +139,8 @@ class Tensor:
         >>> bool((aq.dequantize(t.result()) == t.dequantize()).all())
         True
         """
+        if self.bits is None:
+            raise ValueError(f"tensor {self.name!r} is stored as {self.quant_type}: it has no codes")
         scales, zeros, _, width = self._container.pairs(self._index)
         return {
             "quantized_data": self._container.codes(self._index),
@@ -113,31 +163,48 @@ class Reader:
     (120, 'image', 4)
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | PathLike[str]):
         self._container = _core.Container(_jobs.require_model(path))
         self._index = {name: i for i, name in enumerate(self._container.names())}
         self._about = self._container.about()
 
-    path = property(lambda self: self._about["path"])
-    modality = property(lambda self: self._about["modality"])
-    schema_version = property(lambda self: self._about["schema_version"])
-    size = property(lambda self: self._about["size_bytes"])
-    config = property(lambda self: _jobs.loads(self._about["config"] or "{}"))
-    metadata = property(lambda self: _jobs.loads(self._about["metadata"] or "{}"))
+    @property
+    def path(self) -> str:
+        return self._about["path"]
 
-    def __getitem__(self, name):
+    @property
+    def modality(self) -> str | None:
+        return self._about["modality"]
+
+    @property
+    def schema_version(self) -> str:
+        return self._about["schema_version"]
+
+    @property
+    def size(self) -> int:
+        return self._about["size_bytes"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return _jobs.loads(self._about["config"] or "{}")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return _jobs.loads(self._about["metadata"] or "{}")
+
+    def __getitem__(self, name: str) -> Tensor:
         return Tensor(self._container, self._index[name])
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._index
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._index)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._index)
 
-    def keys(self):
+    def keys(self) -> KeysView[str]:
         """Names of the tensors, in stored order.
 
         >>> import arrow_quant_v2 as aq
@@ -146,7 +213,7 @@ class Reader:
         """
         return self._index.keys()
 
-    def items(self):
+    def items(self) -> Iterator[tuple[str, Tensor]]:
         """(name, Tensor) of each tensor, in stored order.
 
         >>> import arrow_quant_v2 as aq
@@ -155,7 +222,7 @@ class Reader:
         """
         return ((name, self[name]) for name in self._index)
 
-    def values(self):
+    def values(self) -> Iterator[Tensor]:
         """Each Tensor, in stored order.
 
         >>> import arrow_quant_v2 as aq
@@ -164,7 +231,7 @@ class Reader:
         """
         return (self[name] for name in self._index)
 
-    def close(self):
+    def close(self) -> None:
         """Ends reading; arrays that borrow from the files stay valid.
 
         >>> import arrow_quant_v2 as aq
@@ -176,17 +243,17 @@ class Reader:
         """
         self._container.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Reader:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self):
         return f"<Reader {self.path!r}: {len(self)} tensors>"
 
 
-def open(path):
+def open(path: str | PathLike[str]) -> Reader:
     """Opens a written container for reading.
 
     Raises ModelNotFoundError, FormatError.

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["Layer", "Result"]
 
@@ -19,7 +20,7 @@ class Layer:
     """
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     dtype: str
     bits: int
     group_size: int
@@ -50,12 +51,12 @@ class Result:
     bpw: float | None
     cosine: float | None
     sqnr_db: float | None
-    layers: dict
-    kept: dict
-    warnings: list
-    report: dict = field(repr=False)
+    layers: dict[str, Layer]
+    kept: dict[str, str]
+    warnings: list[str]
+    report: dict[str, Any] = field(repr=False)
 
-    def to_json(self):
+    def to_json(self) -> str:
         """The report as JSON text: the same object that `arrowquant quantize --json` prints.
 
         >>> import arrow_quant_v2 as aq

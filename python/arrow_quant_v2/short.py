@@ -1,9 +1,23 @@
 """The short functions: quantize, verify, diff, export, inspect. They have the names and settings of the command line and write the same bytes."""
 
+from __future__ import annotations
+
 from . import _core, _jobs
 from ._progress import Watch
 
 __all__ = ["diff", "export", "inspect", "quantize", "verify"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+    from typing import Any
+
+    from ._progress import Progress
+    from .results import Result
+
+    Path = str | PathLike[str]
+    ProgressLike = bool | Callable[[Progress], object] | None
 
 RUN_KEYWORDS = (
     "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype shard_size"
@@ -28,7 +42,7 @@ def run_quantize(path, output, keywords, keep_going=None):
     return result_of(report["output"]["path"] if target is None else target, report)
 
 
-def quantize(path, output=None, **settings):
+def quantize(path: Path, output: Path | None = None, **settings: Any) -> Result:
     """Quantizes a model into a container folder and measures the result.
 
     path: a .safetensors file, a *.safetensors.index.json, or a model folder; output: the folder to write (None: "NAME-int4" beside the source).
@@ -48,7 +62,7 @@ def quantize(path, output=None, **settings):
     return run_quantize(path, output, settings)
 
 
-def verify(path, against=None, *, min_accuracy=None, threads=0, progress=None):
+def verify(path: Path, against: Path | None = None, *, min_accuracy: float | None = None, threads: int = 0, progress: ProgressLike = None) -> dict[str, Any]:
     """Checks a container: structure, hashes, every value; with `against` (the source model) the real error of each tensor.
 
     min_accuracy: floor of the cosine similarity per layer (None: that of the stored configuration). Returns the report (docs/json.md) as a dict; "ok" tells
@@ -66,7 +80,7 @@ def verify(path, against=None, *, min_accuracy=None, threads=0, progress=None):
         return _jobs.loads(_core.run_verify(_jobs.require_model(path), source, watch, _jobs.log, threads=threads, min_accuracy=floor))
 
 
-def diff(a, b, *, threads=0, progress=None):
+def diff(a: Path, b: Path, *, threads: int = 0, progress: ProgressLike = None) -> dict[str, Any]:
     """Compares two models of any readable kind, tensor by tensor: two containers, or a container and its source.
 
     Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, Interrupted.
@@ -79,11 +93,21 @@ def diff(a, b, *, threads=0, progress=None):
         return _jobs.loads(_core.run_diff(_jobs.require_model(a), _jobs.require_model(b), watch, _jobs.log, threads=threads))
 
 
-def export(path, output=None, *, to="safetensors", dtype=None, overwrite=False, mkdir=False, threads=0, progress=None):
+def export(
+    path: Path,
+    output: Path | None = None,
+    *,
+    to: str = "safetensors",
+    dtype: str | None = None,
+    overwrite: bool = False,
+    mkdir: bool = False,
+    threads: int = 0,
+    progress: ProgressLike = None,
+) -> dict[str, Any]:
     """Exports a container to a format that other programs load.
 
-    output: the folder or file to write (None: "PATH-safetensors"); to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's). Names, shapes and side files of a diffusers or
-    transformers source are restored. Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
+    output: the folder or file to write (None: "PATH-safetensors"); to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's). Names, shapes and
+    side files of a diffusers or transformers source are restored. Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
     >>> import arrow_quant_v2 as aq
     >>> e = aq.export('dit-int4', 'dit-plain', dtype='f16')
@@ -96,7 +120,7 @@ def export(path, output=None, *, to="safetensors", dtype=None, overwrite=False, 
         return _jobs.loads(_core.run_export(source, to, dtype, target, watch, _jobs.log, overwrite=overwrite, make_parents=mkdir, threads=threads))
 
 
-def inspect(path, *, component=None, variant=None, **settings):
+def inspect(path: Path, *, component: str | None = None, variant: str | None = None, **settings: Any) -> dict[str, Any]:
     """What is in a model or container: format, modality, tensors, and what a run with these settings would do with each.
 
     Settings are those of quantize(). Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError.

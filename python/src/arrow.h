@@ -5,6 +5,7 @@
  *   arrow_build.c    the result's six columns, filled in place by the library
  *   arrow_entries.c  quantize_arrow, quantize_arrow_batch, quantize_batch_arrow
  *   arrow_layer.c    PyArrowQuantizedLayer
+ *   arrow_container.c  the layers of a written container as such a result
  */
 #ifndef AQPY_ARROW_H
 #define AQPY_ARROW_H
@@ -80,10 +81,11 @@ typedef struct aqpy_result_row {
     const int64_t *shape;
     uint64_t ndim;
     aq_quant_layout layout;
+    int bits;
 } aqpy_result_row;
 /* Builds the six columns for the rows and points the layers' codes, scales and zero_points into them. `layers[i]` belongs to `rows[i]`.
  * A chunk holds at most 2 GiB of codes. */
-bool aqpy_result_build(aqpy_table *out, const aqpy_result_row *rows, aq_batch_layer *layers, size_t n, int bits, uint64_t group_size);
+bool aqpy_result_build(aqpy_table *out, const aqpy_result_row *rows, aq_batch_layer *layers, size_t n, uint64_t group_size);
 
 /* ---- arrow_layer.c ---- */
 /* A PyArrowQuantizedLayer over a result; takes over *table, whose six columns are checked. `time_groups`: list of dicts, or NULL. */

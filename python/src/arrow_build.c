@@ -100,7 +100,7 @@ static bool make_chunk(struct ArrowArray *out, const totals *t) {
 static void *buffer_of(const struct ArrowArray *array, int which) { return (void *)(uintptr_t)array->buffers[which]; }
 
 /* Writes names, shapes, widths and offsets, and points the layers at their codes and parameters. */
-static void fill_chunk(struct ArrowArray *chunk, const aqpy_result_row *rows, aq_batch_layer *layers, uint64_t n, int bits) {
+static void fill_chunk(struct ArrowArray *chunk, const aqpy_result_row *rows, aq_batch_layer *layers, uint64_t n) {
     struct ArrowArray **c = chunk->children;
     int32_t *name_at = buffer_of(c[NAME], 1), *code_at = buffer_of(c[CODES], 1), *scale_at = buffer_of(c[SCALES], 1);
     int32_t *zero_at = buffer_of(c[ZEROS], 1), *shape_at = buffer_of(c[SHAPE], 1);
@@ -113,7 +113,7 @@ static void fill_chunk(struct ArrowArray *chunk, const aqpy_result_row *rows, aq
         const aqpy_result_row *r = &rows[i];
         memcpy(names + name_at[i], r->name, r->name_size);
         memcpy(dims + shape_at[i], r->shape, r->ndim * sizeof *dims);
-        widths[i] = (uint8_t)bits;
+        widths[i] = (uint8_t)r->bits;
         layers[i].codes = codes + code_at[i];
         layers[i].scales = scales + scale_at[i];
         layers[i].zero_points = zeros + zero_at[i];
@@ -136,7 +136,7 @@ static totals fit_chunk(const aqpy_result_row *rows, size_t n) {
     return t;
 }
 
-bool aqpy_result_build(aqpy_table *out, const aqpy_result_row *rows, aq_batch_layer *layers, size_t n, int bits, uint64_t group_size) {
+bool aqpy_result_build(aqpy_table *out, const aqpy_result_row *rows, aq_batch_layer *layers, size_t n, uint64_t group_size) {
     memset(out, 0, sizeof *out);
     if (!make_schema(&out->schema, group_size)) {
         PyErr_NoMemory();
@@ -150,7 +150,7 @@ bool aqpy_result_build(aqpy_table *out, const aqpy_result_row *rows, aq_batch_la
         if (!made)
             PyErr_NoMemory();
         else
-            fill_chunk(&chunk, rows + begin, layers + begin, t.n, bits);
+            fill_chunk(&chunk, rows + begin, layers + begin, t.n);
         if (!made || !aqpy_table_append(out, &chunk)) {
             if (chunk.release) chunk.release(&chunk);
             aqpy_table_free(out);

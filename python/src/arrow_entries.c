@@ -230,7 +230,7 @@ static void list_good(job *j) {
     for (size_t i = 0; i < j->n_good; i++) {
         const row *r = j->good[i];
         j->layers[i] = (aq_batch_layer){.weights = r->weights, .rows = r->rows, .cols = r->cols};
-        j->results[i] = (aqpy_result_row){r->name, r->name_size, r->shape, r->ndim, r->layout};
+        j->results[i] = (aqpy_result_row){r->name, r->name_size, r->shape, r->ndim, r->layout, j->bits};
     }
 }
 
@@ -350,7 +350,7 @@ static bool raise_problems(const job *j) {
 /* Quantizes the good rows into *out. Rows that fail are marked; *again is set then. */
 static bool run(job *j, aqpy_table *out, bool *again) {
     *again = false;
-    if (!aqpy_result_build(out, j->results, j->layers, j->n_good, j->bits, GROUP_SIZE)) return false;
+    if (!aqpy_result_build(out, j->results, j->layers, j->n_good, GROUP_SIZE)) return false;
     aqpy_ticker ticker = {0};
     aq_batch_options options = {.spec = aqpy_array_spec(j->bits, GROUP_SIZE), .tick = aqpy_tick, .user = &ticker};
     aq_error err = {0};

@@ -20,8 +20,10 @@ static int container_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     aq_error err = {0};
     aq_store *store = NULL;
     aq_status status;
-    Py_BEGIN_ALLOW_THREADS status = aq_store_open(&store, PyBytes_AsString(path), &err);
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_store_open(&store, PyBytes_AsString(path), &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
     if (status != AQ_OK) {
         aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
         if (state) aqpy_raise(state, &err);
@@ -150,8 +152,10 @@ static PyObject *dequantize(PyObject *self, PyObject *args) {
         array = aqpy_buffer_new(state, half ? 'e' : 'f', t->num_params, &data);
     if (array) {
         aq_error err = {0};
-        Py_BEGIN_ALLOW_THREADS read_values(held->file, index, half, threads, data, &err);
-        Py_END_ALLOW_THREADS shape = aqpy_shape_list(&t->shape);
+        Py_BEGIN_ALLOW_THREADS
+        read_values(held->file, index, half, threads, data, &err);
+        Py_END_ALLOW_THREADS
+        shape = aqpy_shape_list(&t->shape);
         if (err.code == AQ_ERR_MEMORY && !err.message[0])
             PyErr_NoMemory();
         else if (err.code != AQ_OK)
@@ -213,15 +217,28 @@ static PyObject *pairs(PyObject *self, PyObject *args) {
     if (z) {
         aq_error err = {0};
         aq_status status;
-        Py_BEGIN_ALLOW_THREADS status = aq_store_pairs(held->file, index, scales, zeros, &err);
-        Py_END_ALLOW_THREADS if (status != AQ_OK) aqpy_raise(state, &err);
-        else result = Py_BuildValue("NNKK", aqpy_buffer_as_array(Py_NewRef(s)), aqpy_buffer_as_array(Py_NewRef(z)), (unsigned long long)t->layout.pairs_per_row,
-                                    (unsigned long long)t->layout.pair_width);
+        Py_BEGIN_ALLOW_THREADS
+        status = aq_store_pairs(held->file, index, scales, zeros, &err);
+        Py_END_ALLOW_THREADS
+        if (status != AQ_OK)
+            aqpy_raise(state, &err);
+        else
+            result = Py_BuildValue("NNKK", aqpy_buffer_as_array(Py_NewRef(s)), aqpy_buffer_as_array(Py_NewRef(z)), (unsigned long long)t->layout.pairs_per_row,
+                                   (unsigned long long)t->layout.pair_width);
     }
     Py_XDECREF(s);
     Py_XDECREF(z);
     aqpy_held_leave(held);
     return result;
+}
+
+static PyObject *arrow(PyObject *self, PyObject *unused) {
+    (void)unused;
+    aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
+    aqpy_held *held = state ? aqpy_holder_use((aqpy_holder *)self) : NULL;
+    PyObject *layer = held ? aqpy_container_arrow(state, held) : NULL;
+    aqpy_held_leave(held);
+    return layer;
 }
 
 static PyObject *about(PyObject *self, PyObject *unused) {
@@ -250,6 +267,7 @@ static PyMethodDef methods[] = {
     {"dequantize", dequantize, METH_VARARGS, "Values of tensor i as an array of its shape, of dtype 'float32' or 'float16'."},
     {"codes", codes, METH_VARARGS, "Packed codes of tensor i; None when it is not quantized."},
     {"pairs", pairs, METH_VARARGS, "(scales, zero points, pairs per row, inputs per pair) of tensor i; None when it is not quantized."},
+    {"arrow", arrow, METH_NOARGS, "A PyArrowQuantizedLayer over copies of all quantized layers."},
     {"about", about, METH_NOARGS, "What is stored about the whole."},
     {"close", close_container, METH_NOARGS, "Closes the files when nothing reads from them any more."},
     {NULL, NULL, 0, NULL},

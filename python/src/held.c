@@ -34,7 +34,8 @@ aqpy_held *aqpy_holder_use(aqpy_holder *holder) {
 
 void aqpy_held_leave(aqpy_held *held) {
     if (!held || atomic_fetch_sub(&held->n_users, 1) > 1) return;
-    Py_BEGIN_ALLOW_THREADS held->close(held->file);
+    Py_BEGIN_ALLOW_THREADS
+    held->close(held->file);
     aq_free(held);
     Py_END_ALLOW_THREADS
 }
@@ -61,7 +62,8 @@ void aqpy_holder_dealloc(PyObject *self) {
 /* ---- memory borrowed from the map ---- */
 
 typedef struct borrowed {
-    PyObject_HEAD aqpy_held *held;
+    PyObject_HEAD
+    aqpy_held *held;
     const void *data;
     Py_ssize_t n;
 } borrowed;

@@ -33,6 +33,9 @@ void aqpy_holder_dealloc(PyObject *self);
 /* A read-only array of bytes [n] borrowed from the file, which it keeps open. */
 PyObject *aqpy_held_bytes(const aqpy_state *state, aqpy_held *held, const void *data, uint64_t n);
 
+/* arrow_container.c: a PyArrowQuantizedLayer over copies of the quantized layers of a container (an aq_store). */
+PyObject *aqpy_container_arrow(const aqpy_state *state, const aqpy_held *held);
+
 /* Text of the library as str; bytes that are no UTF-8 are replaced. */
 PyObject *aqpy_text(const char *text);
 /* List of int. */

@@ -21,8 +21,10 @@ static int model_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     aq_error err = {0};
     aq_model *model = NULL;
     aq_status status;
-    Py_BEGIN_ALLOW_THREADS status = aq_model_open(&model, PyBytes_AsString(path), &options, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_model_open(&model, PyBytes_AsString(path), &options, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
     if (status != AQ_OK) {
         aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
         if (state) aqpy_raise(state, &err);
@@ -150,9 +152,11 @@ static PyObject *read_tensor(PyObject *self, PyObject *args) {
         array = aqpy_buffer_new(state, 'f', t->count, &data);
     if (array) {
         aq_error err = {0};
-        Py_BEGIN_ALLOW_THREADS read_values(held->file, index, threads, data, &err);
+        Py_BEGIN_ALLOW_THREADS
+        read_values(held->file, index, threads, data, &err);
         aq_model_release(held->file, index);
-        Py_END_ALLOW_THREADS shape = aqpy_shape_list(&t->shape);
+        Py_END_ALLOW_THREADS
+        shape = aqpy_shape_list(&t->shape);
         if (err.code == AQ_ERR_MEMORY && !err.message[0])
             PyErr_NoMemory();
         else if (err.code != AQ_OK)

@@ -46,7 +46,9 @@ def test_every_type_is_converted(tmp_path, dtype):
 def test_bfloat16_and_float8_are_converted(tmp_path):
     bf16 = np.array([1.0, -2.5, 3.140625, 0.0], np.float32)
     bits = (bf16.view(np.uint32) >> 16).astype(np.uint16)
-    write_sharded(tmp_path, {"m.safetensors": {"b": ("BF16", [2, 2], bits.tobytes()), "e": ("F8_E4M3", [2], bytes([0x38, 0xB8])), "f": ("F8_E5M2", [1], b"\x3c")}})
+    write_sharded(
+        tmp_path, {"m.safetensors": {"b": ("BF16", [2, 2], bits.tobytes()), "e": ("F8_E4M3", [2], bytes([0x38, 0xB8])), "f": ("F8_E5M2", [1], b"\x3c")}}
+    )
     loader = aq.ShardedSafeTensorsLoader(tmp_path)
     assert np.array_equal(loader.get_tensor("b"), bf16.reshape(2, 2))
     assert loader.get_tensor("e").tolist() == [1.0, -1.0] and loader.get_tensor("f").tolist() == [1.0]

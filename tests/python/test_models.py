@@ -92,7 +92,9 @@ def test_every_layer_is_as_close_as_the_result_says(tmp_path):
 
 def test_parents_are_created_and_paths_may_be_path_objects(tmp_path):
     model = write_model(tmp_path / "m")
-    result = aq.ArrowQuantV2().quantize_diffusion_model(model_path=model, output_path=tmp_path / "a" / "b" / "out", config=None, progress_callback=None, use_arrow=None)
+    result = aq.ArrowQuantV2().quantize_diffusion_model(
+        model_path=model, output_path=tmp_path / "a" / "b" / "out", config=None, progress_callback=None, use_arrow=None
+    )
     assert result["quantized_path"] == str(tmp_path / "a" / "b" / "out") and (tmp_path / "a/b/out/metadata.json").exists()
 
 
@@ -475,6 +477,42 @@ def test_two_runs_on_one_output_never_mix(tmp_path):
 
 
 # ---- Arrow ----
+
+
+@pytest.mark.parametrize(
+    "bits, fields",
+    [
+        (4, {}),
+        (8, {"group_size": 64}),
+        (2, {}),
+        (2, {"params": "f16", "group_size": 256}),
+        (4, {"group_size": "row"}),
+        (2, {"params": "two-level", "min_accuracy": 0.985}),
+    ],
+)
+@pytest.mark.parametrize("method", ["quantize_diffusion_model", "quantize_diffusion_model_arrow"])
+def test_an_arrow_layer_holds_what_was_really_written(tmp_path, method, bits, fields):
+    config = aq.DiffusionQuantConfig(bit_width=bits, min_accuracy=0.1)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    kwargs = {"use_arrow": True} if method == "quantize_diffusion_model" else {}
+    layer = getattr(aq.ArrowQuantV2(), method)(hard_model(tmp_path / "m"), tmp_path / "out", config, **kwargs)
+    assert type(layer) is aq.PyArrowQuantizedLayer and layer.layers == ["easy.weight", "hard.weight"] and len(layer) == 2 * 64 * 256
+    with aq.open(tmp_path / "out") as f:
+        for name, t in f.items():
+            assert np.array_equal(layer.dequantize(name, as_numpy=True), t.dequantize())
+            row = layer.to_pyarrow().to_pydict()
+            at = row["layer_name"].index(name)
+            assert row["quantized_data"][at] == bytes(t.codes) and row["bit_width"][at] == t.bits and row["shape"][at] == [64, 256]
+        everything = np.concatenate([t.dequantize().reshape(-1) for t in f.values()])
+    assert np.array_equal(layer.dequantize_group(0, as_numpy=True), everything)
+    assert layer.get_time_group_params() == []
+
+
+def test_a_container_without_quantized_layers_is_an_empty_arrow_layer(tmp_path):
+    model = write_model(tmp_path / "m", {"bias": np.zeros(8, np.float32)})
+    layer = quantize(model, tmp_path / "out", use_arrow=True)
+    assert layer.layers == [] and len(layer) == 0 and layer.to_pyarrow().num_rows == 0
 
 
 def test_kept_tensors_and_names_of_any_kind_survive(tmp_path):

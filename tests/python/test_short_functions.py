@@ -9,7 +9,7 @@ import threading
 import arrow_quant_v2 as aq
 import numpy as np
 import pytest
-from files import SAMPLE, tree_bytes, write_model, write_safetensors
+from files import tree_bytes, write_model, write_safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +53,14 @@ def test_the_default_output_lies_beside_the_source(tmp_path):
 
 @pytest.mark.parametrize(
     "keyword, suggestion",
-    [("bitz", "bits"), ("gruop", "group"), ("target_sise", "target_size"), ("overwrit", "overwrite"), ("min_acuracy", "min_accuracy"), ("bit_widht", "bit_width")],
+    [
+        ("bitz", "bits"),
+        ("gruop", "group"),
+        ("target_sise", "target_size"),
+        ("overwrit", "overwrite"),
+        ("min_acuracy", "min_accuracy"),
+        ("bit_widht", "bit_width"),
+    ],
 )
 def test_an_unknown_keyword_is_a_type_error_with_a_suggestion(small, tmp_path, keyword, suggestion):
     with pytest.raises(TypeError) as e:
@@ -189,7 +196,10 @@ def test_a_reader_is_a_mapping_and_a_context_manager(container):
     f.close()
 
 
-@pytest.mark.parametrize("settings", [{"bits": 8}, {"bits": 4, "group": 32}, {"bits": 2}, {"bits": 2, "params": "f32"}, {"bits": 4, "group_size": "row"}, {"bits": 4, "params": "two-level"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"bits": 8}, {"bits": 4, "group": 32}, {"bits": 2}, {"bits": 2, "params": "f32"}, {"bits": 4, "group_size": "row"}, {"bits": 4, "params": "two-level"}],
+)
 def test_codes_scales_and_zeros_give_the_values(small, tmp_path, settings):
     aq.quantize(small, tmp_path / "out", min_accuracy=0.1, **settings)
     with aq.open(tmp_path / "out") as f:
@@ -216,9 +226,16 @@ def test_codes_are_borrowed_read_only_and_stay_valid(container):
 
 
 def test_kept_tensors_have_values_and_no_codes(tmp_path):
-    tensors = {"w.weight": np.ones((64, 128), np.float32), "bias": np.linspace(0, 1, 5).astype(np.float16), "n": np.arange(4, dtype=np.int64), "s": np.float32(3).reshape(())}
+    tensors = {
+        "w.weight": np.ones((64, 128), np.float32),
+        "bias": np.linspace(0, 1, 5).astype(np.float16),
+        "n": np.arange(4, dtype=np.int64),
+        "s": np.float32(3).reshape(()),
+    }
     aq.quantize(write_model(tmp_path / "m", tensors), tmp_path / "out")
     with aq.open(tmp_path / "out") as f:
+        with pytest.raises(ValueError, match="it has no codes"):
+            f["bias"].result()
         assert f["bias"].codes is None and f["bias"].scales is None and f["bias"].bits is None and f["bias"].quant_type == "f16"
         assert np.array_equal(f["bias"].dequantize(), tensors["bias"].astype(np.float32)) and f["s"].dequantize().shape == () and f["s"].dequantize() == 3
         with pytest.raises(TypeError, match="tensor 'n' is stored as i64"):

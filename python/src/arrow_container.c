@@ -1,0 +1,143 @@
+/* The layers of a written container as an Arrow result (see arrow.h): codes as stored, scales and zero points expanded.
+ *
+ * A result has one group size for all its rows, a container need not: widths are multiples of each other (powers of two from 16 to 256, or a whole row),
+ * so every layer is given at the smallest width that occurs, its pairs repeated. The values are exactly the same. */
+#include "arrow.h"
+#include "held.h"
+
+#include <string.h>
+
+#include <arrowquant/store.h>
+
+#include "base/mem.h"
+
+typedef struct copying {
+    const aq_store *store;
+    size_t n;        /* quantized tensors */
+    size_t *indexes; /* in the container */
+    aqpy_result_row *rows;
+    aq_batch_layer *layers;
+    int64_t (*dims)[AQ_MAX_RANK];
+} copying;
+
+static void copying_free(copying *c) {
+    aq_free(c->indexes);
+    aq_free(c->rows);
+    aq_free(c->layers);
+    aq_free(c->dims);
+}
+
+static const aq_store_tensor *tensor_of(const copying *c, size_t i) { return aq_store_tensor_at(c->store, c->indexes[i]); }
+
+/* Inputs that share a pair, or UINT64_MAX where the whole row does. */
+static uint64_t width_of(const aq_store_tensor *t) { return t->layout.pairs_per_row > 1 ? t->layout.pair_width : UINT64_MAX; }
+
+static bool list_layers(copying *c, uint64_t *width) {
+    size_t n = aq_store_n_tensors(c->store);
+    c->indexes = aq_calloc(n, sizeof *c->indexes);
+    if (!c->indexes) return false;
+    uint64_t longest = 1;
+    *width = UINT64_MAX;
+    for (size_t i = 0; i < n; i++) {
+        const aq_store_tensor *t = aq_store_tensor_at(c->store, i);
+        if (!t->quantized) continue;
+        c->indexes[c->n++] = i;
+        if (width_of(t) < *width) *width = width_of(t);
+        if (t->cols > longest) longest = t->cols;
+    }
+    if (*width == UINT64_MAX) *width = longest;
+    c->rows = aq_calloc(c->n, sizeof *c->rows);
+    c->layers = aq_calloc(c->n, sizeof *c->layers);
+    c->dims = aq_calloc(c->n, sizeof *c->dims);
+    return c->rows && c->layers && c->dims;
+}
+
+static aq_status describe(copying *c, uint64_t width, aq_error *err) {
+    for (size_t i = 0; i < c->n; i++) {
+        const aq_store_tensor *t = tensor_of(c, i);
+        for (uint32_t k = 0; k < t->shape.rank; k++) c->dims[i][k] = (int64_t)t->shape.dims[k];
+        c->rows[i] = (aqpy_result_row){.name = t->name, .name_size = strlen(t->name), .shape = c->dims[i], .ndim = t->shape.rank, .bits = t->spec.bits};
+        aq_quant_spec spec = aqpy_array_spec(t->spec.bits, width);
+        aq_status status = aq_quant_layout_init(&c->rows[i].layout, &spec, t->rows, t->cols, err);
+        if (status != AQ_OK) return status;
+    }
+    return AQ_OK;
+}
+
+static aq_status copy_codes(const copying *c, size_t i, aq_error *err) {
+    const aq_store_tensor *t = tensor_of(c, i);
+    uint64_t at = 0;
+    for (size_t k = 0; k < t->n_parts; k++) {
+        aq_store_record part;
+        aq_status status = aq_store_part(c->store, c->indexes[i], k, &part, err);
+        if (status != AQ_OK) return status;
+        if (part.data_bytes > c->rows[i].layout.codes_bytes - at) part.data_bytes = c->rows[i].layout.codes_bytes - at;
+        memcpy(c->layers[i].codes + at, part.data, part.data_bytes);
+        at += part.data_bytes;
+    }
+    return AQ_OK;
+}
+
+/* Each pair of the tensor goes to all narrower groups that it covers. */
+static void expand(const copying *c, size_t i, const float *from, float *to) {
+    const aq_store_tensor *t = tensor_of(c, i);
+    const aq_quant_layout *y = &c->rows[i].layout;
+    uint64_t per_row = t->layout.pairs_per_row, repeat = per_row > 1 ? t->layout.pair_width / y->pair_width : y->groups_per_row;
+    for (uint64_t row = 0; row < y->rows; row++) {
+        uint64_t first = t->spec.axis == 1 ? row * per_row : t->spec.group_size ? row / t->spec.group_size : 0;
+        for (uint64_t g = 0; g < y->groups_per_row; g++) to[row * y->groups_per_row + g] = from[first + g / repeat];
+    }
+}
+
+static aq_status copy_pairs(const copying *c, size_t i, aq_error *err) {
+    const aq_store_tensor *t = tensor_of(c, i);
+    if (t->layout.n_pairs == c->rows[i].layout.n_groups && t->spec.axis == 1)
+        return aq_store_pairs(c->store, c->indexes[i], c->layers[i].scales, c->layers[i].zero_points, err);
+    float *pairs = aq_alloc(t->layout.n_pairs * 2 * sizeof *pairs);
+    if (!pairs) return err->code = AQ_ERR_MEMORY;
+    aq_status status = aq_store_pairs(c->store, c->indexes[i], pairs, pairs + t->layout.n_pairs, err);
+    if (status == AQ_OK) {
+        expand(c, i, pairs, c->layers[i].scales);
+        expand(c, i, pairs + t->layout.n_pairs, c->layers[i].zero_points);
+    }
+    aq_free(pairs);
+    return status;
+}
+
+static aq_status copy_all(const copying *c, aq_error *err) {
+    aq_status status = AQ_OK;
+    for (size_t i = 0; i < c->n && status == AQ_OK; i++) {
+        status = copy_codes(c, i, err);
+        if (status == AQ_OK) status = copy_pairs(c, i, err);
+    }
+    return status;
+}
+
+PyObject *aqpy_container_arrow(const aqpy_state *state, const aqpy_held *held) {
+    copying c = {.store = held->file};
+    uint64_t width;
+    aq_error err = {0};
+    aqpy_table table;
+    PyObject *layer = NULL;
+    if (!list_layers(&c, &width))
+        PyErr_NoMemory();
+    else if (describe(&c, width, &err) != AQ_OK)
+        aqpy_raise(state, &err);
+    else if (aqpy_result_build(&table, c.rows, c.layers, c.n, width)) {
+        aq_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = copy_all(&c, &err);
+        Py_END_ALLOW_THREADS
+        if (status == AQ_OK) {
+            layer = aqpy_arrow_layer_new(state, &table, NULL);
+        } else {
+            aqpy_table_free(&table);
+            if (status == AQ_ERR_MEMORY && !err.message[0])
+                PyErr_NoMemory();
+            else
+                aqpy_raise(state, &err);
+        }
+    }
+    copying_free(&c);
+    return layer;
+}
