@@ -1,6 +1,16 @@
 """Shapes of arguments and results, for type checkers; nothing imports this at run time."""
 
+from collections.abc import Callable
+from os import PathLike
 from typing import Any, TypeAlias, TypedDict
+
+Path: TypeAlias = str | PathLike[str]
+
+ProgressCallback: TypeAlias = Callable[[str, float], object]
+"""Called with (message, fraction)."""
+
+ProgressLike: TypeAlias = bool | Callable[[Any], object] | None
+"""True for a bar on a terminal, or a callable that takes a Progress."""
 
 Array: TypeAlias = Any
 """float32, float16, bfloat16 or float64 of any shape and strides: NumPy, torch on the CPU, DLPack, or nested lists of numbers."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-    from .models import DiffusionQuantConfig, Path
+    from ._core import DiffusionQuantConfig
+    from ._types import Path
     from .results import Result
 
 # Each job uses all processors itself; more than a few at once would only share them.

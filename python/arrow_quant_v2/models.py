@@ -15,14 +15,11 @@ __all__ = ["ArrowQuantV2", "quantize_diffusion_model"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from os import PathLike
     from typing import Any
 
     from ._core import DiffusionQuantConfig, PyArrowQuantizedLayer
+    from ._types import Path, ProgressCallback
 
-    Path = str | PathLike[str]
-    ProgressCallback = Callable[[str, float], object]
 
 MODALITIES = "'text', 'code', 'image', or 'audio'"
 

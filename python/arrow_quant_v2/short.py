@@ -9,15 +9,10 @@ __all__ = ["diff", "export", "inspect", "quantize", "verify"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from os import PathLike
     from typing import Any
 
-    from ._progress import Progress
+    from ._types import Path, ProgressLike
     from .results import Result
-
-    Path = str | PathLike[str]
-    ProgressLike = bool | Callable[[Progress], object] | None
 
 RUN_KEYWORDS = (
     "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype shard_size"
@@ -106,8 +101,9 @@ def export(
 ) -> dict[str, Any]:
     """Exports a container to a format that other programs load.
 
-    output: the folder or file to write (None: "PATH-safetensors"); to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's). Names, shapes and
-    side files of a diffusers or transformers source are restored. Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
+    output: the folder or file to write (None: "PATH-safetensors"); to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's).
+    Names, shapes and side files of a diffusers or transformers source are restored. Returns the report (docs/json.md) as a dict.
+    Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
     >>> import arrow_quant_v2 as aq
     >>> e = aq.export('dit-int4', 'dit-plain', dtype='f16')
