@@ -81,8 +81,9 @@ typedef struct aq_kernels {
     void (*transpose)(const float *const rows[AQ_LANES], size_t n, float *x);
     /* Smallest and largest value of each lane over the steps >= 1, zeros as +0. */
     void (*lane_range)(const float *x, size_t steps, float *lo, float *hi);
-    /* fit_sums, then fit_lines. */
-    void (*fit)(const aq_block *block, int q_max, const float *weight, float middle, aq_lines *lines, aq_lines *best);
+    /* fit_sums, then fit_lines, of the lines s = clip * from->s, o = from->o + shift * s. `out` (may be NULL) takes the fitted lines. */
+    void (*fit)(const aq_block *block, int q_max, const float *weight, float middle, const aq_lines *from, float clip, float shift, aq_lines *out,
+                aq_lines *best);
     void (*fit_sums)(const aq_block *block, int q_max, const aq_lines *lines, aq_fit_sums *out);
     /* The least-squares line of the codes that `sums` describes replaces `lines` (same s and o that made the sums), with its error; `weight` is the
      * sum of h per lane. middle >= 0: o stays -middle s. Lanes without such a line (equal codes, s <= 0) keep theirs and get error infinity.

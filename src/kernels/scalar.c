@@ -156,10 +156,16 @@ static void fit_lines(const aq_fit_sums *f, const float *weight, float middle, a
     }
 }
 
-static void fit(const aq_block *b, int q_max, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
+static void fit(const aq_block *b, int q_max, const float *weight, float middle, const aq_lines *from, float clip, float shift, aq_lines *out, aq_lines *best) {
+    aq_lines lines;
     aq_fit_sums sums;
-    fit_sums(b, q_max, lines, &sums);
-    fit_lines(&sums, weight, middle, lines, best);
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        lines.s[j] = from->s[j] * clip;
+        lines.o[j] = from->o[j] + shift * lines.s[j];
+    }
+    fit_sums(b, q_max, &lines, &sums);
+    fit_lines(&sums, weight, middle, &lines, best);
+    if (out) *out = lines;
 }
 
 static void grid_try_one(const aq_block *b, int q_max, const aq_grid *from, float dk, float dm, const aq_grid_limits *limits, aq_grid *best) {

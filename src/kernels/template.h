@@ -296,9 +296,11 @@ static inline __attribute__((always_inline)) void fit_lines_part(const part_sums
     s = v_select(good, s, s0);
     o = v_select(good, o, o0);
     error = v_select(good, v_max(error, zero), infinite);
-    v_store(lines->s + j, s);
-    v_store(lines->o + j, o);
-    v_store(lines->error + j, error);
+    if (lines) {
+        v_store(lines->s + j, s);
+        v_store(lines->o + j, o);
+        v_store(lines->error + j, error);
+    }
     if (!best) return;
     vf old = v_load(best->error + j);
     vi better = error < old;
@@ -327,12 +329,12 @@ static void fit_lines(const aq_fit_sums *sums, const float *weight, float middle
     }
 }
 
-static void fit(const aq_block *b, int q_max, const float *weight, float middle, aq_lines *lines, aq_lines *best) {
+static void fit(const aq_block *b, int q_max, const float *weight, float middle, const aq_lines *from, float clip, float shift, aq_lines *out, aq_lines *best) {
     vf top = v_set((float)q_max);
     for (size_t j = 0; j < AQ_LANES; j += W) {
-        vf s = v_load(lines->s + j), o = v_load(lines->o + j);
+        vf s = v_load(from->s + j) * clip, o = v_load(from->o + j) + shift * s;
         part_sums f = b->h ? fit_sums_part(b, j, true, top, s, o) : fit_sums_part(b, j, false, top, s, o);
-        fit_lines_part(&f, j, v_load(weight + j), middle, s, o, lines, best);
+        fit_lines_part(&f, j, v_load(weight + j), middle, s, o, out, best);
     }
 }
 

@@ -117,14 +117,20 @@ static void add_sums(void *context, const aq_block *run) {
     w->rr += fold(part.rr);
 }
 
-void aq_lanes_fit(const aq_lanes *l, aq_lines *lines, aq_lines *best) {
+void aq_lanes_fit(const aq_lanes *l, const aq_lines *from, float clip, float shift, aq_lines *out, aq_lines *best) {
     if (!l->wide) {
-        l->kernels->fit(&l->block, l->q_max, l->weight, l->middle, lines, best);
+        l->kernels->fit(&l->block, l->q_max, l->weight, l->middle, from, clip, shift, out, best);
         return;
     }
+    aq_lines lines;
     aq_fit_sums sums;
-    aq_lanes_sums(l, lines, &sums);
-    l->kernels->fit_lines(&sums, l->weight, l->middle, lines, best);
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        lines.s[j] = from->s[j] * clip;
+        lines.o[j] = from->o[j] + shift * lines.s[j];
+    }
+    aq_lanes_sums(l, &lines, &sums);
+    l->kernels->fit_lines(&sums, l->weight, l->middle, &lines, best);
+    if (out) *out = lines;
 }
 
 void aq_lanes_sums(const aq_lanes *l, const aq_lines *lines, aq_fit_sums *out) {

@@ -83,8 +83,8 @@ typedef struct aq_lanes {
 /* Puts n <= 16 groups of one row each into lanes; the other lanes get weight 0. */
 void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n);
 void aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group);
-/* The least-squares lines of the codes of `lines`; `best` keeps the better ones (see fit_lines in kernels.h). */
-void aq_lanes_fit(const aq_lanes *l, aq_lines *lines, aq_lines *best);
+/* The least-squares lines of the codes of s = clip * from->s, o = from->o + shift * s: into `out`, and into `best` where better (see fit in kernels.h). */
+void aq_lanes_fit(const aq_lanes *l, const aq_lines *from, float clip, float shift, aq_lines *out, aq_lines *best);
 void aq_lanes_sums(const aq_lanes *l, const aq_lines *lines, aq_fit_sums *out);
 void aq_lanes_error(const aq_lanes *l, const float *s, const float *z, double *error);
 /* Magnitudes at which the search's F32 sums can neither overflow nor vanish; groups beyond them keep their min-max parameters. */

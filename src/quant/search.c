@@ -23,28 +23,22 @@ static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
 
 void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines *best) {
     bool symmetric = l->middle >= 0;
-    float high, low, q_max = (float)l->q_max, step[AQ_LANES], center[AQ_LANES];
+    float high, low, q_max = (float)l->q_max;
     size_t n_shifts = symmetric ? 1 : sizeof shifts / sizeof *shifts, n_clips = symmetric ? 8 : bits == 2 && group_size == 16 ? 3 : 5;
+    aq_lines center; /* the step that covers the range, and the middle of the range */
     clip_range(bits, group_size, &high, &low);
     for (size_t j = 0; j < AQ_LANES; j++) {
         aq_range range = {l->low[j], l->high[j]};
         float width = symmetric ? 2 * aq_range_reach(range) : range.hi - range.lo;
-        step[j] = width > 0 ? width / q_max : 1.0f;
-        center[j] = symmetric ? 0.0f : (range.lo + range.hi) * 0.5f;
-        best->s[j] = step[j];
-        best->o[j] = center[j];
-        best->error[j] = INFINITY;
+        center.s[j] = width > 0 ? width / q_max : 1.0f;
+        center.o[j] = symmetric ? 0.0f : (range.lo + range.hi) * 0.5f;
+        center.error[j] = INFINITY;
     }
-    for (size_t c = 0; c < n_clips; c++)
-        for (size_t k = 0; k < n_shifts; k++) {
-            float clip = high + (low - high) * (float)c / (float)(n_clips - 1), shift = symmetric ? -l->middle : shifts[k] - 0.5f * q_max;
-            aq_lines try;
-            for (size_t j = 0; j < AQ_LANES; j++) {
-                try.s[j] = clip * step[j];
-                try.o[j] = center[j] + shift * try.s[j];
-            }
-            aq_lanes_fit(l, &try, best);
-        }
+    *best = center;
+    for (size_t c = 0; c < n_clips; c++) {
+        float clip = high + (low - high) * (float)c / (float)(n_clips - 1);
+        for (size_t k = 0; k < n_shifts; k++) aq_lanes_fit(l, &center, clip, symmetric ? -l->middle : shifts[k] - 0.5f * q_max, NULL, best);
+    }
 }
 
 typedef struct stored {
@@ -108,7 +102,7 @@ size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *
             lines.s[j] = trial.s[j];
             lines.o[j] = (0.0f - trial.z[j]) * trial.s[j];
         }
-        aq_lanes_fit(l, &lines, NULL);
+        aq_lanes_fit(l, &lines, 1.0f, 0.0f, &lines, NULL);
     }
     for (size_t j = 0; j < fit; j++) memcpy(slots[j], best.bytes[j], aq_pair_bytes(spec));
     return fit;

@@ -109,16 +109,17 @@ typedef struct search {
     bool searched[AQ_LANES]; /* per group */
 } search;
 
-/* Moves each lane of `g` to the best of its own and its neighbouring grid points, in k alone (rows = 1) or in both (rows = 3). */
-static void move(const search *t, aq_grid *g, size_t rows) {
-    static const float steps[3] = {0, -1, 1}; /* its own first: ties stay */
+/* Moves each lane of `g` to the best of its own grid point and its neighbours: in k alone (rounds = 1), then in m too (2). */
+static void move(const search *t, aq_grid *g, size_t rounds) {
+    static const float dk[2][3] = {{0, -1, 1}, {0, 0, 1}}, dm[2][3] = {{0, 0, 0}, {-1, 1, 1}}; /* its own first: ties stay */
     aq_grid_limits limits = limits_of(t->spec);
     aq_grid from = *g;
     for (size_t j = 0; j < AQ_LANES; j++) g->error[j] = INFINITY;
-    for (size_t i = 0; i < (t->spec->symmetric ? 1 : rows); i++) {
-        float same[3] = {steps[i], steps[i], steps[i]};
-        t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, steps, t->spec->symmetric ? steps : same, &limits, g);
+    if (t->spec->symmetric) { /* m goes with k */
+        t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, dk[0], dk[0], &limits, g);
+        return;
     }
+    for (size_t i = 0; i < rounds; i++) t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, dk[i], dm[i], &limits, g);
 }
 
 /* Least squares of S and O given every code, k and m of the group: residuals r = x - (S k q + O m), so dS, dO solve a 2 x 2 system. */
@@ -194,6 +195,25 @@ static void exact_errors(const search *t, const aq_grid *g, double *group_errors
     }
 }
 
+/* The grid of each group from the free lines of its sub-groups; a group that cannot be searched keeps the min-max grid. */
+static void free_grid(search *t, aq_grid *found) {
+    const aq_lanes *l = t->lanes;
+    aq_lines lines;
+    aq_search_lines(l, t->spec->bits, aq_two_level_width(t->spec->bits), &lines);
+    for (size_t i = 0; i < t->n_groups; i++) {
+        size_t first = i * t->n_sub;
+        t->searched[i] = true;
+        for (size_t j = first; j < first + t->n_sub; j++) {
+            aq_range range = {l->low[j], l->high[j]};
+            t->searched[i] &= aq_range_reach(range) < AQ_SEARCH_MAX;
+            if (lines.error[j] < INFINITY) continue; /* no line: take the range's */
+            lines.o[j] = range.lo < 0 ? range.lo : 0.0f;
+            lines.s[j] = ((range.hi > 0 ? range.hi : 0.0f) - lines.o[j]) / (float)l->q_max;
+        }
+        if (t->searched[i]) t->searched[i] = start_grid(t->spec, lines.s, lines.o, first, t->n_sub, found);
+    }
+}
+
 size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records) {
     aq_values subs[AQ_LANES];
     search t = {.lanes = l, .spec = spec, .n_sub = sub_count(spec, &groups[0])};
@@ -202,27 +222,13 @@ size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec
         for (size_t j = 0; j < t.n_sub; j++) subs[i * t.n_sub + j] = sub_group(spec, &groups[i], j);
     aq_lanes_fill(l, k, spec, subs, n * t.n_sub);
 
-    aq_grid rtn, found;
+    aq_grid rtn;
     for (size_t j = 0; j < AQ_LANES; j++) rtn.outer_s[j] = rtn.k[j] = 1, rtn.outer_o[j] = rtn.m[j] = rtn.error[j] = 0;
     for (; t.n_groups < n; t.n_groups++)
         if (!rtn_grid(spec, l->low, l->high, t.n_groups * t.n_sub, t.n_sub, &rtn)) break;
-
-    aq_lines lines = {0};
-    aq_search_lines(l, spec->bits, aq_two_level_width(spec->bits), &lines);
-    found = rtn;
-    for (size_t i = 0; i < t.n_groups; i++) {
-        size_t first = i * t.n_sub;
-        t.searched[i] = true;
-        for (size_t j = first; j < first + t.n_sub; j++) {
-            aq_range range = {l->low[j], l->high[j]};
-            t.searched[i] &= aq_range_reach(range) < AQ_SEARCH_MAX;
-            if (lines.error[j] < INFINITY) continue; /* no line: take the range's */
-            lines.o[j] = range.lo < 0 ? range.lo : 0.0f;
-            lines.s[j] = ((range.hi > 0 ? range.hi : 0.0f) - lines.o[j]) / (float)l->q_max;
-        }
-        if (t.searched[i]) t.searched[i] = start_grid(spec, lines.s, lines.o, first, t.n_sub, &found);
-    }
-    move(&t, &found, 3);
+    aq_grid found = rtn;
+    free_grid(&t, &found);
+    move(&t, &found, 2);
     improve(&t, &found);
 
     double rtn_errors[AQ_LANES], found_errors[AQ_LANES];

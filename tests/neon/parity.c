@@ -116,7 +116,7 @@ static void search_kernels(const aq_kernels *k) {
             best = lines;
             found = grid;
             k->fit_sums(&block, 15, &lines, &sums);
-            k->fit(&block, 15, weight, weighted ? 8.0f : -1.0f, &lines, &best);
+            k->fit(&block, 15, weight, weighted ? 8.0f : -1.0f, &lines, 0.9f, 0.25f, &lines, &best);
             fits = digest_of(digest_of(digest_of(fits, &sums, sizeof sums), &lines, sizeof lines), &best, sizeof best);
             static const float dk[3] = {0, -1, 1}, dm[3] = {1, 0, -1};
             aq_grid_limits limits = {16, 0, 15};

@@ -213,6 +213,26 @@ static void search_kernels_agree(void **state) {
             assert_same_floats(a.s, b.s, sizeof a / 4);
             assert_same_floats(best_a.s, best_b.s, sizeof a / 4);
 
+            aq_lines out_a, out_b;
+            aq_kernels_scalar.fit(&block, q_max, weight, middle, &best_a, 0.8f, 0.3f, &out_a, &best_a);
+            k->fit(&block, q_max, weight, middle, &best_b, 0.8f, 0.3f, &out_b, &best_b);
+            assert_same_floats(out_a.s, out_b.s, sizeof out_a / 4);
+            assert_same_floats(best_a.s, best_b.s, sizeof best_a / 4);
+
+            float low[2][AQ_LANES], high[2][AQ_LANES], moved[2][MAX / 6 * AQ_LANES];
+            const float *rows[AQ_LANES];
+            for (size_t j = 0; j < AQ_LANES; j++) rows[j] = x + j * block.steps;
+            memset(moved, 0xEE, sizeof moved);
+            aq_kernels_scalar.transpose(rows, block.steps, moved[0]);
+            k->transpose(rows, block.steps, moved[1]);
+            assert_memory_equal(moved[0], moved[1], sizeof moved[0]);
+            if (block.steps) {
+                aq_kernels_scalar.lane_range(x, block.steps, low[0], high[0]);
+                k->lane_range(x, block.steps, low[1], high[1]);
+                assert_memory_equal(low[0], low[1], sizeof low[0]);
+                assert_memory_equal(high[0], high[1], sizeof high[0]);
+            }
+
             aq_grid_limits limits = {16, 0, 15};
             ga = gb = from;
             for (int i = 0; i < 3; i++) {
