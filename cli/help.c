@@ -113,6 +113,11 @@ static const char exit_codes[] = "0    done\n"
                                  "7    memory\n"
                                  "130  interrupted by SIGINT (143: SIGTERM); the same command goes on\n";
 
+static const char environment[] = "ARROW_QUANT_NAME    a setting by the name of its field, as in ARROW_QUANT_BIT_WIDTH=8\n"
+                                  "ARROWQUANT_ISA      kernels to use: scalar, avx2, avx512 or neon; the bytes are the same\n"
+                                  "NO_COLOR, CLICOLOR_FORCE, TERM=dumb    colors and the progress bar\n"
+                                  "LC_ALL, LC_CTYPE, LANG                 UTF-8 or ASCII output; numbers are the same in any\n";
+
 static void write_all_help(FILE *out) {
     fprintf(out, "arrowquant %s: quantizes trained diffusion models and measures the result\n\n", aq_version());
     fprintf(out, "Usage: arrowquant COMMAND [options]\n\n%sCommands%s\n", cli_color_on(stdout, COLOR_BOLD), cli_color_off(stdout));
@@ -124,6 +129,8 @@ static void write_all_help(FILE *out) {
     print_options(out, NULL);
     fprintf(out, "\n%sExit codes%s\n", cli_color_on(stdout, COLOR_BOLD), cli_color_off(stdout));
     print_lines(out, exit_codes, "  ");
+    fprintf(out, "\n%sEnvironment%s\n", cli_color_on(stdout, COLOR_BOLD), cli_color_off(stdout));
+    print_lines(out, environment, "  ");
     fprintf(out, "\narrowquant help COMMAND tells more about one.\n");
 }
 
@@ -173,6 +180,8 @@ static void write_markdown(FILE *out) {
     write_markdown_options(out, NULL, true);
     fputs("\n## Exit codes\n\n```\n", out);
     fputs(exit_codes, out);
+    fputs("```\n\n## Environment\n\n```\n", out);
+    fputs(environment, out);
     fputs("```\n", out);
 }
 

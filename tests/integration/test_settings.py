@@ -58,6 +58,12 @@ def test_printed_settings_reproduce_the_run(cli, tmp_path, words):
     assert again.splitlines()[1:] == printed.out.splitlines()[1:]
 
 
+def test_printed_json_is_a_config_file_too(cli, tmp_path):
+    words = ["--profile", "edge", "--exclude", "a*", "--layer-bit-widths", "b=8"]
+    file = write(tmp_path, cli("quantize", "x", *words, "--print-config", "--json").out, "run.json")
+    assert settings(cli, "--config", file) == settings(cli, *words)
+
+
 def test_lists_of_the_command_line_replace_those_of_the_file(cli, tmp_path):
     file = write(tmp_path, "exclude:\n  - old\n")
     assert settings(cli, "--config", file)["exclude"] == ["old"]
