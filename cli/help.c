@@ -109,6 +109,7 @@ static const char exit_codes[] = "0    done\n"
                                  "2    wrong option or configuration\n"
                                  "3    input refused: malformed, unsupported, already quantized\n"
                                  "4    quality or verification not met, or a warning with --strict\n"
+                                 "5    the size budget cannot be met\n"
                                  "6    file system: missing, exists, permission, full\n"
                                  "7    memory\n"
                                  "130  interrupted by SIGINT (143: SIGTERM); the same command goes on\n";

@@ -259,6 +259,11 @@ def test_NU01_values_that_are_no_numbers(cli, tmp_path):
     assert zeroed.code == 0 and "1 warning" in zeroed.out
 
 
+def test_a_budget_that_cannot_be_met_is_exit_5(cli, model, tmp_path):
+    result = cli("quantize", model.name, "--target-model-size-mb", "0.001")
+    assert result.code == 5 and "0.0" in result.err and names(tmp_path) == ["model.safetensors"]
+
+
 def test_fail_fast_and_the_ladder(cli, model):
     result = cli("quantize", model.name, "--bits", "2", "--min-accuracy", "0.99", "--fail-fast", "-o", "out")
     assert result.code == 4 and "blocks." in result.err
