@@ -114,8 +114,10 @@ int aqpy_add_buffer(PyObject *module);
 PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data);
 /* Gives it a shape, a list or tuple of int whose product is its length. */
 int aqpy_buffer_reshape(PyObject *buffer, PyObject *shape);
-/* A NumPy array over the buffer, or a memoryview where NumPy is not installed. Steals `buffer`. */
-PyObject *aqpy_buffer_as_array(PyObject *buffer);
+/* What makes arrays over buffers: numpy.asarray, or memoryview where NumPy is not installed. New reference. */
+PyObject *aqpy_array_maker(void);
+/* An array over the buffer (which may be NULL: then NULL). Steals `buffer`. */
+PyObject *aqpy_buffer_as_array(PyObject *buffer, PyObject *maker);
 
 /* ---- arrays.c, dequantize.c, parts.c, metrics.c ---- */
 int aqpy_add_arrays(PyObject *module);

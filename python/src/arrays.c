@@ -277,6 +277,27 @@ static bool run(batch *b, const aq_quant_spec *spec) {
 enum { KEY_CODES, KEY_SCALES, KEY_ZEROS, KEY_SHAPE, KEY_BITS, KEY_GROUP, N_KEYS };
 static const char *const key_names[N_KEYS] = {"quantized_data", "scales", "zero_points", "shape", "bit_width", "group_size"};
 
+/* What every result of a call is made with. */
+typedef struct result_kit {
+    PyObject *keys[N_KEYS];
+    PyObject *maker; /* of arrays; NULL for bytes and lists */
+} result_kit;
+
+static bool kit_init(result_kit *kit, const options *o) {
+    bool ok = true;
+    for (int i = 0; i < N_KEYS; i++) {
+        kit->keys[i] = PyUnicode_InternFromString(key_names[i]);
+        ok = ok && kit->keys[i];
+    }
+    kit->maker = ok && o->as_numpy ? aqpy_array_maker() : NULL;
+    return ok && (kit->maker || !o->as_numpy);
+}
+
+static void kit_free(result_kit *kit) {
+    for (int i = 0; i < N_KEYS; i++) Py_XDECREF(kit->keys[i]);
+    Py_XDECREF(kit->maker);
+}
+
 PyObject *aqpy_list_of_floats(const float *data, uint64_t n) {
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (uint64_t i = 0; list && i < n; i++) {
@@ -293,43 +314,31 @@ static PyObject *move(PyObject **from) {
     return object;
 }
 
-static PyObject *layer_result(entry *e, const options *o, PyObject *const *keys) {
+static PyObject *layer_result(entry *e, const options *o, const result_kit *kit) {
     PyObject *values[N_KEYS];
-    values[KEY_CODES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->codes)) : move(&e->codes);
-    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->scales)) : aqpy_list_of_floats(e->scale_data, e->n_groups);
-    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_as_array(move(&e->zeros)) : aqpy_list_of_floats(e->zero_data, e->n_groups);
+    values[KEY_CODES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->codes), kit->maker) : move(&e->codes);
+    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->scales), kit->maker) : aqpy_list_of_floats(e->scale_data, e->n_groups);
+    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_as_array(move(&e->zeros), kit->maker) : aqpy_list_of_floats(e->zero_data, e->n_groups);
     values[KEY_SHAPE] = move(&e->array.shape);
     values[KEY_BITS] = PyLong_FromLong(o->bits);
     values[KEY_GROUP] = PyLong_FromUnsignedLongLong(o->group_size);
     PyObject *result = PyDict_New();
     for (int i = 0; i < N_KEYS; i++) {
-        if (result && (!values[i] || PyDict_SetItem(result, keys[i], values[i]) < 0)) Py_CLEAR(result);
+        if (result && (!values[i] || PyDict_SetItem(result, kit->keys[i], values[i]) < 0)) Py_CLEAR(result);
         Py_XDECREF(values[i]);
     }
     return result;
 }
 
-static bool make_keys(PyObject **keys) {
-    bool ok = true;
-    for (int i = 0; i < N_KEYS; i++) {
-        keys[i] = PyUnicode_InternFromString(key_names[i]);
-        ok = ok && keys[i];
-    }
-    return ok;
-}
-
-static void drop_keys(PyObject **keys) {
-    for (int i = 0; i < N_KEYS; i++) Py_XDECREF(keys[i]);
-}
-
 /* The dict of results, sorted by name. */
 static PyObject *results(batch *b) {
-    PyObject *keys[N_KEYS], *by_name = PyDict_New(), *names = NULL, *all = NULL;
-    bool ok = make_keys(keys) && by_name;
+    result_kit kit = {0};
+    PyObject *by_name = PyDict_New(), *names = NULL, *all = NULL;
+    bool ok = by_name && kit_init(&kit, b->options);
     for (Py_ssize_t i = 0; ok && i < b->n_layers; i++) {
         entry *e = &b->entries[b->entry_of[i]];
         if (e->reason) continue;
-        PyObject *result = layer_result(e, b->options, keys);
+        PyObject *result = layer_result(e, b->options, &kit);
         ok = result && PyDict_SetItem(by_name, e->name, result) == 0;
         Py_XDECREF(result);
     }
@@ -341,7 +350,7 @@ static PyObject *results(batch *b) {
     }
     Py_XDECREF(names);
     Py_XDECREF(by_name);
-    drop_keys(keys);
+    kit_free(&kit);
     return all;
 }
 
@@ -536,7 +545,8 @@ static PyObject *quantize_one(PyObject *module, PyObject *array, const options *
     aq_batch_layer layer;
     size_t entry_of;
     batch b = {.state = state, .options = o, .entries = &e, .layers = &layer, .entry_of = &entry_of, .n_entries = 1};
-    PyObject *what = PyUnicode_FromString("Array"), *keys[N_KEYS] = {NULL}, *result = NULL;
+    PyObject *what = PyUnicode_FromString("Array"), *result = NULL;
+    result_kit kit = {0};
     aq_quant_spec spec = aqpy_array_spec(o->bits, o->group_size);
     spec.method = o->method;
     bool ok = e.name && what && aqpy_array_any(&e.array, array, what);
@@ -547,8 +557,8 @@ static PyObject *quantize_one(PyObject *module, PyObject *array, const options *
             PyErr_Format(PyExc_ValueError, "Array contains NaN or Inf at index %llu. Please clean your data before quantization.",
                          (unsigned long long)layer.first_nonfinite);
     }
-    if (ok && make_keys(keys) && allocate_results(&b, &spec) && run(&b, &spec)) result = layer_result(&e, o, keys);
-    drop_keys(keys);
+    if (ok && kit_init(&kit, o) && allocate_results(&b, &spec) && run(&b, &spec)) result = layer_result(&e, o, &kit);
+    kit_free(&kit);
     Py_XDECREF(what);
     aqpy_array_release(&e.array);
     Py_XDECREF(e.name);

@@ -251,10 +251,14 @@ static aq_status fill_range(const layer *self, uint64_t begin, uint64_t end, flo
 
 /* Steals `buffer`, which holds n floats: an array, or a flat list. */
 static PyObject *give(PyObject *buffer, const float *data, uint64_t n, bool as_numpy) {
-    if (as_numpy) return aqpy_buffer_as_array(buffer);
-    PyObject *list = aqpy_list_of_floats(data, n);
+    PyObject *maker = as_numpy ? aqpy_array_maker() : NULL, *values = NULL;
+    if (maker)
+        values = aqpy_buffer_as_array(Py_NewRef(buffer), maker);
+    else if (!as_numpy)
+        values = aqpy_list_of_floats(data, n);
+    Py_XDECREF(maker);
     Py_DECREF(buffer);
-    return list;
+    return values;
 }
 
 /* A new buffer in the layer's shape with its values. */
@@ -304,21 +308,16 @@ PyObject *aqpy_arrow_dequantize(const aqpy_state *state, PyObject *object, bool 
     aqpy_table table;
     if (!aqpy_table_import(&table, object)) return NULL;
     layer *self = (layer *)aqpy_arrow_layer_new(state, &table, NULL);
-    PyObject *arrays = self ? PyDict_New() : NULL;
+    PyObject *maker = !self ? NULL : as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type), *arrays = maker ? PyDict_New() : NULL;
     for (uint64_t i = 0; arrays && i < self->table.n_rows; i++) {
         void *data;
         PyObject *name = name_of(&self->rows[i]), *array = name ? dequantize_row(state, self, &self->rows[i], n_threads, &data) : NULL;
-        if (array && as_numpy)
-            array = aqpy_buffer_as_array(array);
-        else if (array) {
-            PyObject *view = PyMemoryView_FromObject(array);
-            Py_DECREF(array);
-            array = view;
-        }
+        array = aqpy_buffer_as_array(array, maker);
         if (!array || PyDict_SetItem(arrays, name, array) < 0) Py_CLEAR(arrays);
         Py_XDECREF(name);
         Py_XDECREF(array);
     }
+    Py_XDECREF(maker);
     Py_XDECREF((PyObject *)self);
     return arrays;
 }

@@ -103,16 +103,19 @@ int aqpy_buffer_reshape(PyObject *self, PyObject *shape) {
     return 0;
 }
 
-PyObject *aqpy_buffer_as_array(PyObject *self) {
-    if (!self) return NULL;
-    PyObject *numpy = PyImport_ImportModule("numpy"), *array = NULL;
-    if (numpy) {
-        array = PyObject_CallMethod(numpy, "asarray", "O", self);
-        Py_DECREF(numpy);
-    } else if (PyErr_ExceptionMatches(PyExc_ModuleNotFoundError)) {
+PyObject *aqpy_array_maker(void) {
+    PyObject *numpy = PyImport_ImportModule("numpy");
+    if (!numpy && PyErr_ExceptionMatches(PyExc_ModuleNotFoundError)) {
         PyErr_Clear();
-        array = PyMemoryView_FromObject(self);
+        return Py_NewRef((PyObject *)&PyMemoryView_Type);
     }
-    Py_DECREF(self);
+    PyObject *maker = numpy ? PyObject_GetAttrString(numpy, "asarray") : NULL;
+    Py_XDECREF(numpy);
+    return maker;
+}
+
+PyObject *aqpy_buffer_as_array(PyObject *self, PyObject *maker) {
+    PyObject *array = self ? PyObject_CallFunctionObjArgs(maker, self, NULL) : NULL;
+    Py_XDECREF(self);
     return array;
 }

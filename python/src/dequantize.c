@@ -83,13 +83,10 @@ static PyObject *dequantize_parts(const aqpy_state *state, PyObject *codes, PyOb
     status = aq_batch_dequantize(&spec, rows, cols, view.buf, s.data, z.data, o->n_threads, data, &err);
     Py_END_ALLOW_THREADS
     if (status == AQ_OK) {
-        if (o->as_numpy) {
-            array = aqpy_buffer_as_array(array);
-        } else {
-            PyObject *memory = PyMemoryView_FromObject(array);
-            Py_DECREF(array);
-            array = memory;
-        }
+        PyObject *maker = o->as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type);
+        if (!maker) goto fail;
+        array = aqpy_buffer_as_array(array, maker);
+        Py_DECREF(maker);
         goto done;
     }
     aqpy_raise(state, &err);

@@ -1,0 +1,123 @@
+"""The Python module against what it must reach, and against group-wise 4-bit quantization of quanto and torchao on the same arrays and threads.
+
+Usage: python bench/bench_python.py [--threads N] [--rounds N]
+Peers that are not installed are skipped with a line. Every figure is the best of the rounds.
+"""
+
+import argparse
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import arrow_quant_v2 as aq
+import numpy as np
+
+
+def best(f, rounds):
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        result = f()
+        times.append(time.perf_counter() - start)
+        del result
+    return min(times)
+
+
+class LibraryTime(logging.Handler):
+    """Keeps the library's own time, which each batch call logs."""
+
+    def emit(self, record):
+        self.seconds = record.args[2]
+
+
+def bench_import(rounds):
+    code = "import time; t = time.perf_counter(); import arrow_quant_v2; print(time.perf_counter() - t)"
+    seconds = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(rounds))
+    print(f"import                              {seconds * 1e3:8.2f} ms   (must be below 50)")
+
+
+def bench_overhead(rounds):
+    rng = np.random.default_rng(0)
+    weights = {f"layer{i}": rng.standard_normal((1000, 1000), dtype=np.float32) for i in range(100)}
+    logger, handler = logging.getLogger("arrow_quant_v2"), LibraryTime()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    quantizer = aq.ArrowQuantV2()
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    totals, overheads = [], []
+    for i in range(rounds):
+        start = time.perf_counter()
+        result = quantizer.quantize_batch(weights, 4, as_numpy=True)
+        totals.append(time.perf_counter() - start)
+        overheads.append(totals[-1] - handler.seconds)
+        if i == 0:
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) / 1024
+            size = sum(r["quantized_data"].nbytes + r["scales"].nbytes + r["zero_points"].nbytes for r in result.values()) / 2**20
+        del result
+    logger.setLevel(logging.WARNING)
+    given = sum(w.nbytes for w in weights.values())
+    print(f"quantize_batch, 100 of 1000 x 1000  {min(totals) * 1e3:8.2f} ms   {given / min(totals) / 1e9:.2f} GB/s of float32")
+    print(f"  above the library's own time      {min(overheads) * 1e3:8.2f} ms   (must be below 2)")
+    print(f"  memory grew by {grown:.0f} MiB: the result is {size:.0f} MiB, the input, which is not copied, {given / 2**20:.0f} MiB")
+
+
+def quanto_quantizer():
+    from optimum.quanto import MaxOptimizer, qint4, quantize_weight
+
+    def quantize(t):
+        scale, shift = MaxOptimizer()(t, qint4, 0, 128)
+        return quantize_weight(t, qtype=qint4, axis=0, scale=scale, shift=shift, group_size=128, optimized=False)
+
+    return quantize
+
+
+def torchao_quantizer():
+    import torch
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+    from torchao.quantization.quant_primitives import MappingType
+
+    def quantize(t):
+        return IntxUnpackedToInt8Tensor.from_hp(t, (1, 128), torch.int4, mapping_type=MappingType.ASYMMETRIC)
+
+    return quantize
+
+
+def bench_peers(threads, rounds):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((1024, 1024), dtype=np.float32) for _ in range(8)]
+    weights = {f"layer{i}": a for i, a in enumerate(arrays)}
+    ours = best(lambda: aq.quantize_batch(weights, 4, threads=threads, as_numpy=True), rounds)
+    print(f"8 of 1024 x 1024, 4 bits, groups of 128, {threads} threads: {ours * 1e3:.2f} ms")
+    for name, make in (("optimum-quanto", quanto_quantizer), ("torchao", torchao_quantizer)):
+        try:
+            import torch
+
+            quantize = make()
+        except Exception as e:
+            print(f"  {name}: skipped ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})")
+            continue
+        torch.set_num_threads(threads)
+        tensors = [torch.from_numpy(a) for a in arrays]
+        with torch.no_grad():
+            quantize(tensors[0])
+            theirs = best(lambda q=quantize, t=tensors: [q(x) for x in t], max(2, rounds // 2))
+        print(f"  {name}: {theirs * 1e3:.2f} ms, {theirs / ours:.1f} times ours   (must be at least 10)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    print(f"arrow_quant_v2 {aq.__version__}, {aq.simd_level()}, {args.threads} threads")
+    bench_import(args.rounds)
+    bench_overhead(args.rounds)
+    bench_peers(args.threads, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
