@@ -11,26 +11,32 @@ static void start(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec) {
     l->middle = spec->symmetric ? (float)(1 << (spec->bits - 1)) : -1.0f;
 }
 
-/* Lanes of equal length without weights of their own: the common case. */
+/* Sixteen groups of equal size: the common case. */
 static void fill_even(aq_lanes *l, const aq_values *groups, size_t steps) {
-    const float *rows[AQ_LANES];
+    const float *rows[AQ_LANES], *weights[AQ_LANES];
     for (size_t j = 0; j < AQ_LANES; j++) {
         rows[j] = groups[j].x;
-        l->weight[j] = (float)steps;
+        weights[j] = groups[j].h;
+        l->weight[j] = groups[j].h ? 0.0f : (float)steps;
     }
     l->kernels->transpose(rows, steps, l->x);
     l->block = (aq_block){l->x, NULL, steps};
+    if (!groups[0].h) return;
+    l->kernels->transpose(weights, steps, l->h);
+    l->block.h = l->h;
+    for (size_t i = 0; i < steps; i++)
+        for (size_t j = 0; j < AQ_LANES; j++) l->weight[j] += l->h[i * AQ_LANES + j];
 }
 
-/* Lanes that are short, empty or weighted: padding has weight 0. */
-static void fill_weighted(aq_lanes *l, const aq_values *groups, size_t n, size_t steps) {
+/* Lanes that are short or empty: they are padded with values of weight 0 that leave their range as it is. */
+static void fill_ragged(aq_lanes *l, const aq_values *groups, size_t n, size_t steps) {
     for (size_t j = 0; j < AQ_LANES; j++) {
         size_t size = j < n ? groups[j].n : 0;
         l->weight[j] = 0;
         for (size_t i = 0; i < steps; i++) {
             float h = i >= size ? 0.0f : groups[j].h ? groups[j].h[i] : 1.0f;
             l->h[i * AQ_LANES + j] = h;
-            l->x[i * AQ_LANES + j] = i < size ? groups[j].x[i] : size > 0 ? groups[j].x[0] : 0.0f; /* padding leaves the range as it is */
+            l->x[i * AQ_LANES + j] = i < size ? groups[j].x[i] : size > 0 ? groups[j].x[0] : 0.0f;
             l->weight[j] += h;
         }
     }
@@ -39,7 +45,7 @@ static void fill_weighted(aq_lanes *l, const aq_values *groups, size_t n, size_t
 
 void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n) {
     size_t steps = 0;
-    bool even = n == AQ_LANES && !groups[0].h;
+    bool even = n == AQ_LANES;
     start(l, k, spec);
     l->wide = NULL;
     for (size_t j = 0; j < n; j++) steps = groups[j].n > steps ? groups[j].n : steps;
@@ -47,7 +53,7 @@ void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, 
     if (even)
         fill_even(l, groups, steps);
     else
-        fill_weighted(l, groups, n, steps);
+        fill_ragged(l, groups, n, steps);
     k->lane_range(l->x, steps, l->low, l->high);
     for (size_t j = 0; j < AQ_LANES; j++)
         if (aq_range_reach((aq_range){l->low[j], l->high[j]}) >= AQ_SEARCH_MAX)

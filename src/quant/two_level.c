@@ -71,7 +71,7 @@ static size_t sub_count(const aq_quant_spec *spec, const aq_values *v) {
     return (size_t)((v->n + aq_two_level_width(spec->bits) - 1) / aq_two_level_width(spec->bits));
 }
 
-/* Min-max: offsets first, on their grid, then scales that reach each sub-group's largest value from there. */
+/* Min-max: the line of each sub-group's range, widened to contain 0, put on the grid. */
 static bool rtn_grid(const aq_quant_spec *spec, const float *low, const float *high, size_t first, size_t n_sub, aq_grid *g) {
     float s[AQ_LANES] = {0}, o[AQ_LANES] = {0}, q_max = (float)aq_quant_q_max(spec), mid = middle(spec);
     for (size_t j = first; j < first + n_sub; j++) {
@@ -165,6 +165,7 @@ static void copy_group(const search *t, const aq_grid *from, size_t first, aq_gr
     }
 }
 
+/* Fits the outer pairs to what the sub-groups chose, lets those move once more, and keeps the groups that gained. */
 static void improve(const search *t, aq_grid *best) {
     aq_grid g = *best;
     aq_lines lines;
