@@ -77,6 +77,21 @@ aq_status aq_column_read_leaf(aq_column_data *out, const aq_store_input *file, i
     return AQ_OK;
 }
 
+void aq_store_release_row_group(const aq_store_input *file, int32_t row_group) {
+    int32_t n = carquet_reader_num_columns(file->reader);
+    uint64_t begin = UINT64_MAX, end = 0;
+    for (int32_t i = 0; i < n; i++) {
+        carquet_column_chunk_metadata_t chunk;
+        if (carquet_reader_column_chunk_metadata(file->reader, row_group, i, &chunk) != CARQUET_OK || chunk.data_page_offset < 0 ||
+            chunk.total_compressed_size < 0)
+            continue;
+        uint64_t at = (uint64_t)chunk.data_page_offset, to = at + (uint64_t)chunk.total_compressed_size;
+        begin = at < begin ? at : begin;
+        end = to > end ? to : end;
+    }
+    if (begin < end) aq_file_map_release(&file->map, begin, end - begin);
+}
+
 void aq_column_free(aq_column_data *c) {
     carquet_column_reader_free(c->reader);
     aq_free(c->values);

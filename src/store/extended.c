@@ -8,6 +8,8 @@
 #include "base/mem.h"
 #include "base/size.h"
 
+#define RELEASE_BYTES (UINT64_C(1) << 20)
+
 typedef struct {
     aq_store *store;
     aq_store_input *file;
@@ -325,6 +327,7 @@ aq_status aq_store_read_rows(aq_store *store, size_t file, aq_error *err) {
         g->row_group_bytes = meta.total_byte_size > 0 ? (uint64_t)meta.total_byte_size : 0;
         if (g->n_rows > 0) status = read_group(g, err);
         for (int c = 0; c < COL_COUNT; c++) aq_column_free(&g->columns[c]);
+        if (g->payload_bytes >= RELEASE_BYTES) aq_store_release_row_group(f, i); /* parameters were read; they come back when they are used */
     }
     aq_free(g);
     return status;

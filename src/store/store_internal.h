@@ -77,6 +77,9 @@ aq_status aq_store_check_complete(const aq_store *store, aq_error *err);
 void *aq_store_keep(aq_store *store, const void *data, uint64_t size);
 char *aq_store_keep_text(aq_store *store, const uint8_t *text, uint64_t size);
 
+/* Drops the resident pages of a row group: the map costs address space, not memory. */
+void aq_store_release_row_group(const aq_store_input *file, int32_t row_group);
+
 /* ---- reading columns (columns.c) ---- */
 
 /* All values of one column in one row group, with a cursor that goes row by row. */

@@ -6,6 +6,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,18 +67,10 @@ static void parquet_options(carquet_writer_options_t *o) {
     carquet_writer_options_init(o);
     o->row_group_size = INT64_MAX; /* row groups end where we say */
     o->page_size = INT32_MAX;      /* one page a column chunk */
+    o->write_statistics = false;   /* they would repeat every value, twice */
     o->write_crc = true;
     o->async_io = false;
     o->created_by = "ArrowQuant " AQ_VERSION;
-}
-
-/* Statistics for the names only: for the large columns they would repeat every value. */
-static aq_status prepare_parquet(aq_store_writer *w, const char *path, aq_error *err) {
-    for (int32_t c = 0; c < COL_COUNT; c++) {
-        carquet_status_t status = carquet_writer_set_column_statistics(w->parquet, c, c == COL_LAYER_NAME);
-        if (status != CARQUET_OK) return aq_store_carquet_fail(err, path, status, "cannot write");
-    }
-    return AQ_OK;
 }
 
 static aq_status open_file(aq_store_writer *w, const char *path, aq_error *err) {
@@ -96,7 +90,7 @@ static aq_status open_file(aq_store_writer *w, const char *path, aq_error *err) 
         carquet_status_t status = carquet_writer_add_metadata(w->parquet, pairs[i][0], pairs[i][1]);
         if (status != CARQUET_OK) return aq_store_carquet_fail(err, path, status, "cannot write");
     }
-    return prepare_parquet(w, path, err);
+    return AQ_OK;
 }
 
 static aq_status reopen_file(aq_store_writer *w, const char *path, aq_error *err) {
@@ -106,7 +100,7 @@ static aq_status reopen_file(aq_store_writer *w, const char *path, aq_error *err
     errno = 0;
     w->parquet = carquet_writer_open_append(path, w->schema, &options, &error);
     if (!w->parquet) return aq_store_carquet_fail(err, path, error.code, "cannot continue");
-    return prepare_parquet(w, path, err);
+    return AQ_OK;
 }
 
 /* Reads back the footer of a file that was just closed: proof that all of it arrived, and what the journal keeps. */
@@ -375,8 +369,23 @@ aq_status aq_store_writer_copy(aq_store_writer *w, const char *relative_path, co
     return status;
 }
 
+/* Hashing of all files, on a thread of its own: it takes as long as reading them back does. */
+typedef struct {
+    const aq_store_writer *writer;
+    json_t *files;
+    atomic_bool stop;
+    aq_status status;
+    aq_error err;
+} hashing;
+
+static bool not_stopped(void *user) {
+    const hashing *h = user;
+    return !atomic_load(&h->stop);
+}
+
 /* Adds size and SHA-256 of each file below DIR to `files`. Iterates: `prefix` is "" or "sub/", `depth` bounds the nesting of what we copied. */
-static aq_status list_files(json_t *files, const char *root, const char *prefix, int depth, aq_error *err) {
+static aq_status list_files(hashing *h, const char *prefix, int depth, aq_error *err) {
+    const char *root = h->writer->dir.out;
     char *dir = aq_path_join(root, prefix[0] ? prefix : "."), *path = NULL;
     aq_names names = {0};
     aq_status status = dir ? aq_list_dir(&names, dir, 1000000, err) : aq_fail_memory(err, 1, "a path");
@@ -392,12 +401,12 @@ static aq_status list_files(json_t *files, const char *root, const char *prefix,
             status = aq_fail_memory(err, n, "a path");
         } else if (aq_path_is_dir(path)) {
             strcat(relative, "/");
-            status = depth < 16 ? list_files(files, root, relative, depth + 1, err) : aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "is nested too deep");
+            status = depth < 16 ? list_files(h, relative, depth + 1, err) : aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "is nested too deep");
         } else if (strcmp(relative, "metadata.json") != 0) {
             struct stat st;
-            status = aq_file_sha256(path, sha, err);
+            status = aq_file_sha256_while(path, sha, not_stopped, h, err);
             if (status == AQ_OK && stat(path, &st) != 0) status = aq_fail_io(err, errno, path, "cannot read its size");
-            if (status == AQ_OK && json_object_set_new(files, relative, json_pack("{s:I, s:s}", "bytes", (json_int_t)st.st_size, "sha256", sha)) != 0)
+            if (status == AQ_OK && json_object_set_new(h->files, relative, json_pack("{s:I, s:s}", "bytes", (json_int_t)st.st_size, "sha256", sha)) != 0)
                 status = aq_fail_memory(err, n, "metadata.json");
         }
         aq_free(relative);
@@ -408,15 +417,17 @@ static aq_status list_files(json_t *files, const char *root, const char *prefix,
     return status;
 }
 
-static aq_status write_metadata(aq_store_writer *w, const char *metadata_json, char sha256[65], aq_error *err) {
-    json_t *root = NULL, *files = json_object();
-    char *path = aq_path_join(w->dir.out, "metadata.json"), *text = NULL;
-    if (!metadata_json) metadata_json = "{}";
-    aq_status status =
-        path && files ? aq_json_parse(&root, metadata_json, strlen(metadata_json), 64, "metadata", err) : aq_fail_memory(err, 1, "metadata.json");
-    if (status == AQ_OK && !json_is_object(root)) status = aq_fail(err, AQ_ERR_USAGE, "the metadata of a container must be a JSON object");
-    if (status == AQ_OK && aq_path_exists(path) && unlink(path) != 0) status = aq_fail_io(err, errno, path, "cannot replace");
-    if (status == AQ_OK) status = list_files(files, w->dir.out, "", 0, err);
+static void *hash_files(void *arg) {
+    hashing *h = arg;
+    aq_error_clear(&h->err);
+    h->status = list_files(h, "", 0, &h->err);
+    return NULL;
+}
+
+/* Completes the caller's metadata with the files and writes it. Canonical: sorted keys, fixed number format. */
+static aq_status write_metadata(aq_store_writer *w, json_t *root, json_t *files, char sha256[65], aq_error *err) {
+    char *path = aq_path_join(w->dir.out, "metadata.json"), *draft = aq_path_join(w->dir.path, "metadata.json"), *text = NULL;
+    aq_status status = path && draft ? AQ_OK : aq_fail_memory(err, 1, "a path");
     if (status == AQ_OK && (json_object_set(root, "files", files) != 0 || json_object_set_new(root, "format", json_string("arrowquant")) != 0 ||
                             json_object_set_new(root, "schema_version", json_string(AQ_SCHEMA_VERSION)) != 0 ||
                             json_object_set_new(root, "arrowquant_version", json_string(AQ_VERSION)) != 0 ||
@@ -430,14 +441,11 @@ static aq_status write_metadata(aq_store_writer *w, const char *metadata_json, c
         text[n] = '\n'; /* in place of the terminator */
         aq_sha256_hex(text, n + 1, sha256);
         /* Written in the work folder: what a kill leaves of it there is no part of the output. */
-        char *draft = aq_path_join(w->dir.path, "metadata.json");
-        status = draft ? aq_file_write(draft, text, n + 1, err) : aq_fail_memory(err, 1, "a path");
+        status = aq_file_write(draft, text, n + 1, err);
         if (status == AQ_OK && rename(draft, path) != 0) status = aq_fail_io(err, errno, path, "cannot rename into place");
-        aq_free(draft);
     }
     free(text);
-    json_decref(root);
-    json_decref(files);
+    aq_free(draft);
     aq_free(path);
     return status;
 }
@@ -491,13 +499,43 @@ static aq_status close_files(aq_store_writer *w, aq_error *err) {
     return status;
 }
 
+/* Reads the closed files back and describes them in metadata.json. */
+static aq_status verify_and_describe(aq_store_writer *w, const char *metadata_json, char sha256[65], aq_error *err) {
+    json_t *root = NULL;
+    char *old = aq_path_join(w->dir.out, "metadata.json");
+    hashing *h = aq_calloc(1, sizeof *h);
+    aq_status status = old && h && (h->files = json_object()) ? AQ_OK : aq_fail_memory(err, 1, "metadata.json");
+    if (!metadata_json) metadata_json = "{}";
+    if (status == AQ_OK) status = aq_json_parse(&root, metadata_json, strlen(metadata_json), 64, "metadata", err);
+    if (status == AQ_OK && !json_is_object(root)) status = aq_fail(err, AQ_ERR_USAGE, "the metadata of a container must be a JSON object");
+    if (status == AQ_OK && aq_path_exists(old) && unlink(old) != 0) status = aq_fail_io(err, errno, old, "cannot replace"); /* of a run killed here */
+    if (status == AQ_OK) {
+        pthread_t thread;
+        h->writer = w;
+        bool threaded = pthread_create(&thread, NULL, hash_files, h) == 0;
+        if (!threaded) hash_files(h);
+        if (!w->no_verify) status = verify_output(w, err);
+        if (status != AQ_OK) atomic_store(&h->stop, true);
+        if (threaded) pthread_join(thread, NULL);
+        if (status == AQ_OK && h->status != AQ_OK) {
+            status = h->status;
+            if (err) *err = h->err;
+        }
+    }
+    if (status == AQ_OK) status = write_metadata(w, root, h->files, sha256, err);
+    step("metadata");
+    if (h) json_decref(h->files);
+    json_decref(root);
+    aq_free(h);
+    aq_free(old);
+    return status;
+}
+
 aq_status aq_store_writer_finish(aq_store_writer *w, const char *metadata_json, aq_error *err) {
     char sha256[65];
     aq_error_clear(err);
     aq_status status = w->broken ? aq_fail(err, AQ_ERR_USAGE, "the writer failed before and cannot finish") : close_files(w, err);
-    if (status == AQ_OK) status = write_metadata(w, metadata_json, sha256, err);
-    step("metadata");
-    if (status == AQ_OK && !w->no_verify) status = verify_output(w, err);
+    if (status == AQ_OK) status = verify_and_describe(w, metadata_json, sha256, err);
     if (status == AQ_OK) status = aq_journal_final(&w->journal, sha256, err);
     if (status == AQ_OK) status = aq_workdir_commit(&w->dir, w->overwrite, err);
     step("renamed into place");

@@ -247,6 +247,36 @@ static void codes_are_borrowed_from_the_map(void **state) {
     sample_free(&s[1]);
 }
 
+/* What is on disk is the payload and little else: nothing is stored twice. */
+static void files_are_as_large_as_their_payload(void **state) {
+    (void)state;
+    aq_error err;
+    sample s[42];
+    uint64_t payload = 0;
+    aq_quant_spec spec = {.bits = 8, .group_size = 64, .axis = 1, .params = AQ_PARAMS_F16};
+    sample_quantized(&s[0], "large", 2048, 1024, spec, 5);
+    sample_raw(&s[1], "raw", AQ_BF16, &(aq_shape){2, {1024, 1024}}, 6);
+    for (size_t i = 2; i < 42; i++) {
+        char name[16];
+        snprintf(name, sizeof name, "small%zu", i);
+        sample_raw(&s[i], name, AQ_F32, &(aq_shape){1, {192}}, (uint32_t)i);
+    }
+    for (size_t i = 0; i < 42; i++) payload += s[i].record.data_bytes + s[i].record.params_bytes;
+    char *dir = sample_dir_create(), *path = sample_path(dir, "out");
+    aq_store_writer_options options = sample_options("f");
+    expect_ok(sample_write(path, s, 42, &options, &err), &err);
+    aq_store *store;
+    expect_ok(aq_store_open(&store, path, &err), &err);
+    assert_true(aq_store_size_bytes(store) < payload + 4 * 6000 + 42 * 150); /* row groups, and names, hashes, quality of each tensor */
+    uint64_t stored = 0;
+    for (size_t i = 0; i < 42; i++) stored += aq_store_tensor_at(store, i)->stored_bytes;
+    assert_true(stored > payload && stored <= aq_store_size_bytes(store));
+    aq_store_close(store);
+    aq_free(path);
+    sample_dir_remove(dir);
+    for (size_t i = 0; i < 42; i++) sample_free(&s[i]);
+}
+
 static void equalization_scales_round_trip(void **state) {
     (void)state;
     aq_error err;
@@ -357,6 +387,7 @@ int main(void) {
         cmocka_unit_test(parts_are_joined),
         cmocka_unit_test(pairs_dequantize_the_codes),
         cmocka_unit_test(codes_are_borrowed_from_the_map),
+        cmocka_unit_test(files_are_as_large_as_their_payload),
         cmocka_unit_test(equalization_scales_round_trip),
         cmocka_unit_test(side_files_are_copied_listed_and_hashed),
         cmocka_unit_test(safetensors_output_has_padded_header_and_exact_data),
