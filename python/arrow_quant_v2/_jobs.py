@@ -3,7 +3,7 @@
 import os
 from copy import copy
 
-from ._core import DiffusionQuantConfig, ModelNotFoundError
+from ._core import DiffusionQuantConfig, ModelNotFoundError, config_sources
 
 __all__ = ["config_of", "loads", "log", "path_of", "require_model"]
 
@@ -98,6 +98,11 @@ def config_of(config, profile, keywords, function, others=()):
             value = max(1, int(value)) if name == "max_memory" else value
         setattr(config, field, value)
     return config
+
+
+def config_from_sources(profile=None, path=None, environment=True):
+    """A configuration from all sources below a caller's own settings: default < profile < file < ARROW_QUANT_* environment."""
+    return DiffusionQuantConfig.from_dict(loads(config_sources(profile, path, environment)))
 
 
 def is_field(name):

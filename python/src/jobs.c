@@ -262,12 +262,39 @@ static PyObject *run_inspect(PyObject *module, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+/* All settings as JSON, from the sources below a caller's own. */
+static PyObject *config_sources(PyObject *module, PyObject *args) {
+    const char *profile = NULL;
+    PyObject *path = NULL;
+    int environment = 1;
+    if (!PyArg_ParseTuple(args, "zO&p:config_sources", &profile, path_or_none, &path, &environment)) {
+        Py_XDECREF(path);
+        return NULL;
+    }
+    PyObject *result = NULL;
+    aq_error err = {0};
+    aq_config *config = aq_config_create();
+    if (!config)
+        PyErr_NoMemory();
+    else if (aq_config_load_sources(config, profile, bytes_or_null(path), environment, &err) != AQ_OK)
+        aqpy_raise(aqpy_state_of(module), &err);
+    else {
+        char *json = aq_config_to_json(config, false);
+        result = json ? PyUnicode_FromString(json) : PyErr_NoMemory();
+        aq_config_free_text(json);
+    }
+    aq_config_destroy(config);
+    Py_XDECREF(path);
+    return result;
+}
+
 #define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
 static PyMethodDef functions[] = {
     {"run_quantize", KEYWORDS(run_quantize), "aq_quantize_model: its report as JSON text."},
     {"run_verify", KEYWORDS(run_verify), "aq_verify: its report as JSON text, whether it passed or not."},
     {"run_diff", KEYWORDS(run_diff), "aq_diff: its report as JSON text."},
     {"run_export", KEYWORDS(run_export), "aq_export: its report as JSON text."},
+    {"config_sources", config_sources, METH_VARARGS, "All settings as JSON text: default < profile < file < environment."},
     {"run_inspect", KEYWORDS(run_inspect), "aq_inspect: its report as JSON text."},
     {NULL, NULL, 0, NULL},
 };
