@@ -164,7 +164,7 @@ static PyObject *dequantize(PyObject *self, PyObject *args) {
     }
     Py_XDECREF(shape);
     aqpy_held_leave(held);
-    return aqpy_buffer_as_array(array);
+    return aqpy_array_over(array);
 }
 
 /* Codes of all parts, one after the other: borrowed from the map when there is one part. */
@@ -193,7 +193,7 @@ static PyObject *codes(PyObject *self, PyObject *args) {
                 memcpy((uint8_t *)data + at, part.data, part.data_bytes);
             at += part.data_bytes;
         }
-        array = aqpy_buffer_as_array(array);
+        array = aqpy_array_over(array);
     }
     aqpy_held_leave(held);
     return array || PyErr_Occurred() ? array : aqpy_raise(state, &err);
@@ -223,7 +223,7 @@ static PyObject *pairs(PyObject *self, PyObject *args) {
         if (status != AQ_OK)
             aqpy_raise(state, &err);
         else
-            result = Py_BuildValue("NNKK", aqpy_buffer_as_array(Py_NewRef(s)), aqpy_buffer_as_array(Py_NewRef(z)), (unsigned long long)t->layout.pairs_per_row,
+            result = Py_BuildValue("NNKK", aqpy_array_over(Py_NewRef(s)), aqpy_array_over(Py_NewRef(z)), (unsigned long long)t->layout.pairs_per_row,
                                    (unsigned long long)t->layout.pair_width);
     }
     Py_XDECREF(s);

@@ -100,10 +100,18 @@ PyObject *aqpy_held_bytes(const aqpy_state *state, aqpy_held *held, const void *
     b->held = held;
     b->data = data;
     b->n = (Py_ssize_t)n;
-    return aqpy_buffer_as_array((PyObject *)b);
+    return aqpy_array_over((PyObject *)b);
 }
 
 /* ---- what both kinds of file need ---- */
+
+PyObject *aqpy_array_over(PyObject *buffer) {
+    PyObject *maker = buffer ? aqpy_array_maker() : NULL;
+    if (buffer && !maker) Py_CLEAR(buffer);
+    PyObject *array = aqpy_buffer_as_array(buffer, maker);
+    Py_XDECREF(maker);
+    return array;
+}
 
 PyObject *aqpy_text(const char *text) { return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace"); }
 

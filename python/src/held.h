@@ -36,6 +36,8 @@ PyObject *aqpy_held_bytes(const aqpy_state *state, aqpy_held *held, const void *
 /* arrow_container.c: a PyArrowQuantizedLayer over copies of the quantized layers of a container (an aq_store). */
 PyObject *aqpy_container_arrow(const aqpy_state *state, const aqpy_held *held);
 
+/* aqpy_buffer_as_array for a single array. Steals `buffer`, which may be NULL. */
+PyObject *aqpy_array_over(PyObject *buffer);
 /* Text of the library as str; bytes that are no UTF-8 are replaced. */
 PyObject *aqpy_text(const char *text);
 /* List of int. */

@@ -165,7 +165,7 @@ static PyObject *read_tensor(PyObject *self, PyObject *args) {
     }
     Py_XDECREF(shape);
     aqpy_held_leave(held);
-    return aqpy_buffer_as_array(array);
+    return aqpy_array_over(array);
 }
 
 static PyMethodDef methods[] = {
