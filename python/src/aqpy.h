@@ -3,7 +3,8 @@
  *   module.c     module definition, state, functions about the library itself
  *   errors.c     exceptions, and the one way from aq_error to them
  *   quantizer.c  the type ArrowQuantV2; its methods come from the files below
- *   config_type.c  the type DiffusionQuantConfig
+ *   config_type.c the type DiffusionQuantConfig
+ *   arguments.c  arguments of calls
  *   intake.c     arrays handed in: buffer protocol, __array_interface__, DLPack, lists
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
@@ -74,6 +75,14 @@ aqpy_state *aqpy_state_of_type(PyTypeObject *type);
 /* A tp_traverse and tp_dealloc for types that hold no Python objects. */
 int aqpy_traverse_type(PyObject *self, visitproc visit, void *arg);
 
+/* ---- arguments.c ---- */
+/* PyArg_ParseTupleAndKeywords, with a suggestion for a misspelled keyword. `format` ends with ":function_name". */
+bool aqpy_parse(PyObject *args, PyObject *kwargs, const char *format, char **names, ...);
+/* `bit_width` of a call: None is 4; else 2, 4 or 8, or ValueError `Invalid bit_width: 3. Must be 2, 4, or 8`. Returns 0 on failure. */
+int aqpy_bit_width(PyObject *object);
+/* None and NULL are false. Returns -1 on failure. */
+int aqpy_flag(PyObject *object);
+
 /* ---- quantizer.c ---- */
 typedef enum aqpy_mode { AQPY_MODE_DIFFUSION, AQPY_MODE_BASE } aqpy_mode;
 typedef struct aqpy_quantizer {
@@ -117,7 +126,9 @@ int aqpy_buffer_reshape(PyObject *buffer, PyObject *shape);
 /* What makes arrays over buffers: numpy.asarray, or memoryview where NumPy is not installed. New reference. */
 PyObject *aqpy_array_maker(void);
 /* An array over the buffer (which may be NULL: then NULL). Steals `buffer`. */
-PyObject *aqpy_buffer_as_array(PyObject *buffer, PyObject *maker);
+PyObject *aqpy_buffer_made(PyObject *buffer, PyObject *maker);
+/* The same for one array. */
+PyObject *aqpy_buffer_as_array(PyObject *buffer);
 
 /* ---- arrays.c, dequantize.c, parts.c, metrics.c ---- */
 int aqpy_add_arrays(PyObject *module);
@@ -126,10 +137,6 @@ int aqpy_add_parts(PyObject *module);
 int aqpy_add_metrics(PyObject *module);
 int aqpy_add_arrow(PyObject *module);       /* arrow_entries.c */
 int aqpy_add_arrow_layer(PyObject *module); /* arrow_layer.c */
-/* `bit_width` of a call: None is 4; else 2, 4 or 8, or ValueError `Invalid bit_width: 3. Must be 2, 4, or 8`. Returns 0 on failure. */
-int aqpy_bit_width(PyObject *object);
-/* None and NULL are false. Returns -1 on failure. */
-int aqpy_flag(PyObject *object);
 /* The specification of all array functions: axis 1, F32 parameters, round to nearest. */
 aq_quant_spec aqpy_array_spec(int bits, uint64_t group_size);
 /* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */

@@ -19,22 +19,6 @@ aq_quant_spec aqpy_array_spec(int bits, uint64_t group_size) {
     return (aq_quant_spec){.bits = bits, .group_size = group_size, .axis = 1, .params = AQ_PARAMS_F32, .method = AQ_METHOD_RTN};
 }
 
-/* ---- arguments ---- */
-
-int aqpy_bit_width(PyObject *object) {
-    if (!object || object == Py_None) return 4;
-    PyObject *integer = PyNumber_Index(object);
-    if (!integer) return 0;
-    int overflow = 0;
-    long bits = PyLong_AsLongAndOverflow(integer, &overflow);
-    bool good = !overflow && (bits == 2 || bits == 4 || bits == 8);
-    if (!good && !PyErr_Occurred()) PyErr_Format(PyExc_ValueError, "Invalid bit_width: %S. Must be 2, 4, or 8", integer);
-    Py_DECREF(integer);
-    return good ? (int)bits : 0;
-}
-
-int aqpy_flag(PyObject *object) { return object && object != Py_None ? PyObject_IsTrue(object) : 0; }
-
 /* ---- hooks ---- */
 
 static bool call_back(const aqpy_ticker *ticker, size_t layer, size_t n_finished) {
@@ -316,9 +300,9 @@ static PyObject *move(PyObject **from) {
 
 static PyObject *layer_result(entry *e, const options *o, const result_kit *kit) {
     PyObject *values[N_KEYS];
-    values[KEY_CODES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->codes), kit->maker) : move(&e->codes);
-    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->scales), kit->maker) : aqpy_list_of_floats(e->scale_data, e->n_groups);
-    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_as_array(move(&e->zeros), kit->maker) : aqpy_list_of_floats(e->zero_data, e->n_groups);
+    values[KEY_CODES] = o->as_numpy ? aqpy_buffer_made(move(&e->codes), kit->maker) : move(&e->codes);
+    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_made(move(&e->scales), kit->maker) : aqpy_list_of_floats(e->scale_data, e->n_groups);
+    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_made(move(&e->zeros), kit->maker) : aqpy_list_of_floats(e->zero_data, e->n_groups);
     values[KEY_SHAPE] = move(&e->array.shape);
     values[KEY_BITS] = PyLong_FromLong(o->bits);
     values[KEY_GROUP] = PyLong_FromUnsignedLongLong(o->group_size);
@@ -471,7 +455,7 @@ PyDoc_STRVAR(quantize_doc,
 static PyObject *quantize(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights", "bit_width", "as_numpy", NULL};
     PyObject *weights, *bit_width = NULL, *as_numpy = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:quantize", names, &weights, &bit_width, &as_numpy)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|O$O:quantize", names, &weights, &bit_width, &as_numpy)) return NULL;
     options o = {.group_size = 128, .what = "quantize"};
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
     return state && parse_batch(&o, bit_width, NULL, as_numpy, NULL) ? quantize_mapping(state, weights, &o) : NULL;
@@ -494,7 +478,7 @@ PyDoc_STRVAR(quantize_batch_doc, "quantize_batch($self, weights_dict, bit_width=
 static PyObject *quantize_batch(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights_dict", "bit_width", "continue_on_error", "as_numpy", NULL};
     PyObject *weights, *bit_width = NULL, *go_on = NULL, *as_numpy = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO$O:quantize_batch", names, &weights, &bit_width, &go_on, &as_numpy)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|OO$O:quantize_batch", names, &weights, &bit_width, &go_on, &as_numpy)) return NULL;
     options o = {.group_size = 128, .strict = true, .what = "quantize_batch"};
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
     return state && parse_batch(&o, bit_width, go_on, as_numpy, NULL) ? quantize_mapping(state, weights, &o) : NULL;
@@ -514,8 +498,7 @@ PyDoc_STRVAR(with_progress_doc,
 static PyObject *quantize_batch_with_progress(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights_dict", "bit_width", "progress_callback", "continue_on_error", "as_numpy", NULL};
     PyObject *weights, *bit_width = NULL, *callback = NULL, *go_on = NULL, *as_numpy = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OOO$O:quantize_batch_with_progress", names, &weights, &bit_width, &callback, &go_on, &as_numpy))
-        return NULL;
+    if (!aqpy_parse(args, kwargs, "O|OOO$O:quantize_batch_with_progress", names, &weights, &bit_width, &callback, &go_on, &as_numpy)) return NULL;
     options o = {.group_size = 128, .strict = true, .what = "quantize_batch_with_progress"};
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
     return state && parse_batch(&o, bit_width, go_on, as_numpy, callback) ? quantize_mapping(state, weights, &o) : NULL;
@@ -533,8 +516,7 @@ static PyObject *batch_function(PyObject *module, PyObject *args, PyObject *kwar
     static char *names[] = {"weights_dict", "bit_width", "continue_on_error", "progress_callback", "as_numpy", "threads", NULL};
     PyObject *weights, *bit_width = NULL, *callback = NULL, *go_on = NULL, *as_numpy = NULL;
     options o = {.group_size = 128, .strict = true, .what = "quantize_batch"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO$OOi:quantize_batch", names, &weights, &bit_width, &go_on, &callback, &as_numpy, &o.n_threads))
-        return NULL;
+    if (!aqpy_parse(args, kwargs, "O|OO$OOi:quantize_batch", names, &weights, &bit_width, &go_on, &callback, &as_numpy, &o.n_threads)) return NULL;
     return parse_batch(&o, bit_width, go_on, as_numpy, callback) ? quantize_mapping(aqpy_state_of(module), weights, &o) : NULL;
 }
 
@@ -605,7 +587,7 @@ static PyObject *quantize_array(PyObject *module, PyObject *args, PyObject *kwar
     PyObject *array, *bits = NULL, *group = NULL, *as_numpy = NULL;
     const char *method = "rtn";
     options o = {.group_size = 128, .what = "quantize_array"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO$sOi:quantize_array", names, &array, &bits, &group, &method, &as_numpy, &o.n_threads)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|OO$sOi:quantize_array", names, &array, &bits, &group, &method, &as_numpy, &o.n_threads)) return NULL;
     return parse_batch(&o, bits, NULL, as_numpy, NULL) && parse_group(&o, group) && parse_method(&o, method) ? quantize_one(module, array, &o) : NULL;
 }
 
@@ -619,7 +601,7 @@ static PyObject *rtn(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights", "bits", "group", "as_numpy", NULL};
     PyObject *array, *bits = NULL, *group = NULL, *as_numpy = NULL;
     options o = {.group_size = 128, .what = "rtn"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO$O:rtn", names, &array, &bits, &group, &as_numpy)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|OO$O:rtn", names, &array, &bits, &group, &as_numpy)) return NULL;
     return parse_batch(&o, bits, NULL, as_numpy, NULL) && parse_group(&o, group) ? quantize_one(module, array, &o) : NULL;
 }
 

@@ -469,7 +469,7 @@ PyDoc_STRVAR(quantize_arrow_doc,
 static PyObject *quantize_arrow(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights_table", "bit_width", NULL};
     PyObject *table, *bit_width = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:quantize_arrow", names, &table, &bit_width)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|O:quantize_arrow", names, &table, &bit_width)) return NULL;
     return entry(self, table, bit_width, NULL, "quantize_arrow", false);
 }
 
@@ -480,7 +480,7 @@ PyDoc_STRVAR(quantize_arrow_batch_doc, "quantize_arrow_batch($self, record_batch
 static PyObject *quantize_arrow_batch(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"record_batch", "bit_width", NULL};
     PyObject *batch, *bit_width = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:quantize_arrow_batch", names, &batch, &bit_width)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|O:quantize_arrow_batch", names, &batch, &bit_width)) return NULL;
     return entry(self, batch, bit_width, NULL, "quantize_arrow_batch", false);
 }
 
@@ -492,7 +492,7 @@ PyDoc_STRVAR(quantize_batch_arrow_doc, "quantize_batch_arrow($self, weights_tabl
 static PyObject *quantize_batch_arrow(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights_table", "bit_width", "continue_on_error", NULL};
     PyObject *table, *bit_width = NULL, *go_on = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO:quantize_batch_arrow", names, &table, &bit_width, &go_on)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|OO:quantize_batch_arrow", names, &table, &bit_width, &go_on)) return NULL;
     return entry(self, table, bit_width, go_on, "quantize_batch_arrow", true);
 }
 

@@ -178,8 +178,7 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     PyObject *data, *time_groups = NULL;
     const aqpy_state *state = aqpy_state_of_type(type);
     aqpy_table table;
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:PyArrowQuantizedLayer", names, &data, &time_groups) || !aqpy_table_import(&table, data))
-        return NULL;
+    if (!state || !aqpy_parse(args, kwargs, "O|$O:PyArrowQuantizedLayer", names, &data, &time_groups) || !aqpy_table_import(&table, data)) return NULL;
     return (PyObject *)layer_make(state, type, &table, time_groups);
 }
 
@@ -253,7 +252,7 @@ static aq_status fill_range(const layer *self, uint64_t begin, uint64_t end, flo
 static PyObject *give(PyObject *buffer, const float *data, uint64_t n, bool as_numpy) {
     PyObject *maker = as_numpy ? aqpy_array_maker() : NULL, *values = NULL;
     if (maker)
-        values = aqpy_buffer_as_array(Py_NewRef(buffer), maker);
+        values = aqpy_buffer_made(Py_NewRef(buffer), maker);
     else if (!as_numpy)
         values = aqpy_list_of_floats(data, n);
     Py_XDECREF(maker);
@@ -293,7 +292,7 @@ static PyObject *layer_dequantize(PyObject *object, PyObject *args, PyObject *kw
     Py_ssize_t size;
     int as_numpy = 0;
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(object));
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "s#|$p:dequantize", names, &name, &size, &as_numpy)) return NULL;
+    if (!state || !aqpy_parse(args, kwargs, "s#|$p:dequantize", names, &name, &size, &as_numpy)) return NULL;
     for (uint64_t i = 0; i < self->table.n_rows; i++) {
         const layer_row *r = &self->rows[i];
         if (r->name_size != (uint64_t)size || memcmp(r->name, name, (size_t)size) != 0) continue;
@@ -312,7 +311,7 @@ PyObject *aqpy_arrow_dequantize(const aqpy_state *state, PyObject *object, bool 
     for (uint64_t i = 0; arrays && i < self->table.n_rows; i++) {
         void *data;
         PyObject *name = name_of(&self->rows[i]), *array = name ? dequantize_row(state, self, &self->rows[i], n_threads, &data) : NULL;
-        array = aqpy_buffer_as_array(array, maker);
+        array = aqpy_buffer_made(array, maker);
         if (!array || PyDict_SetItem(arrays, name, array) < 0) Py_CLEAR(arrays);
         Py_XDECREF(name);
         Py_XDECREF(array);
@@ -356,7 +355,7 @@ static PyObject *layer_group(PyObject *object, PyObject *args, PyObject *kwargs)
     PyObject *id;
     int as_numpy = 0, overflow = 0;
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(object));
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "O|$p:dequantize_group", names, &id, &as_numpy)) return NULL;
+    if (!state || !aqpy_parse(args, kwargs, "O|$p:dequantize_group", names, &id, &as_numpy)) return NULL;
     PyObject *integer = PyNumber_Index(id);
     if (!integer) return NULL;
     long long group = PyLong_AsLongLongAndOverflow(integer, &overflow);
@@ -378,7 +377,7 @@ static PyObject *layer_all_groups(PyObject *object, PyObject *args, PyObject *kw
     static char *names[] = {"as_numpy", NULL};
     int as_numpy = 0;
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(object));
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "|$p:dequantize_all_groups", names, &as_numpy)) return NULL;
+    if (!state || !aqpy_parse(args, kwargs, "|$p:dequantize_all_groups", names, &as_numpy)) return NULL;
     PyObject *all = PyList_New(0);
     for (uint64_t g = 0; all && g < n_groups(as_layer(object)); g++) {
         PyObject *values = group_values(state, as_layer(object), g, as_numpy);
@@ -419,7 +418,7 @@ static PyObject *layer_c_array(PyObject *object, PyObject *args, PyObject *kwarg
     static char *names[] = {"requested_schema", NULL};
     PyObject *requested = NULL;
     const layer *self = as_layer(object);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:__arrow_c_array__", names, &requested) || !is_one_chunk(self)) return NULL;
+    if (!aqpy_parse(args, kwargs, "|O:__arrow_c_array__", names, &requested) || !is_one_chunk(self)) return NULL;
     PyObject *schema = aqpy_table_schema_capsule(&self->table), *array = schema ? aqpy_table_array_capsule(&self->table) : NULL;
     if (array) return Py_BuildValue("(NN)", schema, array);
     Py_XDECREF(schema);
@@ -431,7 +430,7 @@ PyDoc_STRVAR(c_stream_doc,
 static PyObject *layer_c_stream(PyObject *object, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"requested_schema", NULL};
     PyObject *requested = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:__arrow_c_stream__", names, &requested)) return NULL;
+    if (!aqpy_parse(args, kwargs, "|O:__arrow_c_stream__", names, &requested)) return NULL;
     return aqpy_table_stream_capsule(&as_layer(object)->table);
 }
 

@@ -85,7 +85,7 @@ static PyObject *dequantize_parts(const aqpy_state *state, PyObject *codes, PyOb
     if (status == AQ_OK) {
         PyObject *maker = o->as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type);
         if (!maker) goto fail;
-        array = aqpy_buffer_as_array(array, maker);
+        array = aqpy_buffer_made(array, maker);
         Py_DECREF(maker);
         goto done;
     }
@@ -148,7 +148,7 @@ static PyObject *dequantize_any(const aqpy_state *state, PyObject *args, PyObjec
     static char *names[] = {"result", "as_numpy", "threads", NULL};
     PyObject *result, *as_numpy = NULL;
     options o = {.as_numpy = true};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$Oi:dequantize", names, &result, &as_numpy, &o.n_threads)) return NULL;
+    if (!aqpy_parse(args, kwargs, "O|$Oi:dequantize", names, &result, &as_numpy, &o.n_threads)) return NULL;
     if (as_numpy) {
         int flag = aqpy_flag(as_numpy);
         if (flag < 0) return NULL;

@@ -17,7 +17,8 @@ typedef struct aqpy_held {
 
 /* The Python object: a lock for `held`, which close() sets to NULL. */
 typedef struct aqpy_holder {
-    PyObject_HEAD aqpy_held *held;
+    PyObject_HEAD
+    aqpy_held *held;
     PyThread_type_lock lock;
 } aqpy_holder;
 

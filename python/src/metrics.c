@@ -33,7 +33,7 @@ static PyObject *cosine_similarity(PyObject *module, PyObject *args, PyObject *k
     static char *names[] = {"a", "b", NULL};
     PyObject *a, *b;
     aq_quant_metrics metrics = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:cosine_similarity", names, &a, &b) || !measure(module, a, b, &metrics)) return NULL;
+    if (!aqpy_parse(args, kwargs, "OO:cosine_similarity", names, &a, &b) || !measure(module, a, b, &metrics)) return NULL;
     return PyFloat_FromDouble(metrics.w_sq > 0 && metrics.v_sq > 0 ? aq_quant_metrics_cosine(&metrics) : 0.0);
 }
 
@@ -47,7 +47,7 @@ static PyObject *sqnr_db(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"a", "b", NULL};
     PyObject *a, *b;
     aq_quant_metrics metrics = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:sqnr_db", names, &a, &b) || !measure(module, a, b, &metrics)) return NULL;
+    if (!aqpy_parse(args, kwargs, "OO:sqnr_db", names, &a, &b) || !measure(module, a, b, &metrics)) return NULL;
     return PyFloat_FromDouble(aq_quant_metrics_sqnr_db(&metrics));
 }
 

@@ -117,7 +117,7 @@ static PyObject *quantize_layer_auto(PyObject *self, PyObject *args, PyObject *k
     PyObject *weights, *params;
     int enable_simd = 1;
     const aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
-    if (!state || !PyArg_ParseTupleAndKeywords(args, kwargs, "OO|p:quantize_layer_auto", names, &weights, &params, &enable_simd)) return NULL;
+    if (!state || !aqpy_parse(args, kwargs, "OO|p:quantize_layer_auto", names, &weights, &params, &enable_simd)) return NULL;
     group_params groups = {0};
     aqpy_array array = {0};
     PyObject *name = PyUnicode_FromString("weights"), *codes = NULL, *result = NULL;

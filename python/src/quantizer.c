@@ -14,7 +14,7 @@ PyDoc_STRVAR(quantizer_doc, "ArrowQuantV2(mode='diffusion')\n--\n\n"
 static int quantizer_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"mode", NULL};
     PyObject *mode = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:ArrowQuantV2", names, &mode)) return -1;
+    if (!aqpy_parse(args, kwargs, "|O:ArrowQuantV2", names, &mode)) return -1;
     aqpy_quantizer *q = (aqpy_quantizer *)self;
     q->mode = AQPY_MODE_DIFFUSION;
     if (!mode) return 0;

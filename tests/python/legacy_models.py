@@ -93,19 +93,40 @@ def write_base_model(folder):
         "is_diffusion_model": True,
         "modality": "image",
         "time_aware_quant_json": json.dumps(
-            {"enabled": True, "num_time_groups": 2, "time_group_params": [{"time_range": [a, b], "scale": 0.5, "zero_point": 1.0, "group_size": 64} for a, b in ((0, 500), (500, 1000))]}
+            {
+                "enabled": True,
+                "num_time_groups": 2,
+                "time_group_params": [{"time_range": [a, b], "scale": 0.5, "zero_point": 1.0, "group_size": 64} for a, b in ((0, 500), (500, 1000))],
+            }
         ),
-        "spatial_quant_json": json.dumps({"enabled": True, "channel_equalization": True, "activation_smoothing": False, "equalization_scales": [1.0, 2.0, 1.0, 0.5, 1.0, 1.5]}),
+        "spatial_quant_json": json.dumps(
+            {"enabled": True, "channel_equalization": True, "activation_smoothing": False, "equalization_scales": [1.0, 2.0, 1.0, 0.5, 1.0, 1.5]}
+        ),
     }
     put("channels.int8", row, extended=True)
 
     kept = rng.standard_normal((2, 3)).astype(np.float32)
     values["kept"] = kept
-    put("kept", {"layer_name": "kept", "shape": [2, 3], "dtype": "float32", "data": kept.tobytes(), "num_params": 6, "quant_type": "none", "scales": [], "zero_points": []})
+    put(
+        "kept",
+        {
+            "layer_name": "kept",
+            "shape": [2, 3],
+            "dtype": "float32",
+            "data": kept.tobytes(),
+            "num_params": 6,
+            "quant_type": "none",
+            "scales": [],
+            "zero_points": [],
+        },
+    )
 
     binary = rng.standard_normal(5).astype(np.float32)
     values["binary"] = binary
-    put("binary", {"layer_name": "binary", "shape": [5], "dtype": "float32", "data": b"", "num_params": 5, "quant_type": "float32", "scales": [], "zero_points": []})
+    put(
+        "binary",
+        {"layer_name": "binary", "shape": [5], "dtype": "float32", "data": b"", "num_params": 5, "quant_type": "float32", "scales": [], "zero_points": []},
+    )
     (folder / "binary.bin").write_bytes(binary.tobytes())
 
     (folder / "metadata.json").write_text(json.dumps({"modality": "image"}) + "\n")

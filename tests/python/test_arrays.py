@@ -340,11 +340,33 @@ def test_importing_needs_neither_numpy_nor_pyarrow():
     assert len(out.splitlines()[1].split(",")) == 2
 
 
-def test_sub_interpreters_have_a_module_of_their_own():
-    interpreters = pytest.importorskip("_xxsubinterpreters")
+def test_FA17_sub_interpreters_have_a_module_of_their_own():
+    code = "import arrow_quant_v2 as aq\nassert aq.quantize_array([0.0, 1.0, 3.0], bits=2)['quantized_data'] == b'\\x34'"
+    code += f"\nassert id(aq.ArrowQuantV2) != {id(aq.ArrowQuantV2)}"
+    try:
+        import _interpreters as interpreters  # 3.13
+    except ImportError:
+        interpreters = pytest.importorskip("_xxsubinterpreters")
     sub = interpreters.create()
     try:
-        interpreters.run_string(sub, "import arrow_quant_v2 as aq\nassert aq.quantize_array([0.0, 1.0, 3.0], bits=2)['quantized_data'] == b'\\x34'")
+        assert interpreters.run_string(sub, code) is None
     finally:
         interpreters.destroy(sub)
     assert aq.quantize_array([0.0, 1.0, 3.0], bits=2)["quantized_data"] == b"\x34"
+
+
+def test_codes_are_those_of_the_plain_formula():
+    """Minimum and maximum of the group widened to contain 0, an integer zero point, half to even; ties may fall to either side of the float32 division."""
+    a = normal(40, 300)
+    for bits in (2, 4, 8):
+        r = aq.rtn(a, bits, as_numpy=True)
+        scales, zeros = r["scales"].reshape(40, 3), r["zero_points"].reshape(40, 3)
+        for g in range(3):
+            x = a[:, 128 * g : 128 * (g + 1)].astype(np.float64)
+            low, high = np.minimum(x.min(1), 0), np.maximum(x.max(1), 0)
+            s = (high - low) / (2**bits - 1)
+            assert np.allclose(scales[:, g], s, rtol=1e-6)
+            assert np.array_equal(zeros[:, g], np.rint(-low / s))
+            q = np.clip(x / scales[:, g : g + 1] + zeros[:, g : g + 1], 0, 2**bits - 1)
+            back = dequantize(r)[:, 128 * g : 128 * (g + 1)].astype(np.float64) / scales[:, g : g + 1] + zeros[:, g : g + 1]
+            assert np.abs(back - q).max() <= 0.5 + 1e-4

@@ -32,7 +32,24 @@ def container(tmp_path_factory):
     tensors = {f"blocks.{i}.weight": rng.standard_normal((64, 100 + 16 * i)).astype(np.float32) for i in range(6)}
     tensors |= {f"blocks.{i}.bias": rng.standard_normal(64).astype(np.float32) for i in range(6)}
     save_file(tensors, folder / "model.safetensors")
-    run("quantize", folder / "model.safetensors", "-o", folder / "out", "--bits", 4, "--group", 32, "--modality", "image", "--layer", "blocks.1.*=params:f32,bits:8", "--layer", "blocks.2.*=bits:2,params:f16", "--min-accuracy", 0)
+    run(
+        "quantize",
+        folder / "model.safetensors",
+        "-o",
+        folder / "out",
+        "--bits",
+        4,
+        "--group",
+        32,
+        "--modality",
+        "image",
+        "--layer",
+        "blocks.1.*=params:f32,bits:8",
+        "--layer",
+        "blocks.2.*=bits:2,params:f16",
+        "--min-accuracy",
+        0,
+    )
     return folder / "out"
 
 
@@ -82,7 +99,11 @@ def test_the_numpy_lines_of_the_documentation_dequantize(container, rows, tmp_pa
 
 def test_a_file_rewritten_by_pyarrow_reads_the_same(container, tmp_path):
     before = exported(container, tmp_path)
-    for options in ({"compression": "zstd"}, {"compression": "snappy", "use_dictionary": True, "data_page_version": "2.0"}, {"compression": "gzip", "row_group_size": 3}):
+    for options in (
+        {"compression": "zstd"},
+        {"compression": "snappy", "use_dictionary": True, "data_page_version": "2.0"},
+        {"compression": "gzip", "row_group_size": 3},
+    ):
         again = tmp_path / "again"
         again.mkdir(exist_ok=True)
         for f in container.glob("*.parquet"):
@@ -122,7 +143,14 @@ def test_v1_folders_are_read(tmp_path):
         ({"shape": [2**40, 2**40]}, "63 bits"),
         ({"quant_axis": 7}, "quant_axis"),
         ({"time_aware_quant_json": "{broken"}, "json"),
-        ({"time_aware_quant_json": json.dumps({"time_group_params": [{"time_range": [0, 5], "scale": 1, "zero_point": 0}, {"time_range": [6, 9], "scale": 1, "zero_point": 0}]})}, "gap"),
+        (
+            {
+                "time_aware_quant_json": json.dumps(
+                    {"time_group_params": [{"time_range": [0, 5], "scale": 1, "zero_point": 0}, {"time_range": [6, 9], "scale": 1, "zero_point": 0}]}
+                )
+            },
+            "gap",
+        ),
         ({"spatial_quant_json": '{"equalization_scales": [1.0]}'}, "equalization"),
     ],
 )

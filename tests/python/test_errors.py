@@ -193,3 +193,15 @@ def test_metrics_refuse_lengths_that_differ():
     for f in (aq.cosine_similarity, aq.sqnr_db):
         with pytest.raises(ValueError, match=r"^Shape mismatch: a has shape \[2\], b has shape \[1\]$"):
             f([1.0, 2.0], [1.0])
+
+
+def test_an_unknown_keyword_is_answered_with_a_suggestion():
+    with pytest.raises(TypeError) as e:
+        aq.quantize_array(ONE, bit=4)
+    assert str(e.value) == "quantize_array() got an unexpected keyword argument 'bit'; did you mean 'bits'?"
+    with pytest.raises(TypeError) as e:
+        aq.ArrowQuantV2().quantize_batch({}, bitwidth=4)
+    assert str(e.value) == "quantize_batch() got an unexpected keyword argument 'bitwidth'; did you mean 'bit_width'?"
+    with pytest.raises(TypeError) as e:
+        aq.ArrowQuantV2(xyz=1)
+    assert str(e.value) == "ArrowQuantV2() got an unexpected keyword argument 'xyz'"
