@@ -126,9 +126,7 @@ int aqpy_buffer_reshape(PyObject *buffer, PyObject *shape);
 /* What makes arrays over buffers: numpy.asarray, or memoryview where NumPy is not installed. New reference. */
 PyObject *aqpy_array_maker(void);
 /* An array over the buffer (which may be NULL: then NULL). Steals `buffer`. */
-PyObject *aqpy_buffer_made(PyObject *buffer, PyObject *maker);
-/* The same for one array. */
-PyObject *aqpy_buffer_as_array(PyObject *buffer);
+PyObject *aqpy_buffer_as_array(PyObject *buffer, PyObject *maker);
 
 /* ---- arrays.c, dequantize.c, parts.c, metrics.c ---- */
 int aqpy_add_arrays(PyObject *module);

@@ -300,9 +300,9 @@ static PyObject *move(PyObject **from) {
 
 static PyObject *layer_result(entry *e, const options *o, const result_kit *kit) {
     PyObject *values[N_KEYS];
-    values[KEY_CODES] = o->as_numpy ? aqpy_buffer_made(move(&e->codes), kit->maker) : move(&e->codes);
-    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_made(move(&e->scales), kit->maker) : aqpy_list_of_floats(e->scale_data, e->n_groups);
-    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_made(move(&e->zeros), kit->maker) : aqpy_list_of_floats(e->zero_data, e->n_groups);
+    values[KEY_CODES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->codes), kit->maker) : move(&e->codes);
+    values[KEY_SCALES] = o->as_numpy ? aqpy_buffer_as_array(move(&e->scales), kit->maker) : aqpy_list_of_floats(e->scale_data, e->n_groups);
+    values[KEY_ZEROS] = o->as_numpy ? aqpy_buffer_as_array(move(&e->zeros), kit->maker) : aqpy_list_of_floats(e->zero_data, e->n_groups);
     values[KEY_SHAPE] = move(&e->array.shape);
     values[KEY_BITS] = PyLong_FromLong(o->bits);
     values[KEY_GROUP] = PyLong_FromUnsignedLongLong(o->group_size);

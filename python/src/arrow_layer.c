@@ -252,7 +252,7 @@ static aq_status fill_range(const layer *self, uint64_t begin, uint64_t end, flo
 static PyObject *give(PyObject *buffer, const float *data, uint64_t n, bool as_numpy) {
     PyObject *maker = as_numpy ? aqpy_array_maker() : NULL, *values = NULL;
     if (maker)
-        values = aqpy_buffer_made(Py_NewRef(buffer), maker);
+        values = aqpy_buffer_as_array(Py_NewRef(buffer), maker);
     else if (!as_numpy)
         values = aqpy_list_of_floats(data, n);
     Py_XDECREF(maker);
@@ -311,7 +311,7 @@ PyObject *aqpy_arrow_dequantize(const aqpy_state *state, PyObject *object, bool 
     for (uint64_t i = 0; arrays && i < self->table.n_rows; i++) {
         void *data;
         PyObject *name = name_of(&self->rows[i]), *array = name ? dequantize_row(state, self, &self->rows[i], n_threads, &data) : NULL;
-        array = aqpy_buffer_made(array, maker);
+        array = aqpy_buffer_as_array(array, maker);
         if (!array || PyDict_SetItem(arrays, name, array) < 0) Py_CLEAR(arrays);
         Py_XDECREF(name);
         Py_XDECREF(array);

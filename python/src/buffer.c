@@ -114,19 +114,8 @@ PyObject *aqpy_array_maker(void) {
     return maker;
 }
 
-PyObject *aqpy_buffer_made(PyObject *self, PyObject *maker) {
+PyObject *aqpy_buffer_as_array(PyObject *self, PyObject *maker) {
     PyObject *array = self ? PyObject_CallFunctionObjArgs(maker, self, NULL) : NULL;
     Py_XDECREF(self);
     return array;
-}
-
-PyObject *aqpy_buffer_as_array(PyObject *self) {
-    PyObject *maker = aqpy_array_maker();
-    if (maker) {
-        self = aqpy_buffer_made(self, maker);
-        Py_DECREF(maker);
-    } else {
-        Py_CLEAR(self);
-    }
-    return self;
 }

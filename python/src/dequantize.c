@@ -85,7 +85,7 @@ static PyObject *dequantize_parts(const aqpy_state *state, PyObject *codes, PyOb
     if (status == AQ_OK) {
         PyObject *maker = o->as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type);
         if (!maker) goto fail;
-        array = aqpy_buffer_made(array, maker);
+        array = aqpy_buffer_as_array(array, maker);
         Py_DECREF(maker);
         goto done;
     }
