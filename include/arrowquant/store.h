@@ -14,8 +14,9 @@
 extern "C" {
 #endif
 
-/* Largest `data` value of one row group; larger tensors are split by rows (raw tensors: by elements). Keeps pages below 2^31 and memory bounded. */
-#define AQ_STORE_PART_BYTES (UINT64_C(128) << 20)
+/* Largest `data` value of one row group; larger tensors are split by rows (raw tensors: by elements). Keeps pages below 2^31 and memory bounded: adding a
+ * record takes up to twice its size on top of it. */
+#define AQ_STORE_PART_BYTES (UINT64_C(64) << 20)
 
 /* What was measured when a tensor was made. NaN = not measured (stored as null). */
 typedef struct aq_store_quality {
