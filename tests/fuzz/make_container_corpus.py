@@ -21,11 +21,17 @@ from legacy_models import write_base_model, write_v1_model  # noqa: E402
 def quantized(folder, name, *options):
     """One file of the program's own: a layer, a small tensor, a scalar."""
     rng = np.random.default_rng(3)
-    tensors = {"blocks.0.weight": rng.standard_normal((16, 256)).astype(np.float32), "blocks.0.bias": rng.standard_normal(3).astype(np.float32), "s": np.ones((), np.float32)}
+    tensors = {
+        "blocks.0.weight": rng.standard_normal((16, 256)).astype(np.float32),
+        "blocks.0.bias": rng.standard_normal(3).astype(np.float32),
+        "s": np.ones((), np.float32),
+    }
     save_file(tensors, folder / "model.safetensors")
     out = folder / name
     subprocess.run(
-        [ROOT / "build/release/arrowquant", "quantize", folder / "model.safetensors", "-o", out, "--modality", "image", "--min-accuracy", "0", *options], check=True, capture_output=True
+        [ROOT / "build/release/arrowquant", "quantize", folder / "model.safetensors", "-o", out, "--modality", "image", "--min-accuracy", "0", *options],
+        check=True,
+        capture_output=True,
     )
     data = next(out.glob("*.parquet")).read_bytes()
     (CORPUS / f"{name}.parquet").write_bytes(data)
