@@ -109,17 +109,28 @@ typedef struct search {
     bool searched[AQ_LANES]; /* per group */
 } search;
 
-/* Moves each lane of `g` to the best of its own grid point and its neighbours: in k alone (rounds = 1), then in m too (2). */
-static void move(const search *t, aq_grid *g, size_t rounds) {
+/* Lanes [first, first + n) of a grid. */
+static void copy_lanes(const aq_grid *from, size_t first, size_t n, aq_grid *to) {
+    for (size_t j = first; j < first + n; j++) {
+        to->outer_s[j] = from->outer_s[j];
+        to->outer_o[j] = from->outer_o[j];
+        to->k[j] = from->k[j];
+        to->m[j] = from->m[j];
+        to->error[j] = from->error[j];
+    }
+}
+
+/* The best of each lane's grid point and its neighbours: in k alone (rounds = 1), then in m too (2). */
+static void move(const search *t, const aq_grid *from, size_t rounds, aq_grid *best) {
     static const float dk[2][3] = {{0, -1, 1}, {0, 0, 1}}, dm[2][3] = {{0, 0, 0}, {-1, 1, 1}}; /* its own first: ties stay */
     aq_grid_limits limits = limits_of(t->spec);
-    aq_grid from = *g;
-    for (size_t j = 0; j < AQ_LANES; j++) g->error[j] = INFINITY;
+    copy_lanes(from, 0, AQ_LANES, best);
+    for (size_t j = 0; j < AQ_LANES; j++) best->error[j] = INFINITY;
     if (t->spec->symmetric) { /* m goes with k */
-        t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, dk[0], dk[0], &limits, g);
+        t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, from, dk[0], dk[0], &limits, best);
         return;
     }
-    for (size_t i = 0; i < rounds; i++) t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, &from, dk[i], dm[i], &limits, g);
+    for (size_t i = 0; i < rounds; i++) t->lanes->kernels->grid_try(&t->lanes->block, t->lanes->q_max, from, dk[i], dm[i], &limits, best);
 }
 
 /* Least squares of S and O given every code, k and m of the group: residuals r = x - (S k q + O m), so dS, dO solve a 2 x 2 system. */
@@ -155,30 +166,21 @@ static double group_error(const search *t, const float *lanes, size_t first) {
     return sum;
 }
 
-static void copy_group(const search *t, const aq_grid *from, size_t first, aq_grid *to) {
-    for (size_t j = first; j < first + t->n_sub; j++) {
-        to->outer_s[j] = from->outer_s[j];
-        to->outer_o[j] = from->outer_o[j];
-        to->k[j] = from->k[j];
-        to->m[j] = from->m[j];
-        to->error[j] = from->error[j];
-    }
-}
-
 /* Fits the outer pairs to what the sub-groups chose, lets those move once more, and keeps the groups that gained. */
 static void improve(const search *t, aq_grid *best) {
-    aq_grid g = *best;
+    aq_grid fitted, moved;
     aq_lines lines;
     aq_fit_sums sums;
     for (size_t j = 0; j < AQ_LANES; j++) {
-        lines.s[j] = g.outer_s[j] * g.k[j];
-        lines.o[j] = g.outer_o[j] * g.m[j];
+        lines.s[j] = best->outer_s[j] * best->k[j];
+        lines.o[j] = best->outer_o[j] * best->m[j];
     }
     aq_lanes_sums(t->lanes, &lines, &sums);
-    for (size_t i = 0; i < t->n_groups; i++) refit_outer(t, &sums, i * t->n_sub, &g);
-    move(t, &g, 1);
+    copy_lanes(best, 0, AQ_LANES, &fitted);
+    for (size_t i = 0; i < t->n_groups; i++) refit_outer(t, &sums, i * t->n_sub, &fitted);
+    move(t, &fitted, 1, &moved);
     for (size_t i = 0; i < t->n_groups; i++)
-        if (group_error(t, g.error, i * t->n_sub) < group_error(t, best->error, i * t->n_sub)) copy_group(t, &g, i * t->n_sub, best);
+        if (group_error(t, moved.error, i * t->n_sub) < group_error(t, best->error, i * t->n_sub)) copy_lanes(&moved, i * t->n_sub, t->n_sub, best);
 }
 
 /* Exact error of each group as it dequantizes. */
@@ -197,7 +199,7 @@ static void exact_errors(const search *t, const aq_grid *g, double *group_errors
 }
 
 /* The grid of each group from the free lines of its sub-groups; a group that cannot be searched keeps the min-max grid. */
-static void free_grid(search *t, aq_grid *found) {
+static void free_grid(search *t, aq_grid *g) {
     const aq_lanes *l = t->lanes;
     aq_lines lines;
     aq_search_lines(l, t->spec->bits, aq_two_level_width(t->spec->bits), &lines);
@@ -211,7 +213,7 @@ static void free_grid(search *t, aq_grid *found) {
             lines.o[j] = range.lo < 0 ? range.lo : 0.0f;
             lines.s[j] = ((range.hi > 0 ? range.hi : 0.0f) - lines.o[j]) / (float)l->q_max;
         }
-        if (t->searched[i]) t->searched[i] = start_grid(t->spec, lines.s, lines.o, first, t->n_sub, found);
+        if (t->searched[i]) t->searched[i] = start_grid(t->spec, lines.s, lines.o, first, t->n_sub, g);
     }
 }
 
@@ -227,9 +229,10 @@ size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec
     for (size_t j = 0; j < AQ_LANES; j++) rtn.outer_s[j] = rtn.k[j] = 1, rtn.outer_o[j] = rtn.m[j] = rtn.error[j] = 0;
     for (; t.n_groups < n; t.n_groups++)
         if (!rtn_grid(spec, l->low, l->high, t.n_groups * t.n_sub, t.n_sub, &rtn)) break;
-    aq_grid found = rtn;
-    free_grid(&t, &found);
-    move(&t, &found, 2);
+    aq_grid started, found;
+    copy_lanes(&rtn, 0, AQ_LANES, &started);
+    free_grid(&t, &started);
+    move(&t, &started, 2, &found);
     improve(&t, &found);
 
     double rtn_errors[AQ_LANES], found_errors[AQ_LANES];
