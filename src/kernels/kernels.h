@@ -79,8 +79,8 @@ typedef struct aq_kernels {
 
     /* x[16 i + j] = rows[j][i] for i < n. */
     void (*transpose)(const float *const rows[AQ_LANES], size_t n, float *x);
-    /* Smallest and largest value of each lane over the steps >= 1, zeros as +0. */
-    void (*lane_range)(const float *x, size_t steps, float *lo, float *hi);
+    /* Smallest and largest value of each lane over the steps >= 1, zeros as +0; false (and lo, hi undefined) when one is NaN or infinite. */
+    bool (*lane_range)(const float *x, size_t steps, float *lo, float *hi);
     /* fit_sums, then fit_lines, of the lines s = clip * from->s, o = from->o + shift * s. `out` (may be NULL) takes the fitted lines. */
     void (*fit)(const aq_block *block, int q_max, const float *weight, float middle, const aq_lines *from, float clip, float shift, aq_lines *out,
                 aq_lines *best);

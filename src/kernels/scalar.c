@@ -101,15 +101,18 @@ static void transpose(const float *const rows[AQ_LANES], size_t n, float *x) {
         for (size_t i = 0; i < n; i++) x[i * AQ_LANES + j] = rows[j][i];
 }
 
-static void lane_range(const float *x, size_t steps, float *lo, float *hi) {
+static bool lane_range(const float *x, size_t steps, float *lo, float *hi) {
+    float marks = 0; /* as in range */
     for (size_t j = 0; j < AQ_LANES; j++) {
         lo[j] = hi[j] = x[j] + 0.0f;
-        for (size_t i = 1; i < steps; i++) {
+        for (size_t i = 0; i < steps; i++) {
             float v = x[i * AQ_LANES + j] + 0.0f;
             lo[j] = v < lo[j] ? v : lo[j];
             hi[j] = v > hi[j] ? v : hi[j];
+            marks += v * 0.0f;
         }
     }
+    return marks == 0;
 }
 
 static void fit_sums(const aq_block *b, int q_max, const aq_lines *lines, aq_fit_sums *out) {

@@ -239,18 +239,20 @@ static void transpose(const float *const rows[AQ_LANES], size_t n, float *x) {
         for (size_t i = whole; i < n; i++) x[i * AQ_LANES + j] = rows[j][i];
 }
 
-static void lane_range(const float *x, size_t steps, float *lo, float *hi) {
-    vf zero = v_set(0.0f);
+static bool lane_range(const float *x, size_t steps, float *lo, float *hi) {
+    vf zero = v_set(0.0f), marks = zero;
     for (size_t j = 0; j < AQ_LANES; j += W) {
         vf a = v_load(x + j), b = a;
-        for (size_t i = 1; i < steps; i++) {
+        for (size_t i = 0; i < steps; i++) {
             vf v = v_load(x + i * AQ_LANES + j);
             a = v_min(v, a);
             b = v_max(v, b);
+            marks += v * zero;
         }
         v_store(lo + j, a + zero);
         v_store(hi + j, b + zero);
     }
+    return v_all_zero(marks);
 }
 
 typedef struct part_sums {

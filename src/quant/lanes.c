@@ -43,7 +43,7 @@ static void fill_ragged(aq_lanes *l, const aq_values *groups, size_t n, size_t s
     l->block = (aq_block){l->x, l->h, steps};
 }
 
-void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n) {
+bool aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n) {
     size_t steps = 0;
     bool even = n == AQ_LANES;
     start(l, k, spec);
@@ -54,10 +54,11 @@ void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, 
         fill_even(l, groups, steps);
     else
         fill_ragged(l, groups, n, steps);
-    k->lane_range(l->x, steps, l->low, l->high);
+    if (!k->lane_range(l->x, steps, l->low, l->high)) return false;
     for (size_t j = 0; j < AQ_LANES; j++)
         if (aq_range_reach((aq_range){l->low[j], l->high[j]}) >= AQ_SEARCH_MAX)
             for (size_t i = 0; i < steps; i++) l->x[i * AQ_LANES + j] = 0.0f; /* not searched */
+    return true;
 }
 
 /* ---- one large group ---- */
@@ -85,9 +86,9 @@ static void for_each_run(const aq_values *v, void (*visit)(void *context, const 
     }
 }
 
-void aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group) {
+bool aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group) {
     aq_range range;
-    aq_values_range(k, group, &range);
+    if (!aq_values_range(k, group, &range)) return false;
     double weight = 0;
     start(l, k, spec);
     l->wide = group;
@@ -97,6 +98,7 @@ void aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *s
         l->high[j] = range.hi;
         l->weight[j] = (float)(weight * (double)group->n_rows);
     }
+    return true;
 }
 
 typedef struct wide_sums {

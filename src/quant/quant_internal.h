@@ -80,9 +80,9 @@ typedef struct aq_lanes {
     float x[AQ_LANES * AQ_NARROW], h[AQ_LANES * AQ_NARROW];
 } aq_lanes;
 
-/* Puts n <= 16 groups of one row each into lanes; the other lanes get weight 0. */
-void aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n);
-void aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group);
+/* Puts n <= 16 groups of one row each into lanes; the other lanes get weight 0. False when a value is not finite. */
+bool aq_lanes_fill(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n);
+bool aq_lanes_fill_wide(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *group);
 /* The least-squares lines of the codes of s = clip * from->s, o = from->o + shift * s: into `out`, and into `best` where better (see fit in kernels.h). */
 void aq_lanes_fit(const aq_lanes *l, const aq_lines *from, float clip, float shift, aq_lines *out, aq_lines *best);
 void aq_lanes_sums(const aq_lanes *l, const aq_lines *lines, aq_fit_sums *out);
@@ -98,7 +98,9 @@ void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines 
 /* Pairs of the groups in the lanes (n of them; wide: 1), stored at slots[i]: min-max, then whatever is better, never a larger sum of h (x - v)^2.
  * Returns the number of groups before the first whose min-max pair does not fit half precision: n when all do. */
 size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots);
-/* Records of n <= 16 / (sub-groups of a group) groups. Returns as above. */
-size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records);
+/* Records of the groups whose sub-groups aq_lanes_fill_two_level put into the lanes. Returns as above. */
+size_t aq_search_two_level(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records);
+/* Puts the sub-groups of n <= 16 / (sub-groups of a group) groups into lanes. False when a value is not finite. */
+bool aq_lanes_fill_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n);
 
 #endif

@@ -172,18 +172,25 @@ typedef struct batch {
     size_t n;
 } batch;
 
+/* Names the first value of the batch that is not finite. */
+static bool note_nonfinite(job *j, const batch *b, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        for (uint64_t r = 0; r < b->groups[i].n_rows; r++)
+            if (!all_finite(j, b->groups[i].x + r * b->groups[i].stride, b->groups[i].n)) return false;
+    return false;
+}
+
 static bool flush(job *j, batch *b) {
     size_t n = b->n, stored;
     if (n == 0) return true;
     b->n = 0;
     if (j->spec->params == AQ_PARAMS_TWO_LEVEL) {
-        stored = aq_search_two_level(b->lanes, j->kernels, j->spec, b->groups, n, b->slots);
+        if (!aq_lanes_fill_two_level(b->lanes, j->kernels, j->spec, b->groups, n)) return note_nonfinite(j, b, n);
+        stored = aq_search_two_level(b->lanes, j->spec, b->groups, n, b->slots);
     } else {
         bool wide = b->groups[0].n_rows > 1 || b->groups[0].n > AQ_NARROW;
-        if (wide)
-            aq_lanes_fill_wide(b->lanes, j->kernels, j->spec, &b->groups[0]);
-        else
-            aq_lanes_fill(b->lanes, j->kernels, j->spec, b->groups, n);
+        if (!(wide ? aq_lanes_fill_wide(b->lanes, j->kernels, j->spec, &b->groups[0]) : aq_lanes_fill(b->lanes, j->kernels, j->spec, b->groups, n)))
+            return note_nonfinite(j, b, n);
         stored = aq_search_pairs(b->lanes, j->spec, b->groups, n, b->slots);
     }
     if (stored < n) note_failure(j, b->groups[stored].x, true);
@@ -195,7 +202,6 @@ static bool search_strips(job *j, batch *b, uint64_t begin, uint64_t end) {
     uint64_t capacity = j->spec->params == AQ_PARAMS_TWO_LEVEL ? AQ_LANES / (j->spec->group_size / j->layout->pair_width) : AQ_LANES;
     for (uint64_t i = begin; i < end; i++) {
         strip s = strip_at(j, i);
-        if (!strip_is_finite(j, &s)) return false;
         for (uint64_t g = s.group; g < s.group + s.n_groups; g++) {
             aq_values values = group_values(j, &s, g);
             bool alone = values.n_rows > 1 || values.n > AQ_NARROW || values.n < s.group_size;

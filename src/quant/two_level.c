@@ -41,15 +41,16 @@ static bool start_grid(const aq_quant_spec *spec, const float *s, const float *o
         o_low = o[j] < o_low ? o[j] : o_low;
         o_high = o[j] > o_high ? o[j] : o_high;
     }
-    bool zero = s_max == 0;
-    if (!zero && !round_outer(spec, s_max / limits.k_top, (o_high > -o_low ? o_high : o_low) / limits.m_top, &outer_s, &outer_o)) return false;
+    /* All zero: S = 1, O = 0. */
+    if (s_max > 0 && !round_outer(spec, s_max / limits.k_top, (o_high > -o_low ? o_high : o_low) / limits.m_top, &outer_s, &outer_o)) return false;
     for (size_t j = first; j < first + n_sub; j++) {
         g->outer_s[j] = outer_s;
         g->outer_o[j] = outer_o;
         g->k[j] = grid(s[j] / outer_s, 1, limits.k_top);
-        g->m[j] = spec->symmetric ? g->k[j] : grid(o[j] / outer_o, 0, limits.m_top);
-        g->m[j] = zero ? 0.0f : g->m[j];
+        g->m[j] = grid(o[j] / outer_o, limits.m_low, limits.m_top);
     }
+    if (!spec->symmetric) return true;
+    for (size_t j = first; j < first + n_sub; j++) g->m[j] = g->k[j];
     return true;
 }
 
@@ -217,14 +218,17 @@ static void free_grid(search *t, aq_grid *g) {
     }
 }
 
-size_t aq_search_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records) {
+bool aq_lanes_fill_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n) {
     aq_values subs[AQ_LANES];
-    search t = {.lanes = l, .spec = spec, .n_sub = sub_count(spec, &groups[0])};
+    size_t n_sub = sub_count(spec, &groups[0]);
     /* Groups of a batch have as many sub-groups as the first; a last, shorter one comes alone. */
     for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < t.n_sub; j++) subs[i * t.n_sub + j] = sub_group(spec, &groups[i], j);
-    aq_lanes_fill(l, k, spec, subs, n * t.n_sub);
+        for (size_t j = 0; j < n_sub; j++) subs[i * n_sub + j] = sub_group(spec, &groups[i], j);
+    return aq_lanes_fill(l, k, spec, subs, n * n_sub);
+}
 
+size_t aq_search_two_level(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records) {
+    search t = {.lanes = l, .spec = spec, .n_sub = sub_count(spec, &groups[0])};
     aq_grid rtn;
     for (size_t j = 0; j < AQ_LANES; j++) rtn.outer_s[j] = rtn.k[j] = 1, rtn.outer_o[j] = rtn.m[j] = rtn.error[j] = 0;
     for (; t.n_groups < n; t.n_groups++)

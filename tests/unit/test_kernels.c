@@ -227,10 +227,16 @@ static void search_kernels_agree(void **state) {
             k->transpose(rows, block.steps, moved[1]);
             assert_memory_equal(moved[0], moved[1], sizeof moved[0]);
             if (block.steps) {
-                aq_kernels_scalar.lane_range(x, block.steps, low[0], high[0]);
-                k->lane_range(x, block.steps, low[1], high[1]);
+                assert_true(aq_kernels_scalar.lane_range(x, block.steps, low[0], high[0]));
+                assert_true(k->lane_range(x, block.steps, low[1], high[1]));
                 assert_memory_equal(low[0], low[1], sizeof low[0]);
                 assert_memory_equal(high[0], high[1], sizeof high[0]);
+                size_t at = random_bits() % (block.steps * AQ_LANES);
+                float kept = x[at];
+                x[at] = trial & 2 ? NAN : -INFINITY;
+                assert_false(aq_kernels_scalar.lane_range(x, block.steps, low[0], high[0]));
+                assert_false(k->lane_range(x, block.steps, low[1], high[1]));
+                x[at] = kept;
             }
 
             aq_grid_limits limits = {16, 0, 15};
