@@ -11,7 +11,9 @@
 #include <string.h>
 
 enum { FINAL_ROUNDS = 3 };
-static const float shifts[] = {0.0f, -0.35f, 0.35f}; /* in steps */
+
+/* Shifts of the candidates, in steps. Sub-groups of 16 at 2 bits have another search behind this one and take fewer. */
+static const float shifts[] = {0.0f, -0.35f, 0.35f}, few_shifts[] = {-0.2f, 0.2f};
 
 /* Clip factors that suit the values of a bell-shaped group of this size: the larger the group, the further out lie its extremes. */
 static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
@@ -22,9 +24,10 @@ static void clip_range(int bits, uint64_t group_size, float *high, float *low) {
 }
 
 void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines *best) {
-    bool symmetric = l->middle >= 0;
+    bool symmetric = l->middle >= 0, few = bits == 2 && group_size == 16;
     float high, low, q_max = (float)l->q_max;
-    size_t n_shifts = symmetric ? 1 : sizeof shifts / sizeof *shifts, n_clips = symmetric ? 8 : bits == 2 && group_size == 16 ? 3 : 5;
+    const float *shift = few ? few_shifts : shifts;
+    size_t n_shifts = symmetric ? 1 : few ? 2 : 3, n_clips = symmetric ? 8 : few ? 3 : 5;
     aq_lines center; /* the step that covers the range, and the middle of the range */
     clip_range(bits, group_size, &high, &low);
     for (size_t j = 0; j < AQ_LANES; j++) {
@@ -37,7 +40,7 @@ void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines 
     *best = center;
     for (size_t c = 0; c < n_clips; c++) {
         float clip = high + (low - high) * (float)c / (float)(n_clips - 1);
-        for (size_t k = 0; k < n_shifts; k++) aq_lanes_fit(l, &center, clip, symmetric ? -l->middle : shifts[k] - 0.5f * q_max, NULL, best);
+        for (size_t k = 0; k < n_shifts; k++) aq_lanes_fit(l, &center, clip, symmetric ? -l->middle : shift[k] - 0.5f * q_max, NULL, best);
     }
 }
 
