@@ -115,8 +115,8 @@ static aq_status compare_lists(group_reader *g, const aq_store_tensor *t, const 
 
 static aq_status read_params(group_reader *g, const aq_store_tensor *t, const aq_quant_layout *layout, aq_part *part, aq_error *err) {
     const void *scales, *zeros;
-    uint64_t n_scales, n_zeros;
-    bool null_s, null_z, null_p;
+    uint64_t n_scales = 0, n_zeros = 0;
+    bool null_s = true, null_z = true, null_p = true;
     if (!aq_column_next_list(&g->columns[COL_SCALES], &scales, &n_scales, &null_s) ||
         !aq_column_next_list(&g->columns[COL_ZERO_POINTS], &zeros, &n_zeros, &null_z))
         return fail_row(g, t, err, "scales or zero_points hold null");
@@ -227,7 +227,7 @@ static void upper(char *out, size_t size, const char *text) {
 static aq_status read_row(group_reader *g, aq_store_tensor *t, aq_part *part, aq_error *err) {
     const char *form, *hash;
     bool null;
-    aq_quant_layout layout;
+    aq_quant_layout layout = {0};
     memset(t, 0, sizeof *t);
     memset(part, 0, sizeof *part);
     part->file = g->file_index;

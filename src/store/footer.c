@@ -67,7 +67,7 @@ static bool read_byte(walker *w, uint8_t *out) {
 static bool read_varint(walker *w, uint64_t *out) {
     uint64_t v = 0;
     for (int shift = 0; shift < 70; shift += 7) {
-        uint8_t b;
+        uint8_t b = 0;
         if (!read_byte(w, &b)) return false;
         v |= shift < 64 ? (uint64_t)(b & 0x7F) << shift : 0;
         if (!(b & 0x80)) {
@@ -87,7 +87,7 @@ static bool read_int(walker *w, int64_t *out) {
 
 /* Next field of a struct: its type and id; type STOP at the end. */
 static bool next_field(walker *w, uint8_t *type, int64_t *id) {
-    uint8_t b;
+    uint8_t b = 0;
     if (!read_byte(w, &b)) return false;
     *type = b & 15;
     if (*type == STOP) return b == 0 || fail(w, "a struct ends in a field that is no stop");
@@ -101,7 +101,7 @@ static bool next_field(walker *w, uint8_t *type, int64_t *id) {
 
 /* Header of a list: each element takes at least one byte. */
 static bool begin_list(walker *w, uint8_t *type, uint64_t *n) {
-    uint8_t b;
+    uint8_t b = 0;
     if (!read_byte(w, &b)) return false;
     *type = b & 15;
     *n = b >> 4;
@@ -339,6 +339,7 @@ aq_status aq_footer_check(const uint8_t *data, uint64_t size, uint64_t data_end,
     aq_free(f.spans);
     if (ok) return AQ_OK;
     if (f.no_memory) return aq_fail_memory(err, f.n_spans * sizeof *f.spans, "a footer");
-    return aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "its footer at byte %llu cannot be used: %s (near byte %llu)", (unsigned long long)data_end,
-                      f.w.wrong ? f.w.wrong : "it ends early", (unsigned long long)(data_end + (uint64_t)(f.w.at - data)));
+    unsigned long long begin = data_end, near = begin + (uint64_t)(f.w.at - data);
+    return aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "its footer at byte %llu cannot be used: %s (near byte %llu)", begin,
+                      f.w.wrong ? f.w.wrong : "it ends early", near);
 }

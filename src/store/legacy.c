@@ -233,8 +233,8 @@ static aq_status read_codes(legacy_reader *g, aq_store_tensor *t, aq_part *part,
 static aq_status read_bin(legacy_reader *g, aq_store_tensor *t, aq_part *part, aq_error *err) {
     size_t n = strlen(g->file->path);
     if (!aq_text_ends_with(g->file->path, ".parquet")) return fail_tensor(g, t->name, err, "its data are empty");
-    char *path = aq_strdup(g->file->path), *bytes;
-    uint64_t size;
+    char *path = aq_strdup(g->file->path), *bytes = NULL;
+    uint64_t size = 0;
     if (!path) return aq_fail_memory(err, n, "a path");
     memcpy(path + n - strlen(".parquet"), ".bin", 5);
     aq_status status = aq_path_is_file(path) ? aq_file_read(&bytes, &size, path, 4 * t->num_params, err)

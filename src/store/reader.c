@@ -48,14 +48,14 @@ static size_t slot(const aq_store *s, const char *name) {
 }
 
 static bool grow_table(aq_store *s) {
-    if (2 * (s->n_tensors + 1) <= s->table_size) return true;
+    if (s->table && 2 * (s->n_tensors + 1) <= s->table_size) return true;
     size_t size = s->table_size ? 2 * s->table_size : 256;
     uint32_t *table = aq_calloc(size, sizeof *table);
     if (!table) return false;
     aq_free(s->table);
     s->table = table;
     s->table_size = size;
-    for (size_t i = 0; i < s->n_tensors; i++) s->table[slot(s, s->tensors[i].info.name)] = (uint32_t)(i + 1);
+    for (size_t i = 0; s->tensors && i < s->n_tensors; i++) s->table[slot(s, s->tensors[i].info.name)] = (uint32_t)(i + 1);
     return true;
 }
 
@@ -84,9 +84,10 @@ static aq_status add_part(aq_store *s, const aq_store_tensor *info, aq_part *par
     if (next_part) {
         const aq_part *before = &s->parts[s->n_parts - 1];
         if (!same_tensor(&last->info, info)) return aq_fail_at(err, AQ_ERR_FORMAT, file, info->name, "its parts contradict each other");
-        if (part->row_begin != before->row_begin + before->row_count)
+        uint64_t expected = before->row_begin + before->row_count;
+        if (part->row_begin != expected)
             return aq_fail_at(err, AQ_ERR_FORMAT, file, info->name, "a part begins at %llu, expected %llu", (unsigned long long)part->row_begin,
-                              (unsigned long long)(before->row_begin + before->row_count));
+                              (unsigned long long)expected);
         last->info.stored_bytes += info->stored_bytes;
         last->info.n_parts++;
     } else {
@@ -94,7 +95,7 @@ static aq_status add_part(aq_store *s, const aq_store_tensor *info, aq_part *par
             return aq_fail_at(err, AQ_ERR_FORMAT, file, info->name, "its first part begins at %llu, expected 0", (unsigned long long)part->row_begin);
         if (aq_store_find(s, info->name) >= 0) return aq_fail_at(err, AQ_ERR_FORMAT, file, info->name, "is there twice");
         if (s->n_tensors >= AQ_LIMIT_TENSORS) return aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "there are more than %d tensors", AQ_LIMIT_TENSORS);
-        if (s->n_tensors == s->tensors_cap) {
+        if (!s->tensors || s->n_tensors == s->tensors_cap) {
             size_t cap = s->tensors_cap ? 2 * s->tensors_cap : 64;
             aq_stored *tensors = aq_realloc(s->tensors, cap, sizeof *tensors);
             if (!tensors) return aq_fail_memory(err, cap * sizeof *tensors, "the tensor list");
@@ -126,9 +127,10 @@ aq_status aq_store_check_complete(const aq_store *s, aq_error *err) {
     for (size_t i = 0; i < s->n_tensors; i++) {
         const aq_stored *t = &s->tensors[i];
         const aq_part *last = &s->parts[t->first_part + t->info.n_parts - 1];
-        if (last->row_begin + last->row_count != units(&t->info))
-            return aq_fail_at(err, AQ_ERR_FORMAT, s->files[last->file].path, t->info.name, "ends at %llu of %llu: a part is missing",
-                              (unsigned long long)(last->row_begin + last->row_count), (unsigned long long)units(&t->info));
+        uint64_t end = last->row_begin + last->row_count;
+        if (end != units(&t->info))
+            return aq_fail_at(err, AQ_ERR_FORMAT, s->files[last->file].path, t->info.name, "ends at %llu of %llu: a part is missing", (unsigned long long)end,
+                              (unsigned long long)units(&t->info));
     }
     return AQ_OK;
 }
@@ -289,7 +291,7 @@ static aq_status list_inputs(aq_store *s, aq_error *err) {
     }
     size_t n = s->folder ? names.n_names : 1;
     if (status == AQ_OK && !(s->files = aq_calloc(n + 1, sizeof *s->files))) status = aq_fail_memory(err, n * sizeof *s->files, "the file list");
-    for (size_t i = 0; status == AQ_OK && i < n; i++) {
+    for (size_t i = 0; status == AQ_OK && s->files && i < n; i++) {
         if (s->folder && (!aq_text_ends_with(names.names[i], ".parquet") || strcmp(names.names[i], "calibration.parquet") == 0)) continue;
         aq_store_input *f = &s->files[s->n_files++];
         f->map.fd = -1;

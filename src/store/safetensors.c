@@ -100,7 +100,7 @@ aq_status aq_st_writer_create(aq_st_writer **out, const char *path, const aq_st_
     w->temp = aq_alloc(n);
     aq_status status =
         w->path && w->temp ? build_header(&header, &header_size, &w->total, entries, n_entries, metadata_json, err) : aq_fail_memory(err, n, "a path");
-    if (status == AQ_OK) {
+    if (status == AQ_OK && w->temp) {
         snprintf(w->temp, n, "%s.partial-%ld", path, (long)getpid());
         w->fd = open(w->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
         if (w->fd < 0) status = aq_fail_io(err, errno, path, "cannot create");

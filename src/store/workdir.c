@@ -221,7 +221,7 @@ static aq_status create_work(aq_workdir *dir, aq_journal *journal, const char *f
     journal_path = aq_path_join(dir->path, "journal");
     if (status == AQ_OK && (!dir->out || !journal_path)) status = aq_fail_memory(err, 1, "a path");
     /* The target gets the permissions that mkdir would give it, whatever the work folder has. */
-    if (status == AQ_OK && mkdir(dir->out, 0777) != 0) status = aq_fail_io(err, errno, dir->out, "cannot create");
+    if (status == AQ_OK && dir->out && mkdir(dir->out, 0777) != 0) status = aq_fail_io(err, errno, dir->out, "cannot create");
     if (status == AQ_OK) status = aq_journal_create(journal, journal_path, fingerprint, err);
     if (status == AQ_OK) status = aq_fsync_path(dir->path, err);
     aq_free(journal_path);

@@ -198,13 +198,13 @@ static aq_status restore(aq_store_writer *w, aq_error *err) {
         char *path = aq_path_join(w->dir.out, name), *temporary = NULL;
         if (!path) status = aq_fail_memory(err, 1, "a path");
         /* Files that got their final name before the run was killed get their working name back. */
-        if (status == AQ_OK && sscanf(name, "model-%5u-of-%5u.parquet%n", &index, &n, &end) == 2 && end && !name[end]) {
+        if (path && status == AQ_OK && sscanf(name, "model-%5u-of-%5u.parquet%n", &index, &n, &end) == 2 && end && !name[end]) {
             temporary = file_path(w, index, 0);
             if (!temporary)
                 status = aq_fail_memory(err, 1, "a path");
             else if (rename(path, temporary) != 0)
                 status = aq_fail_io(err, errno, path, "cannot rename");
-        } else if (status == AQ_OK && sscanf(name, "part-%5u.parquet%n", &index, &end) == 1 && end && !name[end] && index > j->file_index) {
+        } else if (path && status == AQ_OK && sscanf(name, "part-%5u.parquet%n", &index, &end) == 1 && end && !name[end] && index > j->file_index) {
             if (unlink(path) != 0) status = aq_fail_io(err, errno, path, "cannot remove"); /* written after the last checkpoint */
         }
         aq_free(temporary);
@@ -400,7 +400,7 @@ static aq_status list_files(hashing *h, const char *prefix, int depth, aq_error 
         if (!path) {
             status = aq_fail_memory(err, n, "a path");
         } else if (aq_path_is_dir(path)) {
-            strcat(relative, "/");
+            memcpy(relative + n - 2, "/", 2);
             status = depth < 16 ? list_files(h, relative, depth + 1, err) : aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "is nested too deep");
         } else if (strcmp(relative, "metadata.json") != 0) {
             struct stat st;
@@ -508,8 +508,8 @@ static aq_status verify_and_describe(aq_store_writer *w, const char *metadata_js
     if (!metadata_json) metadata_json = "{}";
     if (status == AQ_OK) status = aq_json_parse(&root, metadata_json, strlen(metadata_json), 64, "metadata", err);
     if (status == AQ_OK && !json_is_object(root)) status = aq_fail(err, AQ_ERR_USAGE, "the metadata of a container must be a JSON object");
-    if (status == AQ_OK && aq_path_exists(old) && unlink(old) != 0) status = aq_fail_io(err, errno, old, "cannot replace"); /* of a run killed here */
-    if (status == AQ_OK) {
+    if (status == AQ_OK && old && aq_path_exists(old) && unlink(old) != 0) status = aq_fail_io(err, errno, old, "cannot replace"); /* of a run killed here */
+    if (status == AQ_OK && h) {
         pthread_t thread;
         h->writer = w;
         bool threaded = pthread_create(&thread, NULL, hash_files, h) == 0;
@@ -522,7 +522,7 @@ static aq_status verify_and_describe(aq_store_writer *w, const char *metadata_js
             if (err) *err = h->err;
         }
     }
-    if (status == AQ_OK) status = write_metadata(w, root, h->files, sha256, err);
+    if (status == AQ_OK && h) status = write_metadata(w, root, h->files, sha256, err);
     step("metadata");
     if (h) json_decref(h->files);
     json_decref(root);
