@@ -172,9 +172,11 @@ aq_status plan_memory(quantize_run *run, aq_error *err) {
         if (status != AQ_OK) return status;
     }
     if (d.part > AQ_STORE_PART_BYTES) d.part = AQ_STORE_PART_BYTES;
-    /* Program, tables of the model, one row group on its way to the file (twice: as it is and as a page); then per thread a slab of the source, its F32
-     * copy and as much again for the search. */
-    uint64_t fixed = 24 * MIB + 512 * run->n_tensors + 2 * d.part;
+    /* Program and tables of the model; one row group on its way to the file (as values and as a page, both in buffers that grow by doubling) and on its way
+     * back when it is verified. Then per thread a slab of the source, its F32 copy and as much again for the search. */
+    uint64_t page = MIB;
+    while (page < d.part) page *= 2;
+    uint64_t fixed = 20 * MIB + 512 * run->n_tensors + 2 * page + d.part;
     uint64_t per_thread = d.slab_bytes + 2 * 4 * d.slab_values + MIB;
     memory_plan *m = &run->memory;
     m->slab_values = d.slab_values;
