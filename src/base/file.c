@@ -418,12 +418,6 @@ uint64_t aq_rss_bytes(void) {
     return resident * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-uint64_t aq_peak_rss_bytes(void) {
-    struct rusage usage;
-    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
-    return (uint64_t)usage.ru_maxrss * 1024;
-}
-
 /* First number in a small system file; false when it is not there or holds a word ("max"). */
 static bool read_number(const char *path, const char *key, uint64_t *out) {
     FILE *f = fopen(path, "r");
@@ -450,4 +444,13 @@ uint64_t aq_available_memory_bytes(void) {
         if (left < available) available = left;
     }
     return available;
+}
+
+uint64_t aq_peak_rss_bytes(void) {
+    uint64_t kilobytes;
+    /* Of this program's own memory; getrusage also counts what the process that started it shared before exec. */
+    if (read_number("/proc/self/status", "VmHWM:", &kilobytes)) return kilobytes * 1024;
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+    return (uint64_t)usage.ru_maxrss * 1024;
 }
