@@ -48,6 +48,8 @@ test-python: build $(VENV)/torch.done ## Python tests, on the package as pip ins
 bench: build $(VENV)/torch.done ## benchmarks: ratios to peers and to memory bandwidth
 	@build/release/aq_bench
 	$(PYTHON) bench/whole_model.py --program $(PROGRAM)
+	$(PYTHON) -m pip install --quiet .
+	$(PYTHON) bench/bench_python.py
 
 wheel: deps $(VENV)/python.done ## build an abi3 wheel into dist/ and test it in a fresh environment
 	@scripts/build_wheel.sh $(PYTHON)

@@ -5,6 +5,7 @@
  *   quantizer.c  the type ArrowQuantV2; its methods come from the files below
  *   config_type.c the type DiffusionQuantConfig
  *   arguments.c  arguments of calls
+ *   hooks.c      Ctrl-C, callbacks, log and warnings
  *   intake.c     arrays handed in: buffer protocol, __array_interface__, DLPack, lists
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
@@ -72,7 +73,7 @@ PyObject *aqpy_take_exception(void);
 int aqpy_add_type(PyObject *module, enum aqpy_object which, PyType_Spec *spec);
 /* For a method of a heap type: the state of the module that made the type or one of its bases. */
 aqpy_state *aqpy_state_of_type(PyTypeObject *type);
-/* A tp_traverse and tp_dealloc for types that hold no Python objects. */
+/* The tp_traverse of types that hold no Python objects. */
 int aqpy_traverse_type(PyObject *self, visitproc visit, void *arg);
 
 /* ---- arguments.c ---- */
@@ -137,16 +138,18 @@ int aqpy_add_arrow(PyObject *module);       /* arrow_entries.c */
 int aqpy_add_arrow_layer(PyObject *module); /* arrow_layer.c */
 /* The specification of all array functions: axis 1, F32 parameters, round to nearest. */
 aq_quant_spec aqpy_array_spec(int bits, uint64_t group_size);
-/* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */
-int aqpy_warn_skipped(PyObject *reasons, Py_ssize_t n_layers);
-
 /* A list of float. */
 PyObject *aqpy_list_of_floats(const float *data, uint64_t n);
+
 /* ---- jobs.c, held.c, container.c, model.c ---- */
 int aqpy_add_jobs(PyObject *module);
 int aqpy_add_held(PyObject *module);
 int aqpy_add_container(PyObject *module);
 int aqpy_add_model(PyObject *module);
+
+/* ---- hooks.c ---- */
+/* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */
+int aqpy_warn_skipped(PyObject *reasons, Py_ssize_t n_layers);
 
 /* A tick for aq_batch_quantize, run without the GIL: takes it, looks for Ctrl-C, calls back. */
 typedef struct aqpy_ticker {

@@ -302,6 +302,8 @@ def test_diff_measures_each_tensor(small, container):
 @pytest.mark.parametrize("dtype", [None, "f32", "f16", "bf16"])
 def test_an_export_holds_the_dequantized_values(small, container, tmp_path, dtype):
     safetensors = pytest.importorskip("safetensors")
+    if dtype == "bf16":
+        pytest.importorskip("torch")
     report = aq.export(container, tmp_path / "plain.safetensors", dtype=dtype)
     assert report["n_tensors"] == 3
     with aq.open(container) as f, safetensors.safe_open(tmp_path / "plain.safetensors", "pt" if dtype == "bf16" else "np") as g:
