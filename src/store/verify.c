@@ -7,7 +7,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
-#include "store/rows.h"
+#include "store/row.h"
 
 typedef struct {
     const aq_store *store;

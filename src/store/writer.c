@@ -1,4 +1,4 @@
-/* Writing a container (docs/format.md, "How it is written"): rows gather into row groups, row groups go to files, checkpoints make them durable.
+/* Writing a container (docs/format.md, "How it is written"): each record is a row group, row groups go to files, checkpoints make them durable.
  *
  * Every decision that shapes the bytes (where a row group, a checkpoint or a file ends) depends on the records and options alone, so that a run that
  * was killed and continued writes the same bytes as one that was not. */
@@ -19,12 +19,10 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/size.h"
-#include "store/rows.h"
+#include "store/row.h"
 #include "store/store_internal.h"
 #include "store/workdir.h"
 
-#define GATHER_BYTES (UINT64_C(1) << 20) /* tensors below this share a row group of about this size */
-#define GATHER_ROWS 1024
 #define ROW_GROUP_OVERHEAD 6000 /* page headers and footer entry of one row group, about */
 #define CHECKPOINT_BYTES (UINT64_C(64) << 20)
 #define RECORD_LIMIT (UINT64_C(255) << 20) /* a value and its page stay below AQ_LIMIT_PAGE_BYTES */
@@ -33,7 +31,7 @@
 struct aq_store_writer {
     aq_workdir dir;
     aq_journal journal;
-    aq_rows rows;
+    aq_row row;
     carquet_schema_t *schema;
     carquet_writer_t *parquet; /* open file, or NULL */
     char *config_json;
@@ -130,7 +128,7 @@ static aq_status read_footer(const char *path, uint64_t *data_end, uint8_t **foo
     return AQ_OK;
 }
 
-/* Makes all rows so far durable. The file stays open for more unless it is complete. */
+/* Makes all row groups so far durable. The file stays open for more unless it is complete. */
 static aq_status checkpoint(aq_store_writer *w, bool complete, aq_error *err) {
     char *path = file_path(w, w->file_index, 0);
     if (!path) return aq_fail_memory(err, 1, "a path");
@@ -160,23 +158,21 @@ static uint64_t checkpoint_distance(const aq_store_writer *w) {
     return spacing < CHECKPOINT_BYTES ? spacing : CHECKPOINT_BYTES;
 }
 
-static aq_status flush(aq_store_writer *w, aq_error *err) {
-    if (w->rows.n_rows == 0) return AQ_OK;
-    char *path = NULL;
-    aq_status status = AQ_OK;
+/* Writes one record as a row group, opening, checkpointing and closing files as its place asks for. */
+static aq_status write_group(aq_store_writer *w, const aq_store_record *r, aq_error *err) {
     if (!w->parquet) {
         w->file_index++;
         w->file_bytes = w->row_groups = 0;
-        path = file_path(w, w->file_index, 0);
-        status = path ? open_file(w, path, err) : aq_fail_memory(err, 1, "a path");
-    } else if (!(path = file_path(w, w->file_index, 0))) {
-        status = aq_fail_memory(err, 1, "a path");
     }
-    uint64_t bytes = w->rows.payload_bytes + ROW_GROUP_OVERHEAD;
-    if (status == AQ_OK) status = aq_rows_flush(&w->rows, w->parquet, path, err);
+    char *path = file_path(w, w->file_index, 0);
+    aq_status status = path ? AQ_OK : aq_fail_memory(err, 1, "a path");
+    if (status == AQ_OK && !w->parquet) status = open_file(w, path, err);
+    if (status == AQ_OK) status = aq_row_fill(&w->row, r, w->is_diffusion_model, w->modality, err);
+    if (status == AQ_OK) status = aq_row_write(&w->row, w->parquet, path, err);
     step("row group");
     aq_free(path);
     if (status != AQ_OK) return status;
+    uint64_t bytes = r->data_bytes + (r->quantized ? r->params_bytes : 0) + ROW_GROUP_OVERHEAD;
     w->row_groups++;
     w->file_bytes += bytes;
     w->since_checkpoint += bytes;
@@ -276,7 +272,7 @@ aq_status aq_store_writer_create(aq_store_writer **out, const char *out_path, co
     w->schema = aq_store_schema_create();
     aq_status status = w->config_json && w->schema ? AQ_OK : aq_fail_memory(err, 1, "the writer");
     if (status == AQ_OK) {
-        aq_rows_init(&w->rows, w->schema);
+        aq_row_init(&w->row, w->schema);
         status = aq_workdir_open(&w->dir, &w->journal, out_path, o->fingerprint ? o->fingerprint : "", o->overwrite, o->make_parents, o->restart, err);
     }
     if (status == AQ_OK) status = check_space(w, err);
@@ -336,12 +332,8 @@ aq_status aq_store_writer_add(aq_store_writer *w, const aq_store_record *r, aq_e
     if (w->broken) return aq_fail(err, AQ_ERR_USAGE, "the writer failed before and takes no more tensors");
     aq_status status = check_record(r, err);
     if (status != AQ_OK) return status;
-    uint64_t bytes = r->data_bytes + (r->quantized ? r->params_bytes : 0);
-    bool large = bytes >= GATHER_BYTES;
-    if (large || w->rows.payload_bytes + bytes > GATHER_BYTES || w->rows.n_rows >= GATHER_ROWS) status = flush(w, err);
-    if (status == AQ_OK) status = aq_rows_add(&w->rows, r, w->is_diffusion_model, w->modality, large, err);
-    if (status == AQ_OK) status = aq_journal_remember(&w->journal, r, err);
-    if (status == AQ_OK && large) status = flush(w, err);
+    status = aq_journal_remember(&w->journal, r, err);
+    if (status == AQ_OK) status = write_group(w, r, err);
     w->broken = status != AQ_OK;
     return status;
 }
@@ -478,8 +470,8 @@ static aq_status verify_output(aq_store_writer *w, aq_error *err) {
 
 /* Completes the files and gives them their final names. */
 static aq_status close_files(aq_store_writer *w, aq_error *err) {
-    aq_status status = flush(w, err);
-    if (status == AQ_OK && w->file_index == 0) { /* a model without tensors is one empty file */
+    aq_status status = AQ_OK;
+    if (w->file_index == 0) { /* a model without tensors is one empty file */
         w->file_index = 1;
         char *path = file_path(w, 1, 0);
         status = path ? open_file(w, path, err) : aq_fail_memory(err, 1, "a path");
@@ -550,7 +542,7 @@ bool aq_store_writer_abort(aq_store_writer *w, bool keep_state) {
     bool kept = keep_state && w->journal.n_durable > 0;
     aq_workdir_close(&w->dir, kept);
     aq_journal_close(&w->journal);
-    aq_rows_free(&w->rows);
+    aq_row_free(&w->row);
     carquet_schema_free(w->schema);
     aq_free(w->config_json);
     aq_free(w);
