@@ -97,7 +97,7 @@ def main():
             f"  INT{bits}  {size:>10,}   {source['size_bytes'] / size:5.2f} x   {s['bits_per_weight']:11.3f}   {s['cosine']:.5f}"
             f"   {s['sqnr_db']:8.1f} dB   " + (f"{snr[bits]:13.1f} dB" if snr else "(not run)")
         )
-    print("\nbits/weight: every stored byte of the quantized layers. Embeddings, norms, biases and edge projections keep their type.")
+    print("\nbits/weight: codes and parameters of the quantized layers. Embeddings, norms, biases and edge projections keep their type.")
     if snr:
         print(f"picture: {out / 'samples.png'} - rows: original, INT8, INT4, INT2, from the same noise")
 

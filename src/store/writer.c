@@ -23,7 +23,7 @@
 #include "store/store_internal.h"
 #include "store/workdir.h"
 
-#define ROW_GROUP_OVERHEAD 6000 /* page headers and footer entry of one row group, about */
+#define ROW_GROUP_OVERHEAD 3500 /* page headers and footer entry of one row group, about */
 #define CHECKPOINT_BYTES (UINT64_C(64) << 20)
 #define RECORD_LIMIT (UINT64_C(255) << 20) /* a value and its page stay below AQ_LIMIT_PAGE_BYTES */
 #define DEFAULT_SHARD_BYTES UINT64_C(5000000000)
