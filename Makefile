@@ -51,8 +51,8 @@ bench: build $(VENV)/torch.done ## benchmarks: ratios to peers and to memory ban
 	$(PYTHON) -m pip install --quiet .
 	$(PYTHON) bench/bench_python.py
 
-wheel: deps $(VENV)/python.done ## build an abi3 wheel into dist/ and test it in a fresh environment
-	@scripts/build_wheel.sh $(PYTHON)
+wheel: build $(VENV)/python.done ## build an abi3 wheel into dist/ and test it in a fresh environment
+	@ARROWQUANT_PROGRAM=$(CURDIR)/$(PROGRAM) scripts/build_wheel.sh $(PYTHON)
 
 lint: deps $(VENV)/python.done ## formatters and static analysis
 	@scripts/lint.sh $(VENV)

@@ -273,9 +273,9 @@ aq_status aq_batch_quantize(aq_batch_layer *layers, size_t n_layers, const aq_ba
     work.states = aq_calloc(n_layers, sizeof *work.states);
     work.first = aq_calloc((uint64_t)n_layers + 1, sizeof *work.first);
     work.finished = aq_calloc(n_layers, sizeof *work.finished);
-    aq_status status = AQ_OK;
-    if (!work.states || !work.first || !work.finished) status = aq_fail_memory(err, n_layers * sizeof *work.states, "the batch");
-    for (size_t i = 0; status == AQ_OK && i < n_layers; i++) {
+    bool allocated = work.states && work.first && work.finished;
+    aq_status status = allocated ? AQ_OK : aq_fail_memory(err, n_layers * sizeof *work.states, "the batch");
+    for (size_t i = 0; allocated && status == AQ_OK && i < n_layers; i++) {
         status = cut_matrix(&work.states[i].cut, &options->spec, layers[i].rows, layers[i].cols, err);
         if (status != AQ_OK) break;
         layers[i].status = AQ_OK;
@@ -284,7 +284,7 @@ aq_status aq_batch_quantize(aq_batch_layer *layers, size_t n_layers, const aq_ba
         if (!aq_add(work.first[i], work.states[i].cut.n_pieces, &work.first[i + 1]) || work.first[i + 1] > SIZE_MAX)
             status = aq_fail(err, AQ_ERR_FORMAT, "the batch holds too many weights");
     }
-    if (status == AQ_OK) status = batch_run(&work, err);
+    if (allocated && status == AQ_OK) status = batch_run(&work, err);
     aq_free(work.states);
     aq_free(work.first);
     aq_free((void *)work.finished);
