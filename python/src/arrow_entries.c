@@ -41,6 +41,7 @@ typedef struct job {
     int bits;
     bool sorted, continue_on_error;
     const char *what;
+    PyObject *pyarrow; /* the module that the result will be made with: missing, it must be told before the work */
     aqpy_table in;
     int64_t name_column, weights_column, shape_column; /* shape: -1 where there is none */
     row *rows;
@@ -378,7 +379,7 @@ static bool run(job *j, aqpy_table *out, bool *again) {
 }
 
 static bool quantize_table(job *j, PyObject *object, aqpy_table *out) {
-    if (!aqpy_table_import(&j->in, object) || !check_schema(j) || !read_rows(j)) return false;
+    if (!aqpy_table_import(&j->in, object) || !check_schema(j) || !(j->pyarrow = PyImport_ImportModule("pyarrow")) || !read_rows(j)) return false;
     list_good(j);
     if (!check_values(j) || !raise_problems(j)) return false;
     for (bool again = true; again;) {
@@ -407,6 +408,7 @@ static void job_free(job *j) {
     aq_free(j->layers);
     aq_free(j->results);
     aqpy_table_free(&j->in);
+    Py_XDECREF(j->pyarrow);
 }
 
 /* True when the object is a pyarrow.RecordBatch; pyarrow is not imported for it. */
@@ -418,20 +420,15 @@ static int is_record_batch(PyObject *object) {
     return is;
 }
 
-/* pyarrow.record_batch(result) or pyarrow.table(result), over the same memory. */
-static PyObject *as_pyarrow(const aqpy_state *state, aqpy_table *result, bool record_batch) {
+/* pyarrow.record_batch(result) or pyarrow.table(result), over the same memory. Takes over *result. */
+static PyObject *as_pyarrow(const job *j, aqpy_table *result, bool record_batch) {
     if (record_batch && result->n_chunks > 1) {
         aqpy_table_free(result);
         return PyErr_Format(PyExc_ValueError, "The result holds more than 2 GiB of codes, which one RecordBatch cannot; pass a Table");
     }
-    PyObject *pyarrow = PyImport_ImportModule("pyarrow"), *layer = NULL, *converted = NULL;
-    if (pyarrow)
-        layer = aqpy_arrow_layer_new(state, result, NULL);
-    else
-        aqpy_table_free(result);
-    if (layer) converted = PyObject_CallMethod(pyarrow, record_batch ? "record_batch" : "table", "O", layer);
+    PyObject *layer = aqpy_arrow_layer_new(j->state, result, NULL);
+    PyObject *converted = layer ? PyObject_CallMethod(j->pyarrow, record_batch ? "record_batch" : "table", "O", layer) : NULL;
     Py_XDECREF(layer);
-    Py_XDECREF(pyarrow);
     return converted;
 }
 
@@ -442,9 +439,9 @@ static PyObject *entry(PyObject *self, PyObject *object, PyObject *bit_width, Py
     if (!j.state || record_batch < 0) return NULL;
     j.continue_on_error = go_on;
     aqpy_table out = {0};
-    bool ok = quantize_table(&j, object, &out);
+    PyObject *result = quantize_table(&j, object, &out) ? as_pyarrow(&j, &out, record_batch) : NULL;
     job_free(&j);
-    return ok ? as_pyarrow(j.state, &out, record_batch) : NULL;
+    return result;
 }
 
 #define TABLES                                                                                                                                                 \

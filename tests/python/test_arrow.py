@@ -312,6 +312,21 @@ def test_a_stream_that_fails_is_told():
         Q.quantize_arrow(pa.RecordBatchReader.from_batches(table({}).schema, batches()))
 
 
+def test_without_pyarrow_the_call_says_so_before_the_work():
+    pytest.importorskip("polars")
+    code = """
+import sys
+sys.modules["pyarrow"] = None
+import arrow_quant_v2 as aq, polars as pl
+try:
+    aq.ArrowQuantV2().quantize_arrow(pl.DataFrame({"layer_name": ["a"], "weights": [[1.0, float("nan")]]}))
+except ModuleNotFoundError as e:
+    print(e.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "pyarrow\n", done.stderr
+
+
 # ---- PyArrowQuantizedLayer ----
 
 
