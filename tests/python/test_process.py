@@ -39,6 +39,9 @@ call, model, out = sys.argv[1:]
 try:
     if call == "method":
         aq.ArrowQuantV2().quantize_diffusion_model(model, out, None, told)
+    elif call == "async":
+        import asyncio
+        asyncio.run(aq.AsyncArrowQuantV2().quantize_diffusion_model_async(model, out, None, told))
     else:
         aq.quantize(model, out, progress=lambda p: told("", p.fraction))
 except KeyboardInterrupt:
@@ -46,7 +49,7 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.parametrize("call", ["method", "short"])
+@pytest.mark.parametrize("call", ["method", "short", "async"])
 def test_FA10_ctrl_c_stops_a_long_call_and_leaves_nothing_half_written(large, tmp_path, call):
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED, call, str(large), str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
     while (line := process.stdout.readline().strip()) not in ("working", ""):
@@ -95,6 +98,22 @@ def test_FA17_worker_processes_give_the_same(small, tmp_path, method):
         results = pool.map(work, [(small, tmp_path / f"{method}{i}") for i in range(4)])
     assert results == [expected] * 4
     assert all(tree_bytes(tmp_path / f"{method}{i}") == tree_bytes(tmp_path / "parent") for i in range(4))
+
+
+def test_FA17_workers_of_a_torch_data_loader_read_a_container(small, tmp_path):
+    data = pytest.importorskip("torch.utils.data")
+    aq.quantize(small, tmp_path / "out")
+    with aq.open(tmp_path / "out") as reader:  # opened before the fork, read after it
+
+        class Layers(data.Dataset):
+            def __len__(self):
+                return len(reader)
+
+            def __getitem__(self, i):
+                return reader[list(reader)[i]].dequantize()
+
+        batches = list(data.DataLoader(Layers(), batch_size=1, num_workers=2, multiprocessing_context="fork"))
+        assert len(batches) == 3 and all(np.array_equal(b[0].numpy(), t.dequantize()) for b, t in zip(batches, reader.values(), strict=True))
 
 
 def test_FA17_a_child_of_os_fork_works_after_the_pool_was_used(small, tmp_path):
