@@ -37,7 +37,7 @@ class Layer:
 class Result:
     """What quantize() wrote, as measured.
 
-    path: of the container; size: bytes on disk; bpw: bits per weight of the quantized layers, everything counted; cosine: mean over them, weighted by size;
+    path: of the container; size: bytes on disk; bpw: bits per weight of the quantized layers, codes and parameters; cosine: mean over them, weighted by size;
     sqnr_db; layers: {name: Layer}; kept: {name: reason}; warnings: list of str; report: the library's whole report as a dict (docs/json.md).
 
     >>> import arrow_quant_v2 as aq, pickle
