@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from . import _core, _jobs
-from ._core import FormatError, MetadataError
+from ._core import ArrowQuantError, FormatError, MetadataError
 from ._progress import Callback
 
 __all__ = ["ArrowQuantV2", "quantize_diffusion_model"]
@@ -34,8 +34,16 @@ def run_quantize(mode, model_path, output_path, config, progress_callback, first
     if not needs_modality:
         config.enable_time_aware = config.enable_spatial = False
     model, output = _jobs.require_model(model_path), _jobs.path_of(output_path)
+    options = {"require_modality": needs_modality, "overwrite": True, "make_parents": True}
     try:
-        report = _core.run_quantize(model, output, config, told, _jobs.log, require_modality=needs_modality, overwrite=True, make_parents=True)
+        try:
+            report = _core.run_quantize(model, output, config, told, _jobs.log, **options)
+        except ArrowQuantError as error:
+            if "--restart" not in (error.hint or ""):
+                raise
+            # Found before any work: what an interrupted run left has other settings or another source, so that it cannot be continued.
+            _jobs.log(30, f"{error}; the state is discarded and the run starts anew")
+            report = _core.run_quantize(model, output, config, told, _jobs.log, restart=True, **options)
     except FormatError as error:
         if needs_modality and of_metadata(error, model, config):
             raise metadata_error(error) from None
@@ -131,7 +139,7 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         """Quantizes a model into a container folder.
 
         model_path: a .safetensors file, a *.safetensors.index.json, or a model folder; output_path: the folder to write, parents are created. An existing
-        container there is replaced when the new one is complete; an interrupted run with the same settings and source is continued.
+        container there is replaced when the new one is complete; an interrupted run is continued if its settings and source are the same, else discarded.
         config: DiffusionQuantConfig or None; progress_callback(message, fraction): fractions rise from 0 to 1.
         Returns a dict: quantized_path, compression_ratio (source bytes / written bytes of the same tensors), cosine_similarity (mean over quantized layers,
         weighted by size), model_size_mb (2**20 bytes), modality, bit_width (the most frequent), quantization_time_s, bits_per_weight, per_layer {name: {bits,

@@ -1,5 +1,6 @@
 """Whole models through ArrowQuantV2: results, progress, and every error of the table, with its whole text."""
 
+import inspect
 import json
 import logging
 import math
@@ -27,6 +28,33 @@ def sample(tmp_path_factory):
     """(result dict, path) of the sample model at the defaults."""
     out = tmp_path_factory.mktemp("sample") / "out"
     return quantize(SAMPLE, out), out
+
+
+# ---- the fixed surface ----
+
+RUN = [("config", None), ("progress_callback", None)]
+PARAMETERS = {
+    aq.ArrowQuantV2: [("mode", "diffusion")],
+    aq.ArrowQuantV2.quantize_diffusion_model: ["self", "model_path", "output_path", *RUN, ("use_arrow", None)],
+    aq.ArrowQuantV2.quantize_diffusion_model_arrow: ["self", "model_path", "output_path", *RUN],
+    aq.ArrowQuantV2.quantize_from_safetensors: ["self", "safetensors_path", "output_path", *RUN],
+    aq.ArrowQuantV2.validate_quality: ["self", "original_path", "quantized_path"],
+    aq.ArrowQuantV2.get_markov_metrics: ["self"],
+    aq.AsyncArrowQuantV2: [],
+    aq.AsyncArrowQuantV2.quantize_diffusion_model_async: ["self", "model_path", "output_path", *RUN],
+    aq.AsyncArrowQuantV2.quantize_multiple_models_async: ["self", "models", ("progress_callback", None)],
+    aq.AsyncArrowQuantV2.validate_quality_async: ["self", "original_path", "quantized_path"],
+    aq.ShardedSafeTensorsLoader: ["index_path"],
+    aq.load_sharded_safetensors: ["index_path"],
+    aq.quantize_diffusion_model: ["model_path", "output_path", *RUN, ("use_arrow", None)],
+}
+
+
+@pytest.mark.parametrize("function", PARAMETERS, ids=lambda f: f.__qualname__)
+def test_signatures_show_the_fixed_names_order_and_defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    assert [p.name if p.default is p.empty else (p.name, p.default) for p in parameters] == PARAMETERS[function]
+    assert all(p.kind == p.POSITIONAL_OR_KEYWORD for p in parameters)
 
 
 # ---- results ----
@@ -433,6 +461,20 @@ def test_keyboard_interrupt_in_the_callback_stops_and_the_same_call_continues(tm
     quantize(model, tmp_path / "out")
     assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "out", "whole"]
+
+
+def test_an_interrupted_run_of_other_settings_is_discarded_and_never_mixed(tmp_path, caplog):
+    model = write_model(tmp_path / "m", n_layers=30, rows=512, cols=1024)
+    with pytest.raises(aq.Interrupted):
+        aq.quantize(model, tmp_path / "out", bits=2, min_accuracy=0.1, progress=lambda p: p.fraction < 0.3)
+    with pytest.raises(aq.ConfigurationError) as e:
+        aq.quantize(model, tmp_path / "out", bits=8)
+    assert "--restart" in e.value.hint
+    with caplog.at_level(logging.WARNING, "arrow_quant_v2"):
+        quantize(model, tmp_path / "out", aq.DiffusionQuantConfig(bit_width=8))
+    assert any("starts anew" in r.getMessage() for r in caplog.records)
+    aq.quantize(model, tmp_path / "fresh", bits=8)
+    assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "fresh") and sorted(p.name for p in tmp_path.iterdir()) == ["fresh", "m", "out"]
 
 
 # ---- concurrency ----
