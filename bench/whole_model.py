@@ -32,7 +32,9 @@ def make_model(folder, layers):
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        header = {f"blocks.{i}.linear.weight": {"dtype": "BF16", "shape": [ROWS, COLS], "data_offsets": [k * size, (k + 1) * size]} for k, i in enumerate(shard)}
+        header = {
+            f"blocks.{i}.linear.weight": {"dtype": "BF16", "shape": [ROWS, COLS], "data_offsets": [k * size, (k + 1) * size]} for k, i in enumerate(shard)
+        }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         with open(folder / name, "wb") as f:
@@ -89,6 +91,12 @@ def quantize(program, model, out, options):
     return seconds, usage.ru_maxrss * 1024
 
 
+def kernel_seconds(bench, model, options):
+    """Seconds of conversion and quantization alone, from memory."""
+    done = subprocess.run([bench, "model", str(model), *options], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[1].split()[0])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default="build/release/arrowquant")
@@ -104,17 +112,25 @@ def main():
     source_bytes = sum(p.stat().st_size for p in sources)
     print(f"model: {arguments.layers} layers of {ROWS} x {COLS} BF16, {len(sources)} shards, {source_bytes / 1e9:.2f} GB")
 
-    for title, options in (("int4 g128 rtn", ["--bits", "4", "--method", "rtn"]), ("int8 g128 rtn", ["--bits", "8", "--method", "rtn"]), ("int4 g128 search", ["--bits", "4"])):
+    cases = {
+        "int4 g128 rtn": ["--bits", "4", "--method", "rtn"],
+        "int8 g128 rtn": ["--bits", "8", "--method", "rtn"],
+        "int4 g128 search": ["--bits", "4", "--method", "search"],
+    }
+    for title, options in cases.items():
         walls, ratios, peaks = [], [], []
         for _ in range(arguments.runs):
             drop_caches(sources)
             wall, peak = quantize(arguments.program, model, out, options)
             written = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
             read, write = read_seconds(sources), write_seconds(folder / "written", written)
-            kernel = float(subprocess.run([arguments.bench, "model", str(model), *options], capture_output=True, text=True, check=True).stdout.split("\n")[1].split()[0])
-            walls.append(wall), peaks.append(peak), ratios.append(wall / (read + write + kernel))
-            print(f"  {title}: run {wall:.2f} s, read {read:.2f} s, write {write:.2f} s ({written / 1e9:.2f} GB), kernel {kernel:.2f} s: ratio {ratios[-1]:.2f}, peak {peak / 1e6:.0f} MB")
-        print(f"{title}: median ratio {statistics.median(ratios):.2f} (at most 1.5), {source_bytes / 1e9 / statistics.median(walls):.2f} GB/s, peak memory {max(peaks) / 1e6:.0f} MB (at most 600)")
+            kernel = kernel_seconds(arguments.bench, model, options)
+            ratio = wall / (read + write + kernel)
+            walls.append(wall), peaks.append(peak), ratios.append(ratio)
+            parts = f"read {read:.2f} s, write {write:.2f} s ({written / 1e9:.2f} GB), kernel {kernel:.2f} s"
+            print(f"  {title}: run {wall:.2f} s; {parts}; ratio {ratio:.2f}, peak {peak / 1e6:.0f} MB", flush=True)
+        speed = source_bytes / 1e9 / statistics.median(walls)
+        print(f"{title}: median ratio {statistics.median(ratios):.2f} (at most 1.5), {speed:.2f} GB/s, peak memory {max(peaks) / 1e6:.0f} MB (at most 600)")
     shutil.rmtree(out, ignore_errors=True)
 
     starts = []
@@ -122,7 +138,8 @@ def main():
         start = time.perf_counter()
         subprocess.run([arguments.program, "version"], stdout=subprocess.DEVNULL, check=True)
         starts.append(time.perf_counter() - start)
-    print(f"start-up of `arrowquant version`: median {1e3 * statistics.median(starts):.1f} ms, worst of {len(starts)} {1e3 * max(starts):.1f} ms (at most 20)")
+    middle, worst = 1e3 * statistics.median(starts), 1e3 * max(starts)
+    print(f"start-up of `arrowquant version`: median {middle:.1f} ms, worst of {len(starts)} {worst:.1f} ms (at most 20)")
 
 
 if __name__ == "__main__":

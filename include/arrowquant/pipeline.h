@@ -16,14 +16,14 @@ extern "C" {
 #endif
 
 typedef struct aq_progress {
-    const char *stage;      /* "check", "quantize", "verify", "export" */
-    const char *tensor;     /* the one just finished, or NULL */
+    const char *stage;                /* "check", "quantize", "verify", "export" */
+    const char *tensor;               /* the one just finished, or NULL */
     uint64_t n_done, n_total;         /* tensors */
     uint64_t bytes_done, bytes_total; /* of source data */
-    double fraction;        /* 0..1, never falling over the whole job */
+    double fraction;                  /* 0..1, never falling over the whole job */
     double elapsed_s;
-    double eta_s;           /* estimate; NaN until it can be told */
-    const char *detail;     /* one line about the finished tensor for -v, or NULL */
+    double eta_s;       /* estimate; NaN until it can be told */
+    const char *detail; /* one line about the finished tensor for -v, or NULL */
 } aq_progress;
 
 /* Hooks of a job. All members may be NULL. Called from the calling thread only. */
@@ -50,11 +50,12 @@ AQ_API aq_status aq_inspect(const char *path, const aq_config *config, const aq_
 
 /* Structure, hashes, non-finite values, parameter bounds; with `against`, the real error per tensor: "arrowquant.verify/1".
  * AQ_ERR_QUALITY when there is a problem or a layer is under the floor; the report is given then too. */
-AQ_API aq_status aq_verify(const char *path, const char *against, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads, double min_accuracy,
-                           char **report_json, aq_error *err);
+AQ_API aq_status aq_verify(const char *path, const char *against, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads,
+                           double min_accuracy, char **report_json, aq_error *err);
 
 /* Error between two models of any readable kind, tensor by tensor: "arrowquant.diff/1". */
-AQ_API aq_status aq_diff(const char *a, const char *b, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads, char **report_json, aq_error *err);
+AQ_API aq_status aq_diff(const char *a, const char *b, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads, char **report_json,
+                         aq_error *err);
 
 /* Exports a container. to: "safetensors". dtype: "f32", "f16", "bf16" or NULL (the source's). The layout of a diffusers or transformers source folder is
  * restored (same names, shapes and side files); out_path may also end in .safetensors for the file alone. "arrowquant.export/1". */

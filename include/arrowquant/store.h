@@ -21,7 +21,7 @@ extern "C" {
 /* What was measured when a tensor was made. NaN = not measured (stored as null). */
 typedef struct aq_store_quality {
     double cosine;
-    double sqnr_db;        /* +infinity for an exact tensor is stored as null */
+    double sqnr_db; /* +infinity for an exact tensor is stored as null */
     double output_sqnr_db;
     const char *method;        /* "rtn", "search", "keep" … */
     const char *fallback_from; /* NULL, or what was tried first and why it was not kept, e.g. "int2: cosine 0.612 < 0.850" */
@@ -34,14 +34,14 @@ typedef struct aq_store_record {
     const char *quant_type; /* "int2" "int4" "int8" for codes; else the stored element type in lower case: "f32" "bf16" "i64" … */
     aq_shape shape;         /* of the whole tensor */
     bool quantized;
-    aq_quant_spec spec;     /* when quantized */
+    aq_quant_spec spec; /* when quantized */
     /* Slab: rows [row_begin, row_begin + row_count) of the matrix view (raw tensors: of elements). Whole tensor: 0 and all. */
     uint64_t row_begin, row_count;
-    const void *data;       /* packed codes of the slab, or raw little-endian elements */
+    const void *data; /* packed codes of the slab, or raw little-endian elements */
     uint64_t data_bytes;
-    const void *params;     /* stored parameters of the slab, layout of quant.h; NULL when raw */
+    const void *params; /* stored parameters of the slab, layout of quant.h; NULL when raw */
     uint64_t params_bytes;
-    aq_store_quality quality; /* of the whole tensor; the same in each part */
+    aq_store_quality quality;         /* of the whole tensor; the same in each part */
     const float *equalization_scales; /* [cols] or NULL */
     uint64_t n_equalization_scales;
 } aq_store_record;
@@ -51,18 +51,18 @@ typedef struct aq_store_record {
 typedef struct aq_store_writer aq_store_writer;
 
 typedef struct aq_store_writer_options {
-    const char *fingerprint;   /* of program version, canonical options and input; a partial run with another one is refused */
-    const char *config_json;   /* canonical JSON of the configuration, stored in each file */
+    const char *fingerprint; /* of program version, canonical options and input; a partial run with another one is refused */
+    const char *config_json; /* canonical JSON of the configuration, stored in each file */
     aq_modality modality;
     bool is_diffusion_model;
-    bool overwrite;            /* replace an existing output when the new one is complete */
-    bool make_parents;         /* create missing parent folders (--mkdir) */
-    bool restart;              /* discard the state of an interrupted run */
-    bool no_verify;            /* skip the re-read before the rename */
+    bool overwrite;                 /* replace an existing output when the new one is complete */
+    bool make_parents;              /* create missing parent folders (--mkdir) */
+    bool restart;                   /* discard the state of an interrupted run */
+    bool no_verify;                 /* skip the re-read before the rename */
     bool (*keep_going)(void *user); /* NULL, or asked during the re-read: false ends it with AQ_ERR_INTERRUPTED, state kept */
     void *keep_going_user;
-    uint64_t shard_bytes;      /* start a new file beyond this size; 0: 5 GB */
-    uint64_t predicted_bytes;  /* of the output: free space is checked before the start, and checkpoints are spaced by it */
+    uint64_t shard_bytes;     /* start a new file beyond this size; 0: 5 GB */
+    uint64_t predicted_bytes; /* of the output: free space is checked before the start, and checkpoints are spaced by it */
     aq_log_fn log;
     void *log_user;
 } aq_store_writer_options;
@@ -92,7 +92,8 @@ typedef struct aq_store aq_store;
 
 /* True when the path looks like a container (a folder with .parquet files, or a .parquet file) rather than a source model. Reads no content. */
 AQ_API bool aq_store_is_container(const char *path);
-/* Opens a container: V2 extended, base V2 or V1. Checks structure, schema and every small column (PQ01-PQ12); page CRCs of the codes are checked by aq_store_verify. */
+/* Opens a container: V2 extended, base V2 or V1. Checks structure, schema and every small column (PQ01-PQ12); page CRCs of the codes are checked by
+ * aq_store_verify. */
 AQ_API aq_status aq_store_open(aq_store **out, const char *path, aq_error *err);
 AQ_API void aq_store_close(aq_store *store);
 
@@ -103,14 +104,14 @@ AQ_API int64_t aq_store_find(const aq_store *store, const char *name);
 typedef struct aq_store_tensor {
     const char *name, *dtype, *quant_type;
     aq_shape shape;
-    uint64_t rows, cols;     /* matrix view */
+    uint64_t rows, cols; /* matrix view */
     uint64_t num_params;
     bool quantized;
-    aq_quant_spec spec;      /* when quantized */
-    aq_quant_layout layout;  /* of the whole tensor */
-    aq_dtype raw_dtype;      /* element type of the data when not quantized */
+    aq_quant_spec spec;     /* when quantized */
+    aq_quant_layout layout; /* of the whole tensor */
+    aq_dtype raw_dtype;     /* element type of the data when not quantized */
     aq_store_quality quality;
-    uint64_t stored_bytes;   /* bytes of its row groups in the file, everything counted */
+    uint64_t stored_bytes; /* bytes of its row groups in the file, everything counted */
     size_t n_parts;
     size_t file_index;
     const float *equalization_scales;
@@ -131,7 +132,7 @@ AQ_API const char *aq_store_schema_version(const aq_store *store); /* "2.1", "2.
 AQ_API const char *aq_store_config_json(const aq_store *store);    /* "" when absent */
 AQ_API const char *aq_store_metadata_json(const aq_store *store);  /* metadata.json as text, "" when absent */
 AQ_API aq_modality aq_store_modality(const aq_store *store);
-AQ_API uint64_t aq_store_size_bytes(const aq_store *store);        /* bytes on disk of the Parquet files */
+AQ_API uint64_t aq_store_size_bytes(const aq_store *store); /* bytes on disk of the Parquet files */
 AQ_API size_t aq_store_n_files(const aq_store *store);
 AQ_API const char *aq_store_file(const aq_store *store, size_t file_index);
 
@@ -155,8 +156,10 @@ typedef struct aq_st_entry {
     aq_shape shape;
     uint64_t size_bytes;
 } aq_st_entry;
-/* Starts a file whose entries are known; data follow in the same order by aq_st_writer_write. Written beside the target and renamed at the end. `metadata_json`: string map or NULL. */
-AQ_API aq_status aq_st_writer_create(aq_st_writer **out, const char *path, const aq_st_entry *entries, size_t n_entries, const char *metadata_json, bool overwrite, aq_error *err);
+/* Starts a file whose entries are known; data follow in the same order by aq_st_writer_write. Written beside the target and renamed at the end.
+ * `metadata_json`: string map or NULL. */
+AQ_API aq_status aq_st_writer_create(aq_st_writer **out, const char *path, const aq_st_entry *entries, size_t n_entries, const char *metadata_json,
+                                     bool overwrite, aq_error *err);
 AQ_API aq_status aq_st_writer_write(aq_st_writer *writer, const void *data, uint64_t size_bytes, aq_error *err);
 AQ_API aq_status aq_st_writer_finish(aq_st_writer *writer, aq_error *err); /* frees */
 AQ_API void aq_st_writer_abort(aq_st_writer *writer);
