@@ -74,7 +74,7 @@ static aq_status vfail_at(aq_error *err, aq_status code, const char *file, const
     return code;
 }
 
-aq_status aq_fail(aq_error *err, aq_status code, const char *format, ...) {
+aq_status(aq_fail)(aq_error *err, aq_status code, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vfail_at(err, code, NULL, NULL, format, args);
@@ -82,7 +82,7 @@ aq_status aq_fail(aq_error *err, aq_status code, const char *format, ...) {
     return code;
 }
 
-aq_status aq_fail_at(aq_error *err, aq_status code, const char *file, const char *tensor, const char *format, ...) {
+aq_status(aq_fail_at)(aq_error *err, aq_status code, const char *file, const char *tensor, const char *format, ...) {
     va_list args;
     va_start(args, format);
     vfail_at(err, code, file, tensor, format, args);
@@ -90,7 +90,7 @@ aq_status aq_fail_at(aq_error *err, aq_status code, const char *file, const char
     return code;
 }
 
-aq_status aq_fail_io(aq_error *err, int os_errno, const char *file, const char *format, ...) {
+aq_status(aq_fail_io)(aq_error *err, int os_errno, const char *file, const char *format, ...) {
     char text[256];
     va_list args;
     va_start(args, format);
@@ -101,7 +101,7 @@ aq_status aq_fail_io(aq_error *err, int os_errno, const char *file, const char *
     return AQ_ERR_IO;
 }
 
-aq_status aq_fail_memory(aq_error *err, uint64_t size_bytes, const char *what) {
+aq_status(aq_fail_memory)(aq_error *err, uint64_t size_bytes, const char *what) {
     return aq_fail(err, AQ_ERR_MEMORY, "out of memory: %llu bytes for %s", (unsigned long long)size_bytes, what);
 }
 

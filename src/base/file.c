@@ -272,10 +272,10 @@ bool aq_path_is_inside(const char *inner, const char *outer) {
     }
     aq_free(at);
     bool inside = false;
-    for (char *p = real; p && !inside;) {
-        inside = aq_path_same(*p ? p : "/", outer);
-        char *slash = strrchr(p, '/');
-        if (!slash || *p == 0) break;
+    while (real && !inside) { /* the path, its parent, … the root */
+        inside = aq_path_same(*real ? real : "/", outer);
+        char *slash = strrchr(real, '/');
+        if (!slash) break;
         *slash = 0;
     }
     free(real);

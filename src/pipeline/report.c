@@ -48,13 +48,18 @@ aq_status aq_report_finish(json_t *report, char **out, aq_error *err) {
 
 void aq_text_free(char *text) { free(text); }
 
+static const char *put_word(char out[32], const char *word) {
+    snprintf(out, 32, "%s", word);
+    return out;
+}
+
 const char *aq_text_fixed(char out[32], double value, int decimals) {
-    if (isnan(value)) return strcpy(out, "nan");
-    if (isinf(value)) return strcpy(out, value > 0 ? "inf" : "-inf");
+    if (isnan(value)) return put_word(out, "nan");
+    if (isinf(value)) return put_word(out, value > 0 ? "inf" : "-inf");
     uint64_t unit = 1;
     for (int i = 0; i < decimals; i++) unit *= 10;
     double scaled = nearbyint(fabs(value) * (double)unit);
-    if (scaled >= 9e18) return strcpy(out, value > 0 ? "huge" : "-huge");
+    if (scaled >= 9e18) return put_word(out, value > 0 ? "huge" : "-huge");
     uint64_t digits = (uint64_t)scaled;
     const char *sign = value < 0 && digits > 0 ? "-" : "";
     if (decimals == 0)

@@ -147,7 +147,7 @@ aq_status aq_quant_params_check(const aq_quant_spec *spec, const aq_quant_layout
             for (uint64_t j = 0; j < pairs_of_group(spec, layout, group); j++)
                 if (!(pairs[j].s > 0 && isfinite(pairs[j].s) && isfinite(pairs[j].z))) {
                     status = aq_fail(err, AQ_ERR_FORMAT, "parameters of group %llu: the scale must be finite and above 0 and the zero point finite",
-                                     (unsigned long long)(row * layout->groups_per_row + group));
+                                     (unsigned long long)row * layout->groups_per_row + group);
                     break;
                 }
         }

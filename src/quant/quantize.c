@@ -313,7 +313,7 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
     atomic_init(&j.first_failure, UINT64_MAX);
     if (needs_f32) *needs_f32 = false;
     if (metrics) *metrics = (aq_quant_metrics){0};
-    if (layout->rows == 0 || layout->cols == 0) return AQ_OK;
+    if (layout->rows == 0 || layout->cols == 0 || layout->groups_per_row == 0) return AQ_OK; /* nothing to do; the last follows from the second */
 
     aq_fp_state fp = aq_fp_enter();
     float *weights = NULL;
