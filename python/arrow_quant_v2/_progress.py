@@ -84,12 +84,12 @@ class Bar:
                 tqdm = import_module("tqdm").tqdm
             except ImportError:
                 return
-            self.bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {postfix} {elapsed}<{remaining}", leave=False)
+            self.bar = tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining}", leave=False)
 
     def __call__(self, progress):
         if self.bar is not None:
             self.bar.n = round(100 * progress.fraction, 1)
-            self.bar.set_postfix_str(f"{progress.stage} {progress.n_done}/{progress.n_total}")
+            self.bar.set_description_str(f"{progress.stage} {progress.n_done}/{progress.n_total}")
 
     def close(self):
         if self.bar is not None:

@@ -3,7 +3,11 @@
 import errno
 import json
 import math
+import os
 import pickle
+import struct
+import subprocess
+import sys
 import threading
 
 import arrow_quant_v2 as aq
@@ -178,6 +182,25 @@ def test_progress_true_prints_nothing_where_there_is_no_terminal(small, tmp_path
     aq.quantize(small, tmp_path / "out", progress=True)
     out, err = capfd.readouterr()
     assert out == "" and err == ""
+
+
+def test_progress_true_shows_a_bar_on_a_terminal(small, tmp_path):
+    pytest.importorskip("tqdm")
+    termios, fcntl = pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    code = "import sys, arrow_quant_v2 as aq; aq.quantize(*sys.argv[1:], progress=True)"
+    with subprocess.Popen([sys.executable, "-c", code, small, tmp_path / "out"], stderr=theirs, stdout=subprocess.PIPE) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 65536):
+                shown += piece
+        except OSError:  # the other side is closed
+            pass
+        assert process.stdout.read() == b"" and process.wait() == 0
+    os.close(ours)
+    assert b"3/3: 100%" in shown and shown.endswith(b"\r")
 
 
 # ---- open ----
