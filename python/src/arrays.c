@@ -139,6 +139,9 @@ static bool allocate_results(batch *b, const aq_quant_spec *spec) {
         entry *e = &b->entries[b->entry_of[i]];
         aq_quant_layout layout;
         aq_error err;
+        Py_CLEAR(e->codes);
+        Py_CLEAR(e->scales);
+        Py_CLEAR(e->zeros);
         if (aq_quant_layout_init(&layout, spec, e->array.rows, e->array.cols, &err) != AQ_OK) {
             aqpy_raise(b->state, &err);
             return false;
@@ -175,8 +178,8 @@ static bool layer_failed(batch *b, Py_ssize_t layer, const aq_batch_options *wor
     return leave_out(b, e);
 }
 
-/* Step 4. */
-static bool run(batch *b, const aq_quant_spec *spec) {
+/* Step 4. The library reads every value anyway: unless somebody watches the layers come (`checked`), NaN and Inf are looked for only when it met one. */
+static bool run(batch *b, const aq_quant_spec *spec, bool checked) {
     PyObject *names = PyList_New(0);
     if (!names) return false;
     for (Py_ssize_t i = 0; i < b->n_layers; i++) {
@@ -196,6 +199,11 @@ static bool run(batch *b, const aq_quant_spec *spec) {
     Py_DECREF(names);
 
     if (status == AQ_OK) return aqpy_log_time(b->options->what, b->n_layers, b->library_seconds) == 0;
+    if (status == AQ_ERR_FORMAT && !checked) {
+        if (!check_values(b)) return false;
+        list_layers(b, b->n_entries);
+        return allocate_results(b, spec) && run(b, spec, true);
+    }
     bool of_a_layer = false;
     for (Py_ssize_t i = 0; status != AQ_ERR_INTERRUPTED && i < b->n_layers; i++) {
         if (b->layers[i].status == AQ_OK) continue;
@@ -298,13 +306,13 @@ static int warn_left_out(const batch *b) {
     return failed;
 }
 
-/* Steps 1 and 2. */
-static bool check_batch(batch *b, PyObject *items) {
+/* Steps 1 and 2; values false: step 2 only where step 1 found a problem, for what comes before it. */
+static bool check_batch(batch *b, PyObject *items, bool values) {
     Py_ssize_t n_good = take_arrays(b, items);
     PyObject *problem = n_good < b->n_entries ? aqpy_take_exception() : NULL;
     list_layers(b, n_good);
     /* The first problem in the order given is raised: a bad value in a layer before the bad array comes first. */
-    bool ok = check_values(b);
+    bool ok = (!values && !problem) || check_values(b);
     if (problem) {
         if (ok) PyErr_SetObject((PyObject *)Py_TYPE(problem), problem);
         Py_DECREF(problem);
@@ -317,7 +325,8 @@ static bool check_batch(batch *b, PyObject *items) {
 static PyObject *batch_results(batch *b, PyObject *items) {
     aq_quant_spec spec = aqpy_array_spec(b->options->bits, b->options->group_size);
     spec.method = b->options->method;
-    if (!check_batch(b, items) || !allocate_results(b, &spec) || !run(b, &spec)) return NULL;
+    bool watched = b->options->callback != NULL;
+    if (!check_batch(b, items, watched) || !allocate_results(b, &spec) || !run(b, &spec, watched)) return NULL;
     PyObject *all = results(b);
     if (all && warn_left_out(b) < 0) Py_CLEAR(all);
     return all;
@@ -325,7 +334,7 @@ static PyObject *batch_results(batch *b, PyObject *items) {
 
 /* Names and shapes, after the checks of quantize_batch. */
 static PyObject *check_results(batch *b, PyObject *items) {
-    if (!check_batch(b, items)) return NULL;
+    if (!check_batch(b, items, true)) return NULL;
     PyObject *list = PyList_New(0);
     for (Py_ssize_t i = 0; list && i < b->n_entries; i++) {
         PyObject *pair = PyTuple_Pack(2, b->entries[i].name, b->entries[i].array.shape);
@@ -489,7 +498,7 @@ static PyObject *quantize_one(PyObject *module, PyObject *array, const options *
             PyErr_Format(PyExc_ValueError, "Array contains NaN or Inf at index %llu. Please clean your data before quantization.",
                          (unsigned long long)layer.first_nonfinite);
     }
-    if (ok && kit_init(&kit, o) && allocate_results(&b, &spec) && run(&b, &spec)) result = layer_result(&e, o, &kit);
+    if (ok && kit_init(&kit, o) && allocate_results(&b, &spec) && run(&b, &spec, true)) result = layer_result(&e, o, &kit);
     kit_free(&kit);
     Py_XDECREF(what);
     aqpy_array_release(&e.array);

@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "kernels/kernels.h"
 
 enum {
     PIECE_VALUES = 1 << 16, /* weights of a piece: 256 KiB, about 0.1 ms of work */
@@ -126,22 +127,9 @@ static bool watch_look(watch *w, size_t n_finished) {
 
 enum { CHECK_VALUES = 1 << 20 }; /* a layer larger than this is read by all threads */
 
-/* NaN and Inf are the values whose exponent is all ones. Blocks are tested by one OR over all values, which compilers vectorize. */
 static uint64_t first_nonfinite(const float *w, uint64_t n) {
-    enum { BLOCK = 4096 };
-    for (uint64_t begin = 0; begin < n; begin += BLOCK) {
-        uint64_t end = n - begin < BLOCK ? n : begin + BLOCK;
-        uint32_t bad = 0;
-        for (uint64_t i = begin; i < end; i++) {
-            uint32_t u;
-            memcpy(&u, &w[i], 4);
-            bad |= (u & 0x7F800000) == 0x7F800000;
-        }
-        if (bad == 0) continue;
-        for (uint64_t i = begin; i < end; i++)
-            if (!isfinite(w[i])) return i;
-    }
-    return AQ_ALL_FINITE;
+    uint64_t at = aq_kernels_get()->find_nonfinite(w, (size_t)n);
+    return at < n ? at : AQ_ALL_FINITE;
 }
 
 typedef struct check_work {
