@@ -118,7 +118,8 @@ typedef struct aq_store_tensor {
     uint64_t n_equalization_scales;
 } aq_store_tensor;
 AQ_API const aq_store_tensor *aq_store_tensor_at(const aq_store *store, size_t index);
-/* One part: rows, codes and parameters. Packed codes of a V2 extended file are borrowed from the memory map without a copy. */
+/* One part: rows, codes and parameters. The first use of a part compares its bytes with the hash stored beside them: AQ_ERR_FORMAT names file and tensor
+ * when they are damaged. Packed codes of a V2 extended file are borrowed from the memory map without a copy. */
 AQ_API aq_status aq_store_part(const aq_store *store, size_t index, size_t part, aq_store_record *out, aq_error *err);
 /* Dequantizes (or converts) rows [row_begin, row_begin + n_rows) of the matrix view to F32. AQ_ERR_USAGE for a non-floating raw tensor. */
 AQ_API aq_status aq_store_read_f32(const aq_store *store, size_t index, uint64_t row_begin, uint64_t n_rows, float *out, aq_error *err);

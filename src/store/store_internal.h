@@ -2,6 +2,8 @@
 #ifndef AQ_STORE_INTERNAL_H
 #define AQ_STORE_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include <arrowquant/store.h>
 #include <pthread.h>
 
@@ -37,7 +39,8 @@ typedef struct {
     const uint8_t *params; /* in the map, or owned_params */
     uint64_t params_bytes;
     void *owned_data, *owned_params;
-    char hash[33]; /* "" when there is none */
+    char hash[33];          /* "" when there is none */
+    atomic_bool is_checked; /* its bytes were compared with the hash */
 } aq_part;
 
 typedef struct {

@@ -64,6 +64,10 @@ static void FA15_a_flipped_bit_is_found_and_its_tensor_named(void **state) {
     json_t *problem;
     json_array_foreach(json_object_get(report, "problems"), i, problem) is_named |= strstr(json_string_value(problem), "blocks.0.ff.weight") != NULL;
     assert_true(is_named);
+    /* Nor does an export pass damage on. */
+    assert_int_equal(aq_export(st_path("o"), "safetensors", "f32", st_path("e.safetensors"), false, false, NULL, 2, NULL, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "blocks.0.ff.weight"));
+    assert_int_equal(access(st_path("e.safetensors"), F_OK), -1);
     json_decref(report);
     aq_text_free(text);
 }

@@ -672,6 +672,10 @@ static void FA15_damaged_codes_name_the_tensor(void **state) {
     aq_store *store;
     aq_error err;
     assert_int_equal(aq_store_open(&store, path, &err), AQ_OK);
+    aq_store_record part;
+    assert_int_equal(aq_store_part(store, (size_t)aq_store_find(store, "coded"), 0, &part, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "tensor \"coded\": its bytes are damaged"));
+    assert_int_equal(aq_store_part(store, (size_t)aq_store_find(store, "lists"), 0, &part, &err), AQ_OK);
     assert_int_equal(aq_store_verify(store, collect, problems, &err), AQ_ERR_QUALITY);
     assert_non_null(strstr(problems, "\"coded\""));
     assert_null(strstr(problems, "\"lists\""));
