@@ -46,7 +46,7 @@ test-python: build $(VENV)/torch.done ## Python tests, on the package as pip ins
 	ARROWQUANT_PROGRAM=$(CURDIR)/$(PROGRAM) $(PYTHON) -m pytest -q tests/python
 
 bench: build $(VENV)/torch.done ## benchmarks: ratios to peers and to memory bandwidth
-	@build/release/aq_bench
+	@build/release/aq_bench quant
 	$(PYTHON) bench/whole_model.py --program $(PROGRAM)
 	$(PYTHON) -m pip install --quiet .
 	$(PYTHON) bench/bench_python.py
