@@ -636,6 +636,31 @@ static void missing_memory_is_an_error(void **state) {
     }
 }
 
+/* diag(H) is what of a Hessian the search uses: dead inputs (0), all of them dead, and figures that no Hessian has. */
+static void NU06_hessian_diagonals_of_dead_inputs_and_nan(void **state) {
+    (void)state;
+    enum { ROWS = 6, COLS = 192 };
+    float *w = gaussian_matrix(ROWS * COLS, 0.1f), h[COLS];
+    aq_quant_spec spec = {.bits = 2, .group_size = 64, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_SEARCH};
+    for (int dead = 0; dead < 3; dead++) { /* none, the first group, all */
+        for (int i = 0; i < COLS; i++) h[i] = dead == 2 || (dead == 1 && i < 64) ? 0.0f : 1.0f + (float)(i % 7);
+        result r = run(w, spec, ROWS, COLS, h, 1);
+        assert_int_equal(r.status, AQ_OK);
+        for (uint64_t i = 0; i < ROWS * COLS; i++) assert_true(isfinite(r.v[i]));
+        for (uint64_t i = 0; i < r.layout.n_pairs; i++) assert_true(r.scales[i] > 0 && isfinite(r.zeros[i]));
+        done(&r);
+    }
+    static const float wrong[] = {NAN, INFINITY, -1.0f};
+    for (size_t k = 0; k < 3; k++) {
+        for (int i = 0; i < COLS; i++) h[i] = i == 70 ? wrong[k] : 1.0f;
+        result r = run(w, spec, ROWS, COLS, h, 1);
+        assert_int_equal(r.status, AQ_ERR_USAGE);
+        assert_non_null(strstr(r.error.message, "input 70"));
+        done(&r);
+    }
+    free(w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_follow_from_codes_and_pairs),
@@ -656,6 +681,7 @@ int main(void) {
         cmocka_unit_test(NU04_scales_below_half_precision_ask_for_f32),
         cmocka_unit_test(NU05_any_shape_and_group_size),
         cmocka_unit_test(NU05_ranks_1_to_5_are_matrices),
+        cmocka_unit_test(NU06_hessian_diagonals_of_dead_inputs_and_nan),
         cmocka_unit_test(NU07_the_hosts_floating_point_state_has_no_effect),
         cmocka_unit_test(wrong_specs_are_refused),
         cmocka_unit_test(parameters_from_a_file_are_checked),
