@@ -85,6 +85,8 @@ static const cli_option table[] = {
 
     {"min-accuracy", 0, "X", NULL, "min_accuracy", NULL, false, false, GROUP_QUALITY, "quantize verify",
      "least cosine similarity of a layer, 0 to 1 (the profile's)"},
+    {"target-size", 0, "SIZE", NULL, "target_model_size_mb", NULL, false, false, GROUP_QUALITY, "quantize",
+     "largest size of the result, as in 6.5GB: exit code 5 when the settings give more"},
     {"fallback", 0, "BITS,...", NULL, "fallback", NULL, false, false, GROUP_QUALITY, "quantize", "widths that a layer under its floor goes up, as in 2,4,8"},
     {"fail-fast", 0, NULL, NULL, "fail_fast", "true", false, false, GROUP_QUALITY, "quantize", "stop at the first layer under its floor"},
     {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
@@ -106,6 +108,10 @@ static const cli_option table[] = {
 
     {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "inspect quantize", "read settings from a .yaml or .json file"},
     {"print-config", 0, NULL, NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "print the merged settings, which reproduce the run, and stop"},
+
+    {"time-groups", 0, "N", NULL, "num_time_groups", NULL, false, false, GROUP_FIELDS, "quantize", "short name of --num-time-groups"},
+    {"calib", 0, "FILE", NULL, "calibration_path", NULL, false, false, GROUP_FIELDS, "quantize", "short name of --calibration-path"},
+    {"samples", 0, "N", NULL, "calibration_samples", NULL, false, false, GROUP_FIELDS, "quantize", "short name of --calibration-samples"},
 
     {"markdown", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "help", "print the whole manual as Markdown"},
 

@@ -17,6 +17,19 @@ static aq_status set_max_memory(aq_config *config, const char *text, aq_error *e
     return aq_config_set(config, "max_memory_limit_mb", number, "--max-memory", err);
 }
 
+/* A size in bytes as the field's MB of 2^20 bytes, in millionths of it, rounded down. Written in integers, so that no locale matters. */
+static aq_status set_target_size(aq_config *config, const char *text, aq_error *err) {
+    const uint64_t mib = UINT64_C(1) << 20;
+    uint64_t bytes;
+    aq_status status = cli_parse_size(&bytes, text, "--target-size", err);
+    if (status) return status;
+    if (bytes == 0) return aq_fail(err, AQ_ERR_USAGE, "--target-size: invalid size \"%s\"; must be above 0", cli_safe(text));
+    char number[48];
+    unsigned long long millionths = bytes % mib * 1000000 / mib;
+    snprintf(number, sizeof number, "%llu.%06llu", (unsigned long long)(bytes / mib), bytes < mib && millionths == 0 ? 1 : millionths);
+    return aq_config_set(config, "target_model_size_mb", number, "--target-size", err);
+}
+
 /* Whether an earlier option of the command line set the same list: then this one is added to it, else it replaces what file and environment said. */
 static bool is_first(const cli_args *args, size_t index) {
     for (size_t i = 0; i < index; i++)
@@ -31,6 +44,7 @@ static aq_status apply(aq_config *config, const cli_args *args, size_t index, aq
     snprintf(source, sizeof source, "--%s", option->name);
     if (strcmp(option->field, "deployment_profile") == 0) return AQ_OK; /* a source of its own, already applied */
     if (strcmp(option->name, "max-memory") == 0) return set_max_memory(config, value, err);
+    if (strcmp(option->name, "target-size") == 0) return set_target_size(config, value, err);
     if (!option->repeat) return aq_config_set(config, option->field, value, source, err);
     if (is_first(args, index)) {
         const char *empty = strcmp(option->field, "layer_bit_widths") == 0 ? "{}" : "[]";

@@ -177,8 +177,25 @@ static aq_status open_diffusers(aq_model *model, const char *path, const aq_mode
     return status;
 }
 
+/* Our own output has the source's model_index.json beside its Parquet files; a source has no such files. */
+static aq_status refuse_container(const char *path, aq_error *err) {
+    aq_names names;
+    bool found = false;
+    aq_status status = aq_list_dir(&names, path, 1000000, err);
+    if (status != AQ_OK) return status;
+    for (size_t i = 0; i < names.n_names && !found; i++) {
+        unsigned index, n;
+        int end = 0;
+        found = sscanf(names.names[i], "model-%5u-of-%5u.parquet%n", &index, &n, &end) == 2 && end && !names.names[i][end];
+    }
+    aq_names_free(&names);
+    return found ? aq_fail_container(err, path) : AQ_OK;
+}
+
 aq_status aq_folder_open(aq_model *model, const char *path, const aq_model_options *options, aq_error *err) {
-    aq_status status = aq_config_load(&model->model_index, path, "model_index.json", options, err);
+    aq_status status = refuse_container(path, err);
+    if (status != AQ_OK) return status;
+    status = aq_config_load(&model->model_index, path, "model_index.json", options, err);
     if (status != AQ_OK) return status;
     if (model->model_index) return open_diffusers(model, path, options, err);
     if (options->component) {

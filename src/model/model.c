@@ -64,7 +64,7 @@ aq_status aq_fail_pickle(aq_error *err, const char *path) {
 
 aq_status aq_fail_gguf(aq_error *err, const char *path) {
     aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a GGUF file: its weights are already quantized");
-    aq_hint(err, "quantize the original safetensors model; `arrowquant export --to gguf` writes GGUF files, none is read here");
+    aq_hint(err, "GGUF is not read by this version: quantize the original safetensors model, or convert the file to safetensors first");
     return AQ_ERR_FORMAT;
 }
 

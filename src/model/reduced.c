@@ -109,6 +109,5 @@ aq_status aq_reduced_check(aq_model *model, aq_error *err) {
         aq_tensor_info *t = &model->tensors[i];
         if (strcmp(t->name, "scaled_fp8") == 0 || last_part_is(t->name, "scale_input") || last_part_is(t->name, "input_scale")) t->role = AQ_ROLE_SCALE;
     }
-    if ((status = check_complete(model, err)) != AQ_OK) return status;
-    return aq_model_warn(model, err, NULL, "%zu fp8 weights are multiplied by their scales before they are quantized again", n_paired);
+    return check_complete(model, err);
 }

@@ -122,7 +122,8 @@ aq_status aq_inspect(const char *path, const aq_config *config, const aq_model_o
     aq_source source;
     aq_status status = aq_source_open(&source, path, options, err);
     if (status == AQ_OK) {
-        status = build(&source, path, config ? config : own, report_json, err);
+        status = aq_component_check(source.model, path, options, err);
+        if (status == AQ_OK) status = build(&source, path, config ? config : own, report_json, err);
         aq_source_close(&source);
     }
     if (own) aq_config_destroy(own);

@@ -232,8 +232,7 @@ static aq_status judge(const quantize_run *run, layer *l, size_t index, bool *ag
     outcome->sqnr_db = aq_quant_metrics_sqnr_db(&sum);
     if (outcome->cosine >= run->min_accuracy) return set_fallback(outcome, l, err);
     char got[32], floor[32], text[96];
-    aq_text_fixed(got, outcome->cosine, 6);
-    aq_text_fixed(floor, run->min_accuracy, 3);
+    aq_text_below(got, floor, outcome->cosine, run->min_accuracy);
     if (run->fail_fast) {
         aq_fail_at(err, AQ_ERR_QUALITY, aq_model_file(run->model, t->file_index), t->name, "cosine similarity %s at %d bits is below the floor %s", got,
                    l->spec.bits, floor);

@@ -72,7 +72,7 @@ static void read_settings(quantize_run *run) {
     for (size_t i = 0; i < n && i < most; i++) run->ladder[run->n_ladder++] = aq_config_list_int(run->config, "fallback", i);
 }
 
-static void scaled_warning(quantize_run *run) {
+static void announce_scaled(const quantize_run *run) {
     size_t n = 0, first = 0;
     for (size_t i = run->n_tensors; i-- > 0;)
         if (is_scaled(aq_model_tensor(run->model, i))) n++, first = i;
@@ -80,7 +80,7 @@ static void scaled_warning(quantize_run *run) {
     char name[256];
     const char *raw = aq_model_tensor(run->model, first)->name;
     aq_escape(name, sizeof name, raw, strlen(raw));
-    aq_sentences_add(&run->warnings, "%zu fp8 weights (the first is \"%s\") are read with their scales; those that are kept are stored as BF16", n, name);
+    aq_job_log(&run->job, AQ_LOG_INFO, "%zu fp8 weights (the first is \"%s\") are multiplied by their scales; those that are kept are stored as BF16", n, name);
 }
 
 static aq_status choose_all(quantize_run *run, aq_error *err) {
@@ -99,7 +99,6 @@ static aq_status choose_all(quantize_run *run, aq_error *err) {
         run->outcomes[i].bits = choice->quantize ? choice->bits : 16;
         run->source_bytes += t->size_bytes;
     }
-    scaled_warning(run);
     return AQ_OK;
 }
 
@@ -251,10 +250,21 @@ static aq_status open_model(quantize_run *run, const char *model_path, aq_error 
     const char *modality = aq_config_string(run->config, "modality");
     if (options.modality == AQ_MODALITY_UNKNOWN && modality) options.modality = aq_modality_from_name(modality);
     aq_status status = aq_model_open(&run->model, model_path, &options, err);
+    if (status == AQ_OK) status = aq_component_check(run->model, model_path, &options, err);
     if (status != AQ_OK) return status;
     for (size_t i = 0; i < aq_model_n_warnings(run->model); i++) aq_sentences_add(&run->warnings, "%s", aq_model_warning(run->model, i));
     if (aq_model_modality(run->model) == AQ_MODALITY_UNKNOWN)
         aq_sentences_add(&run->warnings, "the modality cannot be told from the model's files; give it with --modality text|code|image|audio to record it");
+    return AQ_OK;
+}
+
+/* Data that is named must be there, as a later version reads it; this one says that it does not. */
+static aq_status check_calibration(quantize_run *run, aq_error *err) {
+    const char *path = aq_config_string(run->config, "calibration_path");
+    if (!path) return AQ_OK;
+    if (!aq_path_exists(path)) return aq_fail_at(err, AQ_ERR_IO, path, NULL, "calibration_path: no such file or folder");
+    char shown[512];
+    aq_sentences_add(&run->warnings, "calibration is not used by this version: \"%s\" is not read", aq_escape(shown, sizeof shown, path, strlen(path)));
     return AQ_OK;
 }
 
@@ -274,6 +284,7 @@ aq_status preflight(quantize_run *run, const char *model_path, const char *out_p
     aq_error_clear(&e);
     bool usable = aq_config_validate(run->config, &e) == AQ_OK;
     if (!usable) note(&found, &e);
+    if (check_calibration(run, &e) != AQ_OK) note(&found, &e);
     if (open_model(run, model_path, &e) != AQ_OK) {
         note(&found, &e);
         usable = false;
@@ -294,6 +305,7 @@ aq_status preflight(quantize_run *run, const char *model_path, const char *out_p
     aq_sentences_free(&found.sentences);
     if (status == AQ_OK) {
         announce_input(run);
+        announce_scaled(run);
         announce_plan(run);
     }
     return status;

@@ -69,6 +69,21 @@ const char *aq_text_fixed(char out[32], double value, int decimals) {
     return out;
 }
 
+static double rounded(double value, int decimals) {
+    double unit = 1;
+    for (int i = 0; i < decimals; i++) unit *= 10;
+    return nearbyint(value * unit) / unit;
+}
+
+void aq_text_below(char value_text[32], char floor_text[32], double value, double floor) {
+    enum { MOST = 15 };
+    int decimals = 0, digits = 6;
+    while (decimals < MOST && rounded(floor, decimals) != floor) decimals++;
+    while (digits < MOST && rounded(value, digits) >= floor) digits++;
+    aq_text_fixed(value_text, value, digits);
+    aq_text_fixed(floor_text, floor, decimals);
+}
+
 const char *aq_text_bytes(char out[32], uint64_t size_bytes) {
     static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
     double value = (double)size_bytes;

@@ -16,8 +16,10 @@ json_t *aq_report_parsed(const char *json_text);
 /* Text of a finished report; takes the reference. AQ_ERR_MEMORY when `report` is NULL. `out` may be NULL. */
 aq_status aq_report_finish(json_t *report, char **out, aq_error *err);
 
-/* `value` with `decimals` (at most 9) digits after the point, always a point. Returns out. */
+/* `value` with `decimals` (at most 15) digits after the point, always a point. Returns out. */
 const char *aq_text_fixed(char out[32], double value, int decimals);
+/* A value that is below a floor: the floor with the digits it needs, the value with six or as many as tell it from the floor. Both within 0 to 1. */
+void aq_text_below(char value_text[32], char floor_text[32], double value, double floor);
 /* "18.9 MB" (10^6). Returns out. */
 const char *aq_text_bytes(char out[32], uint64_t size_bytes);
 /* "[3072, 3072]". Returns out. */

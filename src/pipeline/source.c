@@ -29,6 +29,13 @@ aq_status aq_source_open(aq_source *out, const char *path, const aq_model_option
     return status;
 }
 
+aq_status aq_component_check(const aq_model *model, const char *path, const aq_model_options *options, aq_error *err) {
+    if (!options || !options->component || (model && aq_model_component(model)[0])) return AQ_OK;
+    aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "--component needs a diffusers folder, and this is %s", model ? "none" : "a container");
+    aq_hint(err, "leave --component out, or give the folder that holds model_index.json");
+    return AQ_ERR_USAGE;
+}
+
 void aq_source_close(aq_source *source) {
     if (source->model) aq_model_close(source->model);
     if (source->store) aq_store_close(source->store);

@@ -99,9 +99,10 @@ static json_t *judge_tensor(verification *v, size_t i) {
         aq_sentences_add(v->zeroed ? &v->warnings : &v->problems, "tensor \"%s\": %llu values of the source are not finite", name,
                          (unsigned long long)r->n_nonfinite_a);
     if (pair->a >= 0 && !r->failure && is_verbatim(&t) && !r->equal) aq_sentences_add(&v->problems, "tensor \"%s\" is kept and differs from the source", name);
-    if (quantized && !r->failure && isfinite(cosine) && cosine < floor)
-        aq_sentences_add(&v->problems, "layer \"%s\": cosine similarity %s is below the floor %s", name, aq_text_fixed(got, cosine, 6),
-                         aq_text_fixed(floor_text, floor, 3));
+    if (quantized && !r->failure && isfinite(cosine) && cosine < floor) {
+        aq_text_below(got, floor_text, cosine, floor);
+        aq_sentences_add(&v->problems, "layer \"%s\": cosine similarity %s is below the floor %s", name, got, floor_text);
+    }
     if (quantized) {
         v->n_layers++;
         aq_mean_add(&v->mean, t.name, t.count, cosine, sqnr, measured ? r->metrics.err_max : 0);

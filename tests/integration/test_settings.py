@@ -88,6 +88,24 @@ def test_size_words(cli, size, mib):
     assert settings(cli, "--max-memory", size)["max_memory_limit_mb"] == mib
 
 
+@pytest.mark.parametrize(("size", "mib"), [("6.5GB", 6198.883056), ("6.5GiB", 6656), ("512KiB", 0.5), ("1B", 1e-06)])
+def test_a_target_size_takes_size_words(cli, size, mib):
+    assert settings(cli, "--target-size", size)["target_model_size_mb"] == mib
+
+
+def test_the_hint_of_a_missed_target_size_names_an_option(cli, model):
+    missed = cli("quantize", model, "--modality", "image", "--target-size", "10kB")
+    assert missed.code == 5 and "--target-size" in missed.err
+    assert cli("quantize", model, "--modality", "image", "--target-size", "1GB", "-q").code == 0
+    zero = cli("quantize", model, "--target-size", "0B")
+    assert zero.code == 2 and "--target-size" in zero.err and "above 0" in zero.err
+
+
+def test_short_names_set_the_same_fields(cli):
+    short = settings(cli, "--time-groups", "7", "--calib", "data.jsonl", "--samples", "9")
+    assert short == settings(cli, "--num-time-groups", "7", "--calibration-path", "data.jsonl", "--calibration-samples", "9")
+
+
 @pytest.mark.parametrize("size", ["4", "", "GB", "-1GB", "4 XB", "1..5GB", "1e3MB", "99999999999999999999GB", "inf", "100kB", "0x10GB", "4GBx"])
 def test_sizes_that_are_none_are_refused(cli, size):
     result = cli("quantize", "x", "--max-memory", size)

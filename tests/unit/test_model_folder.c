@@ -365,8 +365,7 @@ static void IX09_fp8_with_a_scale_is_multiplied_by_it(void **state) {
         assert_int_equal(aq_model_read_f32(model, 3, begin, n, out, &g_err), AQ_OK);
         for (uint64_t i = 0; i < n; i++) assert_true(out[i] == ((begin + i) % 2 ? 0.5f : -2.0f) * rows[(begin + i) / COLS]);
     }
-    assert_int_equal(aq_model_n_warnings(model), 1);
-    assert_non_null(strstr(aq_model_warning(model, 0), "2 fp8 weights are multiplied by their scales"));
+    assert_int_equal(aq_model_n_warnings(model), 0); /* nothing is wrong: the run tells it as information */
     aq_model_close(model);
 }
 

@@ -17,6 +17,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/mem.h"
+#include "pipeline/report.h"
 #include "pipeline_model.h"
 #include "st_file.h"
 
@@ -399,8 +400,27 @@ static void fail_fast_names_layer_similarity_and_threshold(void **state) {
     result r = quantize_with(model, st_path("o"), "bit_width=2 min_accuracy=0.99 fail_fast=true num_threads=3", NULL, NULL);
     assert_int_equal(r.status, AQ_ERR_QUALITY);
     assert_string_equal(r.err.tensor, "blocks.0.attn.q.weight");
-    assert_non_null(strstr(r.err.message, "0.990"));
+    assert_string_equal(strstr(r.err.message, "is below"), "is below the floor 0.99");
     assert_nothing_left(st_path("o"));
+}
+
+/* Rounded to the same digits, a value would seem to meet the floor that it misses, or the floor to be 1. */
+static void a_floor_is_told_with_all_its_digits(void **state) {
+    (void)state;
+    const struct {
+        double value, floor;
+        const char *value_text, *floor_text;
+    } cases[] = {{0.996088, 0.9999, "0.996088", "0.9999"}, {0.98999999, 0.99, "0.98999999", "0.99"}, {0.5, 1, "0.500000", "1"},
+                 {0.9999996, 1, "0.9999996", "1"},         {0.1, 0.65, "0.100000", "0.65"},          {-0.25, 0, "-0.250000", "0"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char value[32], floor[32];
+        aq_text_below(value, floor, cases[i].value, cases[i].floor);
+        assert_string_equal(value, cases[i].value_text);
+        assert_string_equal(floor, cases[i].floor_text);
+    }
+    result r = quantize_with(mixed_model("m.safetensors"), st_path("o"), "bit_width=4 min_accuracy=0.9999 fail_fast=true", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_QUALITY);
+    assert_non_null(strstr(r.err.message, "below the floor 0.9999"));
 }
 
 static void strict_turns_a_warning_into_a_failure_without_a_result(void **state) {
@@ -424,6 +444,53 @@ static void a_size_target_out_of_reach_is_refused_before_work(void **state) {
     result r = quantize_with(mixed_model("m.safetensors"), st_path("o"), "bit_width=8 target_model_size_mb=0.1", NULL, NULL);
     assert_int_equal(r.status, AQ_ERR_BUDGET);
     assert_nothing_left(st_path("o"));
+}
+
+static void a_component_of_what_has_none_is_refused(void **state) {
+    (void)state;
+    char model[512];
+    snprintf(model, sizeof model, "%s", mixed_model("m.safetensors"));
+    aq_quantize_options options = {0};
+    aq_model_options_init(&options.model);
+    options.model.component = "vae";
+    result r = quantize_with(model, st_path("o"), "bit_width=8", &options, NULL);
+    assert_int_equal(r.status, AQ_ERR_USAGE);
+    assert_non_null(strstr(r.err.message, "--component needs a diffusers folder, and this is none"));
+    assert_nothing_left(st_path("o"));
+    json_decref(quantize(model, st_path("o"), "bit_width=8"));
+    aq_error err;
+    assert_int_equal(aq_inspect(model, NULL, &options.model, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(aq_inspect(st_path("o"), NULL, &options.model, NULL, &err), AQ_ERR_USAGE);
+    assert_non_null(strstr(err.message, "and this is a container"));
+    /* Of two inputs it may concern the other one. */
+    assert_int_equal(aq_verify(st_path("o"), model, &options.model, NULL, 1, 0.9, NULL, &err), AQ_OK);
+}
+
+static void a_container_of_a_pipeline_is_named_as_one(void **state) {
+    (void)state;
+    json_decref(quantize(DIT, st_path("o"), "bit_width=8"));
+    assert_true(aq_path_exists(st_path("o/model_index.json")));
+    result r = quantize_with(st_path("o"), st_path("p"), "bit_width=4", NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_FORMAT);
+    assert_non_null(strstr(r.err.message, "is an ArrowQuant container"));
+}
+
+static void calibration_data_that_is_not_used_is_told(void **state) {
+    (void)state;
+    char model[512], settings[1024];
+    snprintf(model, sizeof model, "%s", mixed_model("m.safetensors"));
+    snprintf(settings, sizeof settings, "bit_width=8 modality=image calibration_path=%s", st_path("none.jsonl"));
+    result r = quantize_with(model, st_path("o"), settings, NULL, NULL);
+    assert_int_equal(r.status, AQ_ERR_IO);
+    assert_non_null(strstr(r.err.message, "none.jsonl"));
+    snprintf(settings, sizeof settings, "bit_width=8 modality=image calibration_path=%s", st_write_text("data.jsonl", "{}"));
+    aq_quantize_options strict = {.strict = true};
+    aq_model_options_init(&strict.model);
+    assert_int_equal(quantize_with(model, st_path("o"), settings, &strict, NULL).status, AQ_ERR_QUALITY);
+    json_t *report = quantize(model, st_path("o"), settings), *warnings = json_object_get(report, "warnings");
+    assert_int_equal(json_array_size(warnings), 1);
+    assert_non_null(strstr(json_string_value(json_array_get(warnings, 0)), "calibration is not used by this version"));
+    json_decref(report);
 }
 
 /* ---- input that changes, fp8 ---- */
@@ -456,6 +523,12 @@ static void ST18_a_model_that_changes_while_it_is_read_is_refused(void **state) 
     assert_nothing_left(st_path("o"));
 }
 
+static void count_scales(void *user, aq_log_level level, const char *message) {
+    if (!strstr(message, "2 fp8 weights")) return;
+    assert_int_equal(level, AQ_LOG_INFO);
+    ++*(int *)user;
+}
+
 static void fp8_weights_are_read_with_their_scale(void **state) {
     (void)state;
     static uint8_t codes[64 * 96];
@@ -474,10 +547,17 @@ static void fp8_weights_are_read_with_their_scale(void **state) {
     char eight[512];
     snprintf(eight, sizeof eight, "%s", st_write_tensors("fp8.safetensors", fp8, 4, NULL));
     const char *reference = st_write_tensors("full.safetensors", full, 2, NULL);
-    json_t *report = quantize(eight, st_path("o"), "bit_width=8 exclude=blocks.1.*");
-    assert_true(number(report, "input", "n_tensors") == 2);
-    assert_int_equal(json_array_size(json_object_get(report, "warnings")) >= 1, true);
-    json_decref(report);
+    /* Told once, as information: nothing is wrong, so --strict passes. */
+    aq_quantize_options strict = {.strict = true};
+    aq_model_options_init(&strict.model);
+    int n_told = 0;
+    aq_job_hooks hooks = {.log = count_scales, .user = &n_told};
+    result r = quantize_with(eight, st_path("o"), "bit_width=8 exclude=blocks.1.* modality=image", &strict, &hooks);
+    assert_int_equal(r.status, AQ_OK);
+    assert_int_equal(n_told, 1);
+    assert_true(number(r.report, "input", "n_tensors") == 2);
+    assert_int_equal(json_array_size(json_object_get(r.report, "warnings")), 0);
+    json_decref(r.report);
     json_decref(quantize(reference, st_path("p"), "bit_width=8 exclude=blocks.1.*"));
     aq_store *a, *b;
     aq_store_record ra, rb;
@@ -571,9 +651,13 @@ int main(int argc, char **argv) {
         TEST(NU04_scales_that_vanish_in_half_precision_are_widened),
         TEST(a_layer_below_the_floor_climbs_the_ladder),
         TEST(fail_fast_names_layer_similarity_and_threshold),
+        TEST(a_floor_is_told_with_all_its_digits),
         TEST(strict_turns_a_warning_into_a_failure_without_a_result),
         TEST(a_size_target_out_of_reach_is_refused_before_work),
         TEST(ST18_a_model_that_changes_while_it_is_read_is_refused),
+        TEST(a_component_of_what_has_none_is_refused),
+        TEST(a_container_of_a_pipeline_is_named_as_one),
+        TEST(calibration_data_that_is_not_used_is_told),
         TEST(fp8_weights_are_read_with_their_scale),
         TEST(progress_never_falls_and_names_every_tensor_once),
         TEST(FA07_running_out_of_memory_anywhere_is_an_error),

@@ -564,7 +564,7 @@ static void other_formats_are_named(void **state) {
     const struct {
         const char *name, *content, *text, *hint;
     } cases[] = {
-        {"m.gguf", "GGUF", "is a GGUF file", "export --to gguf"},
+        {"m.gguf", "GGUF", "is a GGUF file", "convert the file to safetensors first"},
         {"m.parquet", "PAR1", "container", "arrowquant inspect"},
         {"m.bin", "PK\3\4....", "pickle is never read; convert first", "safetensors"},
         {"m.ckpt", "\x80\2", "pickle is never read; convert first", "safetensors"},
