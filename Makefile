@@ -13,7 +13,7 @@ WERROR := $(if $(CI),ON,OFF)
 CONFIGURE = cmake --preset $(1) -DARROWQUANT_WERROR=$(WERROR) > build/$(1).configure.log 2>&1 || { cat build/$(1).configure.log; exit 1; }
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo build test test-c test-asan test-cli test-python test-neon wheel bench lint format fuzz deps install clean
+.PHONY: help demo build test test-c test-asan test-cli test-python wheel bench lint format fuzz deps install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

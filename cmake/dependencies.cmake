@@ -13,7 +13,7 @@ set(CARQUET_VERSION 0.7.2)
 set(CARQUET_SHA256 5d57c00217906e672fe8b569d8a24c6cbd6d1ab7736d56057e9b884f1a043e7d)
 find_package(carquet ${CARQUET_VERSION} EXACT CONFIG QUIET)
 if(carquet_FOUND)
-    set(AQ_CARQUET carquet::carquet)
+    set(AQ_CARQUET $<BUILD_INTERFACE:carquet::carquet>)
 else()
     # Shared by all build folders of this checkout; unpacked once.
     set(_deps ${CMAKE_SOURCE_DIR}/build/_deps)

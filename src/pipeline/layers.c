@@ -218,7 +218,7 @@ static aq_status judge(const quantize_run *run, layer *l, size_t index, bool *ag
     layer_outcome *outcome = &run->outcomes[index];
     if (atomic_load(&l->needs_f32)) {
         outcome->widened = true;
-        l->spec = widened(run, &l->spec);
+        l->spec = aq_widened(run, &l->spec);
         *again = true;
         return AQ_OK;
     }
@@ -241,11 +241,11 @@ static aq_status judge(const quantize_run *run, layer *l, size_t index, bool *ag
     }
     snprintf(text, sizeof text, "cosine %s < %s", got, floor);
     note_fallback(l, text);
-    int bits = next_bits(run, l->spec.bits);
+    int bits = aq_next_bits(run, l->spec.bits);
     if (bits == 16) return keep_layer(l, outcome, err);
     *again = true;
     outcome->widened = false;
-    return spec_at(run, index, bits, &l->spec, err);
+    return aq_spec_at(run, index, bits, &l->spec, err);
 }
 
 static aq_ordered_next end_layer(void *context, size_t item, size_t *n_parts) {
@@ -367,11 +367,11 @@ static aq_status write_tensor(work *w, const layer *l, size_t index, aq_error *e
     }
     record.quality.cosine = record.quality.sqnr_db = (double)NAN;
     record.quality.method = "keep";
-    const char *word = is_scaled(t) ? "BF16" : t->dtype_name;
+    const char *word = aq_is_scaled(t) ? "BF16" : t->dtype_name;
     size_t i = 0;
     for (; word[i] && i + 1 < sizeof type; i++) type[i] = word[i] >= 'A' && word[i] <= 'Z' ? (char)(word[i] - 'A' + 'a') : word[i];
     type[i] = 0;
-    return is_scaled(t) ? write_scaled(w, index, &record, err) : write_raw(w, index, &record, err);
+    return aq_is_scaled(t) ? write_scaled(w, index, &record, err) : write_raw(w, index, &record, err);
 }
 
 /* One line about a finished tensor: "[3072, 3072] BF16 -> int4 g64 search  18.9 MB -> 5.03 MB  cos 0.999123". */
@@ -503,7 +503,7 @@ static aq_status resume(work *w, aq_error *err) {
     return AQ_OK;
 }
 
-aq_status quantize_layers(quantize_run *run, aq_error *err) {
+aq_status aq_quantize_layers(quantize_run *run, aq_error *err) {
     work *w = aq_calloc(1, sizeof *w);
     if (!w) return aq_fail_memory(err, sizeof *w, "the work list");
     w->run = run;

@@ -38,7 +38,7 @@ static aq_status refuse(aq_error *err, const char *out_path, const char *what, c
     return AQ_ERR_USAGE;
 }
 
-aq_status check_output(quantize_run *run, const char *out_path, aq_error *err) {
+aq_status aq_check_output(quantize_run *run, const char *out_path, aq_error *err) {
     const char *source = aq_model_path(run->model);
     run->out_path = out_path ? aq_strdup(out_path) : default_output(run, source);
     if (!run->out_path) return aq_fail_memory(err, strlen(source), "the output path");

@@ -15,15 +15,15 @@
 
 #define MIB (UINT64_C(1) << 20)
 
-bool is_scaled(const aq_tensor_info *t) { return t->scale_index >= 0; }
+bool aq_is_scaled(const aq_tensor_info *t) { return t->scale_index >= 0; }
 
-int next_bits(const quantize_run *run, int bits) {
+int aq_next_bits(const quantize_run *run, int bits) {
     for (size_t i = 0; i < run->n_ladder; i++)
         if (run->ladder[i] > bits) return run->ladder[i];
     return 16;
 }
 
-aq_status spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err) {
+aq_status aq_spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err) {
     aq_layer_choice choice;
     aq_status status = aq_config_choose_bits(run->config, aq_model_tensor(run->model, index), bits, &choice, err);
     *spec = choice.spec;
@@ -31,7 +31,7 @@ aq_status spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec
     return status;
 }
 
-aq_quant_spec widened(const quantize_run *run, const aq_quant_spec *spec) {
+aq_quant_spec aq_widened(const quantize_run *run, const aq_quant_spec *spec) {
     aq_quant_spec wide = *spec;
     /* Without sub-groups a group of two levels would be too coarse. */
     if (spec->params == AQ_PARAMS_TWO_LEVEL) wide.group_size = (uint64_t)aq_config_int(run->config, "group_size", 128);
@@ -75,7 +75,7 @@ static void read_settings(quantize_run *run) {
 static void announce_scaled(const quantize_run *run) {
     size_t n = 0, first = 0;
     for (size_t i = run->n_tensors; i-- > 0;)
-        if (is_scaled(aq_model_tensor(run->model, i))) n++, first = i;
+        if (aq_is_scaled(aq_model_tensor(run->model, i))) n++, first = i;
     if (n == 0) return;
     char name[256];
     const char *raw = aq_model_tensor(run->model, first)->name;
@@ -117,11 +117,11 @@ static aq_status coded_bytes(const aq_tensor_info *t, const aq_quant_spec *spec,
 static aq_status worst_bytes(quantize_run *run, size_t index, uint64_t *out, aq_error *err) {
     aq_status status = AQ_OK;
     *out = 0;
-    for (int bits = run->choices[index].bits; bits < 16 && status == AQ_OK; bits = run->fail_fast ? 16 : next_bits(run, bits)) {
+    for (int bits = run->choices[index].bits; bits < 16 && status == AQ_OK; bits = run->fail_fast ? 16 : aq_next_bits(run, bits)) {
         aq_quant_spec spec;
         uint64_t codes, params;
-        if ((status = spec_at(run, index, bits, &spec, err)) != AQ_OK) break;
-        spec = widened(run, &spec);
+        if ((status = aq_spec_at(run, index, bits, &spec, err)) != AQ_OK) break;
+        spec = aq_widened(run, &spec);
         status = coded_bytes(aq_model_tensor(run->model, index), &spec, &codes, &params, err);
         if (codes + params > *out) *out = codes + params;
     }
@@ -138,7 +138,7 @@ typedef struct {
 static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(run->model, i);
     const aq_layer_choice *choice = &run->choices[i];
-    uint64_t codes = is_scaled(t) ? 2 * t->count : t->size_bytes, params = 0, rows, cols;
+    uint64_t codes = aq_is_scaled(t) ? 2 * t->count : t->size_bytes, params = 0, rows, cols;
     if (choice->quantize) {
         aq_status status = coded_bytes(t, &choice->spec, &codes, &params, err);
         if (status == AQ_OK) status = worst_bytes(run, i, &run->needs[i], err);
@@ -163,7 +163,7 @@ static aq_status too_little(const memory_plan *m, bool given, aq_error *err) {
     return AQ_ERR_MEMORY;
 }
 
-aq_status plan_memory(quantize_run *run, aq_error *err) {
+aq_status aq_plan_memory(quantize_run *run, aq_error *err) {
     demand d = {.slab_values = 1, .part = MIB};
     if (!(run->needs = aq_calloc(run->n_tensors, sizeof *run->needs))) return aq_fail_memory(err, run->n_tensors * sizeof *run->needs, "the tensor list");
     for (size_t i = 0; i < run->n_tensors; i++) {
@@ -278,7 +278,7 @@ static aq_status check_target(const quantize_run *run, aq_error *err) {
     return AQ_ERR_BUDGET;
 }
 
-aq_status preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err) {
+aq_status aq_preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err) {
     problems found = {0};
     aq_error e;
     aq_error_clear(&e);
@@ -290,11 +290,11 @@ aq_status preflight(quantize_run *run, const char *model_path, const char *out_p
         usable = false;
     } else {
         if (!run->options->allow_unmatched && aq_config_check_patterns(run->config, run->model, &e) != AQ_OK) note(&found, &e);
-        if (check_output(run, out_path, &e) != AQ_OK) note(&found, &e);
+        if (aq_check_output(run, out_path, &e) != AQ_OK) note(&found, &e);
     }
     if (usable) {
         read_settings(run);
-        if (choose_all(run, &e) != AQ_OK || plan_memory(run, &e) != AQ_OK || check_target(run, &e) != AQ_OK)
+        if (choose_all(run, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK || check_target(run, &e) != AQ_OK)
             note(&found, &e);
         else if (run->options->strict && run->warnings.n_items > 0) {
             aq_fail(&e, AQ_ERR_QUALITY, "%zu warnings, and --strict allows none: %s", run->warnings.n_items, run->warnings.items[0]);

@@ -80,7 +80,7 @@ static aq_status check_strict(const quantize_run *run, aq_error *err) {
 /* From here on the writer exists; it is finished or aborted. What an interrupted or failed run computed stays for the next, unless it can't help it. */
 static aq_status write_all(quantize_run *run, aq_error *err) {
     bool go_on = aq_job_tell(&run->job, "quantize", NULL, NULL, 0, 0, 0); /* from here on a failure is one of the work */
-    aq_status status = go_on ? quantize_layers(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
+    aq_status status = go_on ? aq_quantize_layers(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
     if (status == AQ_OK) status = check_strict(run, err);
     run->stage = "copy";
     if (status == AQ_OK) status = copy_side_files(run, err);
@@ -88,7 +88,7 @@ static aq_status write_all(quantize_run *run, aq_error *err) {
     if (status == AQ_OK) status = aq_model_check_unchanged(run->model, err);
     if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !keep_going(run))) status = aq_job_cancelled(err, "the state is kept; the same command continues");
     char *metadata = NULL;
-    if (status == AQ_OK && !(metadata = metadata_text(run))) status = aq_fail_memory(err, 0, "metadata.json");
+    if (status == AQ_OK && !(metadata = aq_metadata_text(run))) status = aq_fail_memory(err, 0, "metadata.json");
     if (status != AQ_OK) {
         bool keep = status == AQ_ERR_INTERRUPTED || status == AQ_ERR_IO || status == AQ_ERR_MEMORY;
         bool kept = aq_store_writer_abort(run->writer, keep);
@@ -122,7 +122,7 @@ aq_status aq_quantize_model(const char *model_path, const char *out_path, const 
     if (!run.config) return aq_fail_memory(err, 0, "the configuration");
     aq_job_init(&run.job, hooks, 0, 0);
     aq_status status = aq_job_tell(&run.job, "check", NULL, NULL, 0, 0, 0) ? AQ_OK : aq_job_cancelled(err, "nothing was done");
-    if (status == AQ_OK) status = preflight(&run, model_path, out_path, err);
+    if (status == AQ_OK) status = aq_preflight(&run, model_path, out_path, err);
     if (status == AQ_OK && !(run.config_json = aq_run_config_json(run.config))) status = aq_fail_memory(err, 0, "the configuration");
     if (status == AQ_OK) {
         run.job.n_total = run.n_tensors;
@@ -132,7 +132,7 @@ aq_status aq_quantize_model(const char *model_path, const char *out_path, const 
         status = create_writer(&run, err);
     }
     if (status == AQ_OK) status = write_all(&run, err);
-    if (status == AQ_OK && report_json) status = quantize_report(&run, report_json, err);
+    if (status == AQ_OK && report_json) status = aq_quantize_report(&run, report_json, err);
     if (status == AQ_OK) aq_job_tell(&run.job, "done", NULL, NULL, run.job.n_total, run.job.bytes_total, 1);
     free_run(&run);
     aq_config_destroy(own);

@@ -60,29 +60,29 @@ typedef struct quantize_run {
 } quantize_run;
 
 /* An fp8 weight whose scale is consumed: kept, it is stored as BF16. */
-bool is_scaled(const aq_tensor_info *t);
+bool aq_is_scaled(const aq_tensor_info *t);
 /* The next step of the ladder above `bits`; 16 when there is none: kept. */
-int next_bits(const quantize_run *run, int bits);
+int aq_next_bits(const quantize_run *run, int bits);
 /* What tensor `index` becomes at the bits of a ladder step. */
-aq_status spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err);
+aq_status aq_spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err);
 /* The same with F32 parameters, for values that do not fit half precision. */
-aq_quant_spec widened(const quantize_run *run, const aq_quant_spec *spec);
+aq_quant_spec aq_widened(const quantize_run *run, const aq_quant_spec *spec);
 
 /* Opens the model and checks everything that can be checked before work; all problems found are listed together in *err. */
-aq_status preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err);
+aq_status aq_preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err);
 /* Output rules: a name when none was given, and never the source in any disguise (FA06). */
-aq_status check_output(quantize_run *run, const char *out_path, aq_error *err);
-aq_status plan_memory(quantize_run *run, aq_error *err);
+aq_status aq_check_output(quantize_run *run, const char *out_path, aq_error *err);
+aq_status aq_plan_memory(quantize_run *run, aq_error *err);
 
 /* Quantizes or copies all tensors that the writer does not hold yet. */
-aq_status quantize_layers(quantize_run *run, aq_error *err);
+aq_status aq_quantize_layers(quantize_run *run, aq_error *err);
 
 /* The configuration without what does not change the bytes (threads, memory, paths). Freed by aq_config_free_text. */
 char *aq_run_config_json(const aq_config *config);
 /* metadata.json: nothing that differs between two runs of the same input and options. NULL: no memory. */
-char *metadata_text(const quantize_run *run);
+char *aq_metadata_text(const quantize_run *run);
 /* "arrowquant.quantize/1", from the finished container. */
-aq_status quantize_report(quantize_run *run, char **report_json, aq_error *err);
+aq_status aq_quantize_report(quantize_run *run, char **report_json, aq_error *err);
 
 /* Name under which a side file is stored: the container has a metadata.json of its own. */
 const char *aq_side_file_stored_name(const char *relative_path);

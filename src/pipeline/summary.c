@@ -133,7 +133,7 @@ static json_t *modality_json(const aq_model *model) {
     return m == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(m));
 }
 
-char *metadata_text(const quantize_run *run) {
+char *aq_metadata_text(const quantize_run *run) {
     figures f;
     if (!add_up(run, &f)) return NULL;
     json_t *summary = json_pack("{s:I, s:I, s:i, s:o, s:o, s:o, s:O, s:I, s:o, s:b}", "n_layers", (json_int_t)f.n_layers, "n_kept", (json_int_t)f.n_kept,
@@ -179,7 +179,7 @@ static bool list_tensors(const quantize_run *run, const aq_store *store, listing
         const aq_store_tensor *s = aq_store_tensor_at(store, at++);
         out->stored_bytes += s->stored_bytes;
         if (s->quantized) {
-            uint64_t scale_bytes = is_scaled(t) ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;
+            uint64_t scale_bytes = aq_is_scaled(t) ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;
             out->layer_weights += s->num_params;
             out->layer_bytes += s->layout.codes_bytes + s->layout.params_bytes;
             if (json_array_append_new(out->layers, layer_json(s, t->size_bytes + scale_bytes)) != 0) return false;
@@ -236,7 +236,7 @@ static json_t *summary_json(const quantize_run *run, const aq_store *store, cons
     return json;
 }
 
-aq_status quantize_report(quantize_run *run, char **report_json, aq_error *err) {
+aq_status aq_quantize_report(quantize_run *run, char **report_json, aq_error *err) {
     aq_store *store;
     aq_status status = aq_store_open(&store, run->out_path, err);
     if (status != AQ_OK) return status;
