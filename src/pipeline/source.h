@@ -27,7 +27,7 @@ typedef struct aq_source_tensor {
 
 /* Opens either kind. options may be NULL. */
 aq_status aq_source_open(aq_source *out, const char *path, const aq_model_options *options, aq_error *err);
-/* AQ_ERR_USAGE when a component was asked for and `source` has none to choose. For commands of one input: of two it may concern one. */
+/* AQ_ERR_USAGE when a component was asked for and none was chosen; `model` is NULL for a container. For commands of one input: of two it may concern one. */
 aq_status aq_component_check(const aq_model *model, const char *path, const aq_model_options *options, aq_error *err);
 void aq_source_close(aq_source *source);
 void aq_source_tensor_at(const aq_source *source, size_t index, aq_source_tensor *out);
