@@ -25,6 +25,7 @@ static inline bool aq_align(uint64_t x, uint64_t n, uint64_t *out) {
     return true;
 }
 
-static inline uint64_t aq_div_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+/* b > 0. */
+static inline uint64_t aq_div_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); /* NOLINT(clang-analyzer-core.DivideZero): the caller's promise */ }
 
 #endif
