@@ -81,6 +81,10 @@ int aqpy_traverse_type(PyObject *self, visitproc visit, void *arg);
 bool aqpy_parse(PyObject *args, PyObject *kwargs, const char *format, char **names, ...);
 /* `bit_width` of a call: None is 4; else 2, 4 or 8, or ValueError `Invalid bit_width: 3. Must be 2, 4, or 8`. Returns 0 on failure. */
 int aqpy_bit_width(PyObject *object);
+/* Name and value (borrowed) of an item of PyMapping_Items, which a mapping's own items() may have made; false and TypeError when it is no pair. */
+bool aqpy_pair(PyObject *item, PyObject **name, PyObject **value);
+/* Replaces a TypeError that is set by `WHAT must be EXPECTED, not TYPE OF object`; leaves other exceptions. */
+void aqpy_name_type(const char *what, const char *expected, PyObject *object);
 /* None and NULL are false. Returns -1 on failure. */
 int aqpy_flag(PyObject *object);
 

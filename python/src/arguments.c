@@ -44,10 +44,37 @@ bool aqpy_parse(PyObject *args, PyObject *kwargs, const char *format, char **nam
     return ok;
 }
 
+void aqpy_name_type(const char *what, const char *expected, PyObject *object) {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError)) return;
+    PyErr_Clear();
+    PyObject *type = PyType_GetName(Py_TYPE(object));
+    if (type) PyErr_Format(PyExc_TypeError, "%s must be %s, not %U", what, expected, type);
+    Py_XDECREF(type);
+}
+
+bool aqpy_pair(PyObject *item, PyObject **name, PyObject **value) {
+    *name = *value = NULL;
+    if (PyTuple_Check(item) && PyTuple_Size(item) == 2) {
+        *name = PyTuple_GetItem(item, 0);
+        *value = PyTuple_GetItem(item, 1);
+        return true;
+    }
+    PyObject *type = PyType_GetName(Py_TYPE(item));
+    if (type && PyTuple_Check(item))
+        PyErr_Format(PyExc_TypeError, "items() must give pairs of a name and a value, got a tuple of %zd", PyTuple_Size(item));
+    else if (type)
+        PyErr_Format(PyExc_TypeError, "items() must give pairs of a name and a value, got %U", type);
+    Py_XDECREF(type);
+    return false;
+}
+
 int aqpy_bit_width(PyObject *object) {
     if (!object || object == Py_None) return 4;
     PyObject *integer = PyNumber_Index(object);
-    if (!integer) return 0;
+    if (!integer) {
+        aqpy_name_type("bit_width", "an int (2, 4 or 8)", object);
+        return 0;
+    }
     int overflow = 0;
     long bits = PyLong_AsLongAndOverflow(integer, &overflow);
     bool good = !overflow && (bits == 2 || bits == 4 || bits == 8);

@@ -82,15 +82,15 @@ static bool take_array(batch *b, entry *e, PyObject *object) {
 /* Step 1. Stops at the first bad entry and returns how many came before it; n_entries when all are good or left out. The exception stays set. */
 static Py_ssize_t take_arrays(batch *b, PyObject *items) {
     for (Py_ssize_t i = 0; i < b->n_entries; i++) {
-        PyObject *item = PyList_GetItem(items, i), *name = PyTuple_GetItem(item, 0);
-        if (!name) return i;
+        PyObject *name, *array;
+        if (!aqpy_pair(PyList_GetItem(items, i), &name, &array)) return i;
         if (!PyUnicode_Check(name)) {
             PyErr_Format(PyExc_TypeError, "Layer names must be str, got %R", name);
             return i;
         }
         Py_INCREF(name);
         b->entries[i].name = name;
-        if (!take_array(b, &b->entries[i], PyTuple_GetItem(item, 1)) && !leave_out(b, &b->entries[i])) return i;
+        if (!take_array(b, &b->entries[i], array) && !leave_out(b, &b->entries[i])) return i;
     }
     return b->n_entries;
 }
@@ -522,7 +522,10 @@ static bool parse_method(options *o, const char *method) {
 static bool parse_group(options *o, PyObject *group) {
     if (!group) return true;
     PyObject *integer = PyNumber_Index(group);
-    if (!integer) return false;
+    if (!integer) {
+        aqpy_name_type("group", "an int", group);
+        return false;
+    }
     int overflow = 0;
     long long value = PyLong_AsLongLongAndOverflow(integer, &overflow);
     if (overflow || value < 1) PyErr_Format(PyExc_ValueError, "Invalid group: %S. Must be 1 or more", integer);

@@ -291,6 +291,8 @@ static PyObject *line_of(const job *j, const row *r) {
         if (!shape) break;
         if (r->problem == NEGATIVE_SHAPE)
             line = PyUnicode_FromFormat("Shape mismatch in layer '%U': shape %R has a negative dimension, weights has %llu values", name, shape, n);
+        else if (r->where > UINT64_C(1) << 63)
+            line = PyUnicode_FromFormat("Shape mismatch in layer '%U': shape %R has more than 2**63 values, but weights has %llu values", name, shape, n);
         else
             line = PyUnicode_FromFormat("Shape mismatch in layer '%U': shape %R has %llu values, but weights has %llu values", name, shape, where, n);
         break;

@@ -135,18 +135,38 @@ bool aqpy_schema_copy(struct ArrowSchema *out, const struct ArrowSchema *from) {
 
 /* ---- taking ---- */
 
+/* What a capsule of that name holds; TypeError, naming the method, for anything else. */
+static void *pointer_of(PyObject *object, const char *name, const char *method) {
+    if (PyCapsule_IsValid(object, name)) return PyCapsule_GetPointer(object, name);
+    PyObject *type = PyType_GetName(Py_TYPE(object));
+    if (type && PyCapsule_CheckExact(object))
+        PyErr_Format(PyExc_TypeError, "%s must give a capsule named '%s', got one of another name", method, name);
+    else if (type)
+        PyErr_Format(PyExc_TypeError, "%s must give a capsule named '%s', got %U", method, name, type);
+    Py_XDECREF(type);
+    return NULL;
+}
+
+/* A producer's structure without a release function was moved out of its capsule before. */
+static bool is_used_up(bool used_up, const char *method) {
+    if (used_up) PyErr_Format(PyExc_ValueError, "%s gave a capsule whose data was taken already", method);
+    return used_up;
+}
+
 static bool take_array(aqpy_table *out, PyObject *object) {
     PyObject *pair = PyObject_CallMethod(object, "__arrow_c_array__", NULL);
     if (!pair) return false;
     struct ArrowSchema *schema = NULL;
     struct ArrowArray *array = NULL;
     if (PyTuple_Check(pair) && PyTuple_Size(pair) == 2) {
-        schema = PyCapsule_GetPointer(PyTuple_GetItem(pair, 0), "arrow_schema");
-        array = schema ? PyCapsule_GetPointer(PyTuple_GetItem(pair, 1), "arrow_array") : NULL;
+        schema = pointer_of(PyTuple_GetItem(pair, 0), "arrow_schema", "__arrow_c_array__");
+        array = schema ? pointer_of(PyTuple_GetItem(pair, 1), "arrow_array", "__arrow_c_array__") : NULL;
     } else {
-        PyErr_SetString(PyExc_TypeError, "__arrow_c_array__ must return two capsules");
+        PyObject *type = PyType_GetName(Py_TYPE(pair));
+        if (type) PyErr_Format(PyExc_TypeError, "__arrow_c_array__ must give two capsules, got %U", type);
+        Py_XDECREF(type);
     }
-    bool ok = array != NULL;
+    bool ok = array && !is_used_up(!schema->release || !array->release, "__arrow_c_array__");
     if (ok) {
         out->schema = *schema;
         schema->release = NULL;
@@ -164,8 +184,8 @@ static bool fail_stream(struct ArrowArrayStream *stream, int code) {
 
 static bool take_stream(aqpy_table *out, PyObject *object) {
     PyObject *capsule = PyObject_CallMethod(object, "__arrow_c_stream__", NULL);
-    struct ArrowArrayStream *stream = capsule ? PyCapsule_GetPointer(capsule, "arrow_array_stream") : NULL;
-    bool ok = stream != NULL;
+    struct ArrowArrayStream *stream = capsule ? pointer_of(capsule, "arrow_array_stream", "__arrow_c_stream__") : NULL;
+    bool ok = stream && !is_used_up(!stream->release, "__arrow_c_stream__");
     if (ok) {
         int code = stream->get_schema(stream, &out->schema);
         ok = code == 0 || fail_stream(stream, code);

@@ -47,9 +47,9 @@ static json_t *map_to_json(PyObject *value, int depth) {
     PyObject *items = PyMapping_Items(value);
     Py_ssize_t n = items ? PyList_Size(items) : -1;
     for (Py_ssize_t i = 0; map && i < n; i++) {
-        PyObject *key = PyTuple_GetItem(PyList_GetItem(items, i), 0), *item = PyTuple_GetItem(PyList_GetItem(items, i), 1);
-        const char *name = key && PyUnicode_Check(key) ? PyUnicode_AsUTF8AndSize(key, NULL) : NULL;
-        json_t *json = name && item ? to_json(item, depth) : NULL;
+        PyObject *key, *item;
+        const char *name = aqpy_pair(PyList_GetItem(items, i), &key, &item) && PyUnicode_Check(key) ? PyUnicode_AsUTF8AndSize(key, NULL) : NULL;
+        json_t *json = name ? to_json(item, depth) : NULL;
         if (json && json_object_set_new(map, name, json) == 0) continue;
         if (key && !PyUnicode_Check(key)) PyErr_Format(PyExc_TypeError, "names must be str, found %R", key);
         json_decref(map);

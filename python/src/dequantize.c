@@ -20,14 +20,23 @@ static PyObject *get(PyObject *result, const char *key) {
 /* Shape as rows and cols of the matrix view, sizes checked. */
 static bool matrix_of(PyObject *shape, uint64_t *rows, uint64_t *cols) {
     Py_ssize_t ndim = PySequence_Size(shape);
-    if (ndim < 0) return false;
+    if (ndim < 0) {
+        aqpy_name_type("shape", "a list of int", shape);
+        return false;
+    }
     uint64_t rest = 1, first = 1;
     bool empty = false, too_large = false;
     for (Py_ssize_t i = 0; i < ndim; i++) {
         PyObject *item = PySequence_GetItem(shape, i);
-        long long dim = item ? PyLong_AsLongLong(item) : -1;
+        int overflow = 0;
+        long long dim = item ? PyLong_AsLongLongAndOverflow(item, &overflow) : -1;
+        if (PyErr_Occurred() && item) aqpy_name_type("shape", "a list of int", item);
         Py_XDECREF(item);
         if (PyErr_Occurred()) return false;
+        if (overflow > 0) {
+            PyErr_Format(PyExc_ValueError, "shape %R is too large", shape);
+            return false;
+        }
         if (dim < 0) {
             PyErr_Format(PyExc_ValueError, "shape %R has a negative dimension", shape);
             return false;
@@ -107,11 +116,15 @@ static uint64_t group_of(PyObject *result) {
         PyErr_Clear();
         return 128; /* results of the first API have no such key */
     }
-    long long group = PyLong_AsLongLong(value);
+    int overflow = 0;
+    long long group = PyLong_AsLongLongAndOverflow(value, &overflow);
+    bool good = !overflow && group >= 1;
+    if (PyErr_Occurred())
+        aqpy_name_type("group_size", "an int", value);
+    else if (!good)
+        PyErr_Format(PyExc_ValueError, "Invalid group_size: %R. Must be 1 or more, below 2**63", value);
     Py_DECREF(value);
-    if (PyErr_Occurred()) return 0;
-    if (group < 1) PyErr_Format(PyExc_ValueError, "Invalid group_size: %lld. Must be 1 or more", group);
-    return group < 1 ? 0 : (uint64_t)group;
+    return good ? (uint64_t)group : 0;
 }
 
 static PyObject *dequantize_layer(const aqpy_state *state, PyObject *result, const options *o) {
@@ -132,12 +145,13 @@ static PyObject *dequantize_layer(const aqpy_state *state, PyObject *result, con
 static PyObject *dequantize_all(const aqpy_state *state, PyObject *results, const options *o) {
     PyObject *items = PyMapping_Items(results), *arrays = items ? PyDict_New() : NULL;
     for (Py_ssize_t i = 0; arrays && i < PyList_Size(items); i++) {
-        PyObject *item = PyList_GetItem(items, i), *result = PyTuple_GetItem(item, 1), *array = NULL;
-        if (result && PyDict_Check(result))
+        PyObject *name, *result, *array = NULL;
+        bool is_pair = aqpy_pair(PyList_GetItem(items, i), &name, &result);
+        if (is_pair && PyDict_Check(result))
             array = dequantize_layer(state, result, o);
-        else
+        else if (is_pair)
             PyErr_SetString(PyExc_KeyError, "Missing 'quantized_data'");
-        if (!array || PyDict_SetItem(arrays, PyTuple_GetItem(item, 0), array) < 0) Py_CLEAR(arrays);
+        if (!array || PyDict_SetItem(arrays, name, array) < 0) Py_CLEAR(arrays);
         Py_XDECREF(array);
     }
     Py_XDECREF(items);

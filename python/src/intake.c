@@ -65,6 +65,7 @@ static bool source_from_view(source *s, const Py_buffer *view) {
     if (view->ndim > MAX_DIMS || view->suboffsets) return false;
     s->data = view->buf;
     s->kind = kind_of_format(view->format);
+    if (view->itemsize != (Py_ssize_t)kind_size(s->kind)) s->kind = KIND_OTHER;
     s->ndim = view->ndim;
     for (int i = 0; i < view->ndim; i++) {
         s->shape[i] = view->shape[i];
@@ -81,18 +82,65 @@ static void fill_strides(source *s) {
     }
 }
 
+/* A tuple of ints of 64 bits; false, without an exception, for anything else. */
 static bool read_ints(PyObject *tuple, int64_t *out, int n) {
+    if (!PyTuple_Check(tuple) || PyTuple_Size(tuple) != n) return false;
     for (int i = 0; i < n; i++) {
-        PyObject *item = PySequence_GetItem(tuple, i);
-        out[i] = item ? PyLong_AsLongLong(item) : -1;
-        Py_XDECREF(item);
-        if (PyErr_Occurred()) return false;
+        out[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
+        if (!PyErr_Occurred()) continue;
+        PyErr_Clear();
+        return false;
     }
     return true;
 }
 
-/* Reads __array_interface__; false, without an exception, when there is none or it says something else than an address. */
-static bool source_from_interface(source *s, PyObject *object) {
+/* What the producer says must be possible before an address is followed: sizes, their product, the reach of the strides. `where` names its protocol. */
+static bool check_source(const source *s, PyObject *what, const char *where) {
+    const char *wrong = NULL;
+    uint64_t count = 1;
+    int64_t reach = 0;
+    bool empty = false;
+    for (int i = 0; i < s->ndim; i++) {
+        if (s->shape[i] < 0) wrong = "a negative dimension";
+        empty = empty || s->shape[i] == 0;
+    }
+    for (int i = 0; !wrong && !empty && i < s->ndim; i++) {
+        int64_t length;
+        if (__builtin_mul_overflow(count, (uint64_t)s->shape[i], &count) || count > INT64_MAX / sizeof(double))
+            wrong = "a shape of more values than memory can hold";
+        else if (__builtin_mul_overflow(s->shape[i] - 1, s->strides[i], &length) || length == INT64_MIN ||
+                 __builtin_add_overflow(reach, length < 0 ? -length : length, &reach))
+            wrong = "strides beyond what memory can hold";
+    }
+    if (!wrong && !empty && !s->data) wrong = "no data (address 0) for its shape";
+    if (wrong) PyErr_Format(PyExc_ValueError, "%U says in its %s that it has %s", what, where, wrong);
+    return !wrong;
+}
+
+static bool fail_interface(PyObject *what, const char *field, const char *expected, PyObject *found) {
+    PyErr_Format(PyExc_ValueError, "%U has an __array_interface__ whose %s is %R, expected %s", what, field, found, expected);
+    return false;
+}
+
+/* Its shape, strides and address. `strides` is NULL for C order. */
+static bool read_interface(source *s, PyObject *what, PyObject *shape, PyObject *strides, PyObject *address) {
+    Py_ssize_t ndim = PyTuple_Check(shape) ? PyTuple_Size(shape) : -1;
+    s->ndim = (int)ndim;
+    if (ndim < 0 || ndim > MAX_DIMS || !read_ints(shape, s->shape, s->ndim)) return fail_interface(what, "shape", "a tuple of at most 64 int", shape);
+    if (!strides)
+        fill_strides(s);
+    else if (!read_ints(strides, s->strides, s->ndim))
+        return fail_interface(what, "strides", "a tuple of one int for each dimension", strides);
+    s->data = PyLong_Check(address) ? PyLong_AsVoidPtr(address) : NULL;
+    if (PyErr_Occurred() || !PyLong_Check(address)) {
+        PyErr_Clear();
+        return fail_interface(what, "data", "an address", address);
+    }
+    return check_source(s, what, "__array_interface__");
+}
+
+/* Reads __array_interface__. False without an exception when there is none or it says something else than an address, with one when it is malformed. */
+static bool source_from_interface(source *s, PyObject *object, PyObject *what) {
     PyObject *interface = attribute(object, "__array_interface__");
     if (!interface) return false;
     bool ok = false;
@@ -103,7 +151,8 @@ static bool source_from_interface(source *s, PyObject *object) {
     PyObject *strides = PyMapping_GetItemString(interface, "strides");
     PyErr_Clear();
     PyObject *typestr = type && PyUnicode_Check(type) ? PyUnicode_AsASCIIString(type) : NULL;
-    if (typestr && shape && PyTuple_Check(shape) && PyTuple_Size(shape) <= MAX_DIMS && data && PyTuple_Check(data) && PyTuple_Size(data) == 2) {
+    PyErr_Clear();
+    if (typestr && shape && data && PyTuple_Check(data) && PyTuple_Size(data) == 2) {
         const char *code = PyBytes_AsString(typestr);
         static const char *const codes[] = {"f2", "f4", "f8", "V2"};
         static const kind kinds[] = {KIND_F16, KIND_F32, KIND_F64, KIND_BF16};
@@ -115,15 +164,8 @@ static bool source_from_interface(source *s, PyObject *object) {
             if (!name || PyUnicode_CompareWithASCIIString(name, "bfloat16") != 0) s->kind = KIND_OTHER;
             Py_XDECREF(name);
         }
-        s->ndim = (int)PyTuple_Size(shape);
-        s->data = PyLong_AsVoidPtr(PyTuple_GetItem(data, 0));
-        ok = !PyErr_Occurred() && read_ints(shape, s->shape, s->ndim);
-        if (ok && strides && PyTuple_Check(strides) && PyTuple_Size(strides) == s->ndim)
-            ok = read_ints(strides, s->strides, s->ndim);
-        else if (ok)
-            fill_strides(s);
+        ok = read_interface(s, what, shape, strides && strides != Py_None ? strides : NULL, PyTuple_GetItem(data, 0));
     }
-    PyErr_Clear();
     Py_XDECREF(typestr);
     Py_XDECREF(type);
     Py_XDECREF(shape);
@@ -144,32 +186,45 @@ typedef struct dl_tensor {
     uint64_t byte_offset;
 } dl_tensor;
 
+/* Producers say in classes of their own why they cannot hand out a tensor (torch: BufferError where it requires a gradient): a ValueError that names it. */
+static void name_refusal(PyObject *what) {
+    if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError)) return;
+    PyObject *reason = aqpy_take_exception();
+    if (reason) PyErr_Format(PyExc_ValueError, "%U cannot be read: %S", what, reason);
+    Py_XDECREF(reason);
+}
+
 /* The capsule is left unused and becomes the owner: it frees the tensor when it goes. NULL with or without an exception when there is none. */
-static PyObject *source_from_dlpack(source *s, PyObject *object) {
+static PyObject *source_from_dlpack(source *s, PyObject *object, PyObject *what) {
     enum { CPU = 1, PINNED = 3, FLOAT = 2, BFLOAT = 4 };
     PyObject *method = attribute(object, "__dlpack__"), *capsule = method ? PyObject_CallNoArgs(method) : NULL;
+    if (method && !capsule) name_refusal(what);
     Py_XDECREF(method);
     if (!capsule) return NULL;
+    if (!PyCapsule_IsValid(capsule, "dltensor")) {
+        PyErr_Format(PyExc_TypeError, "%U has a __dlpack__ that gave %R, expected a capsule named 'dltensor'", what, capsule);
+        goto fail;
+    }
     const dl_tensor *t = PyCapsule_GetPointer(capsule, "dltensor");
-    if (!t) goto fail;
     if (t->device_type != CPU && t->device_type != PINNED) {
-        PyErr_Format(PyExc_ValueError, "the array lies on a device (DLPack type %d); move it to the CPU first", (int)t->device_type);
+        PyErr_Format(PyExc_ValueError, "%U lies on a device (DLPack type %d); move it to the CPU first", what, (int)t->device_type);
         goto fail;
     }
     s->kind = KIND_OTHER;
     if (t->type_lanes == 1 && t->type_code == FLOAT)
         s->kind = t->type_bits == 16 ? KIND_F16 : t->type_bits == 32 ? KIND_F32 : t->type_bits == 64 ? KIND_F64 : KIND_OTHER;
     if (t->type_lanes == 1 && t->type_code == BFLOAT && t->type_bits == 16) s->kind = KIND_BF16;
-    if (t->ndim > MAX_DIMS) {
-        PyErr_Format(PyExc_ValueError, "an array of %d dimensions; at most %d are supported", (int)t->ndim, MAX_DIMS);
+    if (t->ndim < 0 || t->ndim > MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%U has %d dimensions; at most %d are supported", what, (int)t->ndim, MAX_DIMS);
         goto fail;
     }
     s->ndim = t->ndim;
-    s->data = (const char *)t->data + t->byte_offset;
+    s->data = t->data ? (const char *)t->data + t->byte_offset : NULL;
     for (int i = 0; i < t->ndim; i++) s->shape[i] = t->shape[i];
     if (!t->strides) fill_strides(s);
-    for (int i = 0; t->strides && i < t->ndim; i++) s->strides[i] = t->strides[i] * (int64_t)kind_size(s->kind);
-    return capsule;
+    for (int i = 0; t->strides && i < t->ndim; i++) /* one too long for memory saturates, and check_source refuses it */
+        if (__builtin_mul_overflow(t->strides[i], (int64_t)kind_size(s->kind), &s->strides[i])) s->strides[i] = INT64_MAX;
+    if (check_source(s, what, "DLPack tensor")) return capsule;
 fail:
     Py_DECREF(capsule);
     return NULL;
@@ -256,10 +311,26 @@ static bool take(aqpy_array *out, const source *s) {
 
 /* ---- nested lists ---- */
 
+/* Names what stands in place of a number. */
+static bool fail_number(PyObject *object, PyObject *what) {
+    if (!PyErr_Occurred()) {
+        PyErr_Format(PyExc_ValueError, "%U is a ragged list: it has a list where a number stands elsewhere", what);
+    } else if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "%U holds an int that is too large for a float", what);
+    } else if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyObject *type = PyType_GetName(Py_TYPE(object));
+        if (type) PyErr_Format(PyExc_TypeError, "%U is a list that holds %U, expected numbers", what, type);
+        Py_XDECREF(type);
+    }
+    return false;
+}
+
 static bool fill_from_list(PyObject *object, const int64_t *shape, int ndim, float **next, PyObject *what) {
     if (ndim == 0) {
-        double d = PyFloat_AsDouble(object);
-        if (d == -1.0 && PyErr_Occurred()) return false;
+        double d = PyList_Check(object) || PyTuple_Check(object) ? 0 : PyFloat_AsDouble(object);
+        if ((d == -1.0 && PyErr_Occurred()) || PyList_Check(object) || PyTuple_Check(object)) return fail_number(object, what);
         *(*next)++ = (float)d;
         return true;
     }
@@ -311,17 +382,17 @@ static bool take_list(aqpy_array *out, PyObject *list, PyObject *what) {
 
 /* ---- the two forms ---- */
 
-/* Views the object's values; false, without an exception, when it has none to show. */
-static bool view_of(aqpy_array *out, source *s, PyObject *object) {
+/* Views the object's values. False without an exception when it has none to show, with one when what it says about them cannot be. */
+static bool view_of(aqpy_array *out, source *s, PyObject *object, PyObject *what) {
     if (PyBytes_Check(object) || PyByteArray_Check(object)) return false;
     if (PyObject_CheckBuffer(object)) {
         if (PyObject_GetBuffer(object, &out->view, PyBUF_FULL_RO) == 0) {
             out->has_view = true;
-            return source_from_view(s, &out->view);
+            return source_from_view(s, &out->view) && check_source(s, what, "buffer");
         }
         PyErr_Clear(); /* NumPy shows no buffer of types that have no format, such as bfloat16 */
     }
-    if (!source_from_interface(s, object)) return false;
+    if (!source_from_interface(s, object, what)) return false;
     Py_INCREF(object);
     out->owner = object;
     return true;
@@ -337,14 +408,16 @@ static bool fail_dtype(PyObject *what, PyObject *object, const char *format, con
 
 static bool strict(aqpy_array *out, PyObject *object, PyObject *name) {
     source s;
-    if (!view_of(out, &s, object)) {
+    PyObject *what = PyUnicode_FromFormat("Array for layer '%U'", name);
+    if (!what) return false;
+    if (!view_of(out, &s, object, what)) {
+        Py_DECREF(what);
+        if (PyErr_Occurred()) return false;
         PyObject *type = PyType_GetName(Py_TYPE(object));
         if (type) PyErr_Format(PyExc_ValueError, "Expected numpy array for layer '%U', got %U. Please pass numpy arrays with dtype=float32.", name, type);
         Py_XDECREF(type);
         return false;
     }
-    PyObject *what = PyUnicode_FromFormat("Array for layer '%U'", name);
-    if (!what) return false;
     bool ok = s.kind == KIND_F32;
     if (!ok) fail_dtype(what, object, out->has_view ? out->view.format : NULL, "expected 'float32'. Use arr.astype(np.float32) to convert.");
     if (ok && !is_c_contiguous(&s)) {
@@ -358,8 +431,8 @@ static bool strict(aqpy_array *out, PyObject *object, PyObject *name) {
 static bool any(aqpy_array *out, PyObject *object, PyObject *what) {
     if (PyList_Check(object) || PyTuple_Check(object)) return take_list(out, object, what);
     source s;
-    if (!view_of(out, &s, object)) {
-        out->owner = source_from_dlpack(&s, object);
+    if (!view_of(out, &s, object, what)) {
+        out->owner = PyErr_Occurred() ? NULL : source_from_dlpack(&s, object, what);
         if (!out->owner) {
             if (PyErr_Occurred()) return false;
             PyObject *type = PyType_GetName(Py_TYPE(object));

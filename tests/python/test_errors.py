@@ -205,3 +205,135 @@ def test_an_unknown_keyword_is_answered_with_a_suggestion():
     with pytest.raises(TypeError) as e:
         aq.ArrowQuantV2(xyz=1)
     assert str(e.value) == "ArrowQuantV2() got an unexpected keyword argument 'xyz'"
+
+
+class Items:
+    """A mapping whose items() says what it likes."""
+
+    def __init__(self, *items):
+        self._items = items
+
+    def __getitem__(self, key):
+        return 1
+
+    def items(self):
+        return list(self._items)
+
+
+@pytest.mark.parametrize(
+    "item, got", [(("a",), "a tuple of 1"), (("a", ONE, 3), "a tuple of 3"), ((), "a tuple of 0"), (["a", ONE], "list"), (5, "int"), ("ab", "str")]
+)
+@pytest.mark.parametrize("entry", [aq.quantize_batch, aq.numpy_to_arrow_table, aq.ArrowQuantV2().quantize, aq.ArrowQuantV2().quantize_batch])
+def test_items_that_are_no_pairs_are_refused(entry, item, got):
+    with pytest.raises(TypeError) as e:
+        entry(Items(("good", ONE), item))
+    assert str(e.value) == f"items() must give pairs of a name and a value, got {got}"
+
+
+def test_items_of_results_that_are_no_pairs_are_refused():
+    class Results(dict):
+        def items(self):
+            return [("a",)]
+
+    with pytest.raises(TypeError, match=r"^items\(\) must give pairs of a name and a value, got a tuple of 1$"):
+        aq.dequantize(Results(a=aq.quantize_array([1.0])))
+
+
+@pytest.mark.parametrize("bits, name", [(4.0, "float"), ("4", "str")])
+def test_a_bit_width_that_is_no_int_is_named(bits, name):
+    with pytest.raises(TypeError) as e:
+        aq.ArrowQuantV2().quantize_batch({"X": ONE}, bits)
+    assert str(e.value) == f"bit_width must be an int (2, 4 or 8), not {name}"
+
+
+@pytest.mark.parametrize(
+    "values, error, text",
+    [
+        ([10**400], ValueError, "Array for layer 'X' holds an int that is too large for a float"),
+        ([1, [3]], ValueError, "Array for layer 'X' is a ragged list: it has a list where a number stands elsewhere"),
+        ([[1], 3], ValueError, "Array for layer 'X' is a ragged list: expected 1 values where another number was found"),
+        (["x"], TypeError, "Array for layer 'X' is a list that holds str, expected numbers"),
+        ([1.0, None], TypeError, "Array for layer 'X' is a list that holds NoneType, expected numbers"),
+    ],
+)
+def test_a_list_that_holds_no_numbers_names_its_layer(values, error, text):
+    with pytest.raises(error) as e:
+        aq.ArrowQuantV2().quantize({"X": values})
+    assert str(e.value) == text
+
+
+class RefusesDlpack:
+    def __dlpack__(self):
+        raise BufferError("it requires a gradient")
+
+
+class WrongDlpack:
+    def __dlpack__(self):
+        return 3
+
+
+def test_an_array_that_refuses_dlpack_is_named():
+    with pytest.raises(ValueError, match="^Array for layer 'X' cannot be read: it requires a gradient$"):
+        aq.ArrowQuantV2().quantize({"X": RefusesDlpack()})
+    with pytest.raises(TypeError, match="^Array for layer 'X' has a __dlpack__ that gave 3, expected a capsule named 'dltensor'$"):
+        aq.ArrowQuantV2().quantize({"X": WrongDlpack()})
+    with pytest.warns(UserWarning, match="layer 'X'"):
+        assert aq.quantize_batch({"X": RefusesDlpack(), "Y": ONE}, continue_on_error=True).keys() == {"Y"}
+
+
+def test_a_torch_tensor_without_readable_values_is_named():
+    torch = pytest.importorskip("torch")
+    for tensor in (torch.ones(4, requires_grad=True), torch.ones(4, device="meta")):
+        with pytest.raises(ValueError, match="^Array for layer 'X' "):
+            aq.ArrowQuantV2().quantize({"X": tensor})
+
+
+@pytest.mark.parametrize(
+    "field, value, error, text",
+    [
+        ("group_size", 2**64, ValueError, f"Invalid group_size: {2**64}. Must be 1 or more, below 2**63"),
+        ("group_size", 0, ValueError, "Invalid group_size: 0. Must be 1 or more, below 2**63"),
+        ("group_size", "x", TypeError, "group_size must be an int, not str"),
+        ("shape", [2**64], ValueError, f"shape [{2**64}] is too large"),
+        ("shape", ["x"], TypeError, "shape must be a list of int, not str"),
+        ("shape", 4, TypeError, "shape must be a list of int, not int"),
+        ("bit_width", 4.0, TypeError, "bit_width must be an int (2, 4 or 8), not float"),
+    ],
+)
+def test_a_field_of_a_result_that_is_wrong_is_named(field, value, error, text):
+    with pytest.raises(error) as e:
+        aq.dequantize(aq.quantize_array([1.0, 2.0]) | {field: value})
+    assert str(e.value) == text
+
+
+class Interface:
+    def __init__(self, **fields):
+        self.__array_interface__ = {"shape": (4,), "typestr": "<f4", "data": (ONE.ctypes.data, True), "version": 3} | fields
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"shape": (-4,)}, "says in its __array_interface__ that it has a negative dimension"),
+        ({"data": (0, True)}, "says in its __array_interface__ that it has no data (address 0) for its shape"),
+        ({"shape": (2**62, 2**62)}, "says in its __array_interface__ that it has a shape of more values than memory can hold"),
+        ({"shape": (2, 2), "strides": (4,)}, "has an __array_interface__ whose strides is (4,), expected a tuple of one int for each dimension"),
+        ({"strides": "xx"}, "has an __array_interface__ whose strides is 'xx', expected a tuple of one int for each dimension"),
+        ({"strides": (2**62,)}, "says in its __array_interface__ that it has strides beyond what memory can hold"),
+        ({"shape": 4}, "has an __array_interface__ whose shape is 4, expected a tuple of at most 64 int"),
+        ({"shape": (1.5,)}, "has an __array_interface__ whose shape is (1.5,), expected a tuple of at most 64 int"),
+        ({"data": ("x", True)}, "has an __array_interface__ whose data is 'x', expected an address"),
+    ],
+)
+@pytest.mark.parametrize("entry", [aq.ArrowQuantV2().quantize, aq.quantize_batch])
+def test_an_array_interface_that_cannot_be_is_refused(entry, fields, text):
+    with pytest.raises(ValueError) as e:
+        entry({"X": Interface(**fields)})
+    assert str(e.value) == f"Array for layer 'X' {text}"
+
+
+def test_an_array_interface_that_can_be_is_taken():
+    expected = aq.quantize_batch({"X": ONE})
+    for fields in ({}, {"strides": None}, {"strides": (4,)}):
+        assert aq.quantize_batch({"X": Interface(**fields)}) == expected
+    assert aq.quantize_batch({"X": Interface(shape=(0, 3), data=(0, True))})["X"]["scales"] == []
