@@ -274,20 +274,44 @@ static float load(const char *p, kind k) {
     }
 }
 
-/* Copies in C order, the last axis in the inner loop. */
-static void convert(const source *s, uint64_t n, float *out) {
-    int64_t index[MAX_DIMS] = {0};
+/* Where a conversion stands: the row of the last axis, and the place in it. */
+typedef struct walk {
+    const char *row;
+    int64_t at, index[MAX_DIMS];
+} walk;
+
+/* Copies the next n values in C order, the last axis in the inner loop. */
+static void convert(const source *s, walk *w, uint64_t n, float *out) {
     int64_t inner = s->ndim ? s->shape[s->ndim - 1] : 1, step = s->ndim ? s->strides[s->ndim - 1] : 0;
-    const char *row = s->data;
-    for (uint64_t done = 0; done < n; done += (uint64_t)inner) {
-        for (int64_t i = 0; i < inner; i++) out[done + (uint64_t)i] = load(row + i * step, s->kind);
+    while (n > 0) {
+        int64_t rest = inner - w->at, m = (uint64_t)rest < n ? rest : (int64_t)n;
+        for (int64_t i = 0; i < m; i++) out[i] = load(w->row + (w->at + i) * step, s->kind);
+        out += m;
+        n -= (uint64_t)m;
+        w->at += m;
+        if (w->at < inner) return;
+        w->at = 0;
         for (int axis = s->ndim - 2; axis >= 0; axis--) {
-            row += s->strides[axis];
-            if (++index[axis] < s->shape[axis]) break;
-            row -= s->strides[axis] * s->shape[axis];
-            index[axis] = 0;
+            w->row += s->strides[axis];
+            if (++w->index[axis] < s->shape[axis]) break;
+            w->row -= s->strides[axis] * s->shape[axis];
+            w->index[axis] = 0;
         }
     }
+}
+
+/* Converts all values, a block at a time without the GIL; between blocks Ctrl-C is looked for. */
+static bool convert_all(const source *s, uint64_t n, float *out) {
+    const uint64_t block = 1 << 22;
+    walk w = {.row = s->data};
+    for (uint64_t done = 0; done < n; done += block) {
+        uint64_t m = n - done < block ? n - done : block;
+        Py_BEGIN_ALLOW_THREADS
+        convert(s, &w, m, out + done);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0) return false;
+    }
+    return true;
 }
 
 /* Takes the values as they are, or converted where they are not aligned C-contiguous float32. */
@@ -302,11 +326,8 @@ static bool take(aqpy_array *out, const source *s) {
         PyErr_NoMemory();
         return false;
     }
-    Py_BEGIN_ALLOW_THREADS
-    convert(s, out->count, out->copy);
-    Py_END_ALLOW_THREADS
     out->data = out->copy;
-    return true;
+    return convert_all(s, out->count, out->copy);
 }
 
 /* ---- nested lists ---- */

@@ -370,3 +370,9 @@ def test_codes_are_those_of_the_plain_formula():
             q = np.clip(x / scales[:, g : g + 1] + zeros[:, g : g + 1], 0, 2**bits - 1)
             back = dequantize(r)[:, 128 * g : 128 * (g + 1)].astype(np.float64) / scales[:, g : g + 1] + zeros[:, g : g + 1]
             assert np.abs(back - q).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("shape", [(3, 1_700_000), (1_700_000, 3), (5_000_001,)])
+def test_a_conversion_of_several_blocks_gives_the_bytes_of_the_contiguous_float32_array(shape):
+    view = RNG.standard_normal(tuple(reversed(shape))).T[::-1]
+    assert aq.quantize_array(view)["quantized_data"] == aq.quantize_array(np.ascontiguousarray(view, np.float32))["quantized_data"]
