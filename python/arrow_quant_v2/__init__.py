@@ -33,6 +33,7 @@ from .loader import ShardedSafeTensorsLoader, load_sharded_safetensors
 from .models import ArrowQuantV2, quantize_diffusion_model
 from .reader import Reader, Tensor, open
 from .short import diff, export, inspect, quantize, verify
+from .validation import ValidationSystem
 
 __all__ = [
     "ArrowQuantError",
@@ -55,6 +56,7 @@ __all__ = [
     "ShardedSafeTensorsLoader",
     "Tensor",
     "ValidationError",
+    "ValidationSystem",
     "__version__",
     "build_info",
     "cosine_similarity",

@@ -1,5 +1,6 @@
 """What all long calls share: settings, paths, log."""
 
+import errno
 import os
 from copy import copy
 
@@ -29,16 +30,27 @@ def loads(text):
 
 
 def log(level, message):
-    """A line of the library's log, into the logger of this module."""
+    """A line of the library's log, into the logger of this module. Where nobody listens nothing is printed, logging's last resort included."""
     import logging
 
-    logging.getLogger("arrow_quant_v2").log(level, "%s", message)
+    logger = logging.getLogger("arrow_quant_v2")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    logger.log(level, "%s", message)
 
 
 def path_of(path):
     """str or os.PathLike as str; anything else is a TypeError."""
     text = os.fspath(path)
     return os.fsdecode(text)
+
+
+def sentence(error):
+    """str() of a ModelNotFoundError: what OSError gives would be "[Errno 2] …: 'path'"."""
+    return error.strerror or BaseException.__str__(error)
+
+
+ModelNotFoundError.__str__ = sentence  # type: ignore[method-assign]
 
 
 def require_model(path):
@@ -50,7 +62,7 @@ def require_model(path):
     elif os.path.isdir(text) and not os.listdir(text):
         reason = f"Model not found: {text} is an empty folder"
     if reason:
-        error = ModelNotFoundError(reason)
+        error = ModelNotFoundError(errno.ENOENT, reason, text)
         error.file = text
         error.hint = "give a .safetensors file, a *.safetensors.index.json, or a model folder"
         raise error

@@ -59,11 +59,15 @@ class Callback:
 
 
 def warn(text):
-    """A RuntimeWarning; where warnings are errors it goes to the log, for it must not stop the work."""
+    """A RuntimeWarning at the caller's line; where warnings are errors it goes to the log, for it must not stop the work."""
+    import sys
     import warnings
 
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("arrow_quant_v2", "asyncio"):
+        level, frame = level + 1, frame.f_back
     try:
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warnings.warn(text, RuntimeWarning, stacklevel=level)
     except Warning:
         from ._jobs import log
 

@@ -58,6 +58,7 @@ class Relay:
         self.callback, self.loop = callback, asyncio.get_running_loop()
         self.calls = asyncio.Queue()
         self.pump = self.loop.create_task(self.deliver())
+        self.pump.add_done_callback(lambda pump: pump.cancelled() or pump.exception())  # taken note of, whoever waits or not
 
     def __call__(self, *args):
         """From the worker thread."""
@@ -82,15 +83,18 @@ class Relay:
 
 
 async def run(work, relay=None):
-    """Runs work(keep_going) in the pool. Cancelling the awaiting task stops it within a layer; it has stopped when CancelledError is raised."""
+    """Runs work(keep_going) in the pool. Cancelling the awaiting task stops it within a layer; it has stopped when CancelledError is raised.
+
+    A result and an error alike are handed on after all that was told on the way.
+    """
     stop = threading.Event()
     job = pool().submit(work, lambda: not stop.is_set())
     done = asyncio.wrap_future(job)
     try:
-        result = await asyncio.shield(done)
+        await asyncio.wait([done])
         if relay is not None:
             await relay.finish()
-        return result
+        return done.result()
     except asyncio.CancelledError:
         stop.set()
         if not job.cancel():

@@ -109,19 +109,20 @@ def result_of(output_path, report):
 LAYER_KEYS = ("bits", "group_size", "method", "cosine", "sqnr_db", "bytes", "fallback_from")
 
 
-def run_validate(original_path, quantized_path, keep_going=None):
+def run_validate(original_path, quantized_path, keep_going=None, min_accuracy=-1.0, bit_width=None):
     original, quantized = _jobs.require_model(original_path), _jobs.require_model(quantized_path)
     tick = None if keep_going is None else lambda *_: keep_going()
-    report = _jobs.loads(_core.run_verify(quantized, original, tick, _jobs.log))
+    report = _jobs.loads(_core.run_verify(quantized, original, tick, _jobs.log, min_accuracy=min_accuracy))
     summary = report["summary"]
     measured = {t["name"]: t["cosine"] for t in report["tensors"] if t["bits"] is not None and t["measured"] == "against"}
+    others = [t for t in report["tensors"] if bit_width is not None and t["bits"] not in (None, bit_width)]
     return {
         "cosine_similarity": summary["cosine"],
         "compression_ratio": summary["compression_ratio"],
         "model_size_mb": summary["model_size_mb"],
         "per_layer_accuracy": measured,
-        "passed": report["ok"],
-        "problems": report["problems"],
+        "passed": report["ok"] and not others,
+        "problems": report["problems"] + [f"{t['name']} has {t['bits']} bits, expected {bit_width}" for t in others],
     }
 
 

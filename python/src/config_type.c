@@ -225,9 +225,20 @@ static bool property_of(PyObject *bound, PyObject *object, int *index) {
     return false;
 }
 
+/* A list or dict whose changes in place reach the configuration (arrow_quant_v2/_live.py). */
+static PyObject *live(PyObject *value, PyObject *object, const char *name) {
+    PyObject *module = PyImport_ImportModule("arrow_quant_v2._live");
+    PyObject *result = module ? PyObject_CallMethod(module, PyList_Check(value) ? "LiveList" : "LiveDict", "OOs", value, object, name) : NULL;
+    Py_XDECREF(module);
+    Py_DECREF(value);
+    return result;
+}
+
 static PyObject *property_get(PyObject *bound, PyObject *object) {
     int index;
-    return property_of(bound, object, &index) ? get_setting(config_of(object), index) : NULL;
+    PyObject *value = property_of(bound, object, &index) ? get_setting(config_of(object), index) : NULL;
+    if (!value || !(PyList_Check(value) || PyDict_Check(value))) return value;
+    return live(value, object, aq_config_field_at((size_t)index)->name);
 }
 
 static PyObject *property_set(PyObject *bound, PyObject *args) {
@@ -345,6 +356,7 @@ static int config_init(PyObject *self, PyObject *args, PyObject *kwargs) {
 static PyObject *config_repr(PyObject *self) {
     PyObject *changed = from_text(aq_config_to_json(config_of(self), true)), *parts = PyList_New(0), *name, *value;
     for (Py_ssize_t at = 0; changed && parts && PyDict_Next(changed, &at, &name, &value);) {
+        if (PyUnicode_CompareWithASCIIString(name, "target_size_is_wish") == 0) continue; /* goes with target_model_size_mb, set by the profile alone */
         PyObject *part = PyUnicode_FromFormat("%U=%R", name, value);
         if (!part || PyList_Append(parts, part) < 0) Py_CLEAR(parts);
         Py_XDECREF(part);
@@ -586,21 +598,22 @@ static PyMethodDef methods[] = {
 };
 
 /* The signature repeats the table's names and defaults as text; a test compares them. */
-PyDoc_STRVAR(config_doc,
-             "DiffusionQuantConfig(bit_width=4, modality=None, num_time_groups=10, group_size=128, enable_time_aware=True, enable_spatial=True, "
-             "min_accuracy=0.85, calibration_samples=128, deployment_profile='local', fail_fast=False, enable_entropy_adaptation=True, "
-             "enable_transition_optimization=False, markov_weight=0.1, entropy_weight=0.05, learning_rate=0.01, max_iterations=50, "
-             "convergence_threshold=0.0001, beta_schedule='linear', num_threads=0, enable_streaming=True, enable_memory_aware_scheduling=True, "
-             "max_memory_limit_mb=None, enable_mixed_precision=False, skip_sensitive_layers=False, enable_simd=True, simd_threshold=128)\n--\n\n"
-             "Settings of a quantization run.\n\n"
-             "Every setting is an attribute that can be read and set; the attributes beyond the constructor's parameters are described at each of them.\n"
-             "Lists and dicts are handed out as copies: change one, then set it. Words are checked at once (ValueError), types too (TypeError), numbers by\n"
-             "validate() and at the start of a run (ConfigurationError). deployment_profile is a label here; from_profile takes over a profile's values.\n\n"
-             ">>> from arrow_quant_v2 import DiffusionQuantConfig\n"
-             ">>> config = DiffusionQuantConfig(bit_width=2)\n"
-             ">>> config.layer_bit_widths = {'proj_out': 8}\n"
-             ">>> config\n"
-             "DiffusionQuantConfig(bit_width=2, layer_bit_widths={'proj_out': 8})\n");
+PyDoc_STRVAR(
+    config_doc,
+    "DiffusionQuantConfig(bit_width=4, modality=None, num_time_groups=10, group_size=128, enable_time_aware=True, enable_spatial=True, "
+    "min_accuracy=0.85, calibration_samples=128, deployment_profile='local', fail_fast=False, enable_entropy_adaptation=True, "
+    "enable_transition_optimization=False, markov_weight=0.1, entropy_weight=0.05, learning_rate=0.01, max_iterations=50, "
+    "convergence_threshold=0.0001, beta_schedule='linear', num_threads=0, enable_streaming=True, enable_memory_aware_scheduling=True, "
+    "max_memory_limit_mb=None, enable_mixed_precision=False, skip_sensitive_layers=False, enable_simd=True, simd_threshold=128)\n--\n\n"
+    "Settings of a quantization run.\n\n"
+    "Every setting is an attribute that can be read and set; the attributes beyond the constructor's parameters are described at each of them.\n"
+    "Lists and dicts may be changed in place, which is checked as setting them is. Words are checked at once (ValueError), types too (TypeError),\n"
+    "numbers by validate() and at the start of a run (ConfigurationError). deployment_profile is a label here; from_profile takes over a profile's values.\n\n"
+    ">>> from arrow_quant_v2 import DiffusionQuantConfig\n"
+    ">>> config = DiffusionQuantConfig(bit_width=2)\n"
+    ">>> config.layer_bit_widths = {'proj_out': 8}\n"
+    ">>> config\n"
+    "DiffusionQuantConfig(bit_width=2, layer_bit_widths={'proj_out': 8})\n");
 
 static PyType_Slot slots[] = {
     {Py_tp_doc, (void *)config_doc},

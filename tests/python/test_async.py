@@ -1,6 +1,7 @@
 """AsyncArrowQuantV2 and quantize_async: the loop stays free, cancelling stops the work, callbacks run on the loop's thread."""
 
 import asyncio
+import gc
 import threading
 import time
 
@@ -228,3 +229,36 @@ def test_the_sample_model_under_uncooperative_tasks(quantizer, tmp_path):
         return await work
 
     assert asyncio.run(main())["modality"] == "image"
+
+
+def slow_teller(seen):
+    async def told(message, fraction):
+        await asyncio.sleep(0.05)
+        seen.append(message)
+
+    return told
+
+
+def test_a_failing_job_first_delivers_what_it_told(quantizer, tmp_path):
+    seen, complaints = [], []
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
+        with pytest.raises(aq.ModelNotFoundError):
+            await quantizer.quantize_diffusion_model_async(tmp_path / "nope", tmp_path / "out", None, slow_teller(seen))
+        gc.collect()
+
+    asyncio.run(main())
+    assert seen == ["Starting quantization..."] and complaints == []
+
+
+def test_warnings_of_callbacks_point_into_the_callers_file(quantizer, small, tmp_path):
+    def told(message, fraction):
+        raise ValueError("no")
+
+    with pytest.warns(RuntimeWarning, match="progress_callback raised") as plain:
+        aq.ArrowQuantV2().quantize_diffusion_model(small, tmp_path / "a", None, told)
+        aq.quantize_diffusion_model(small, tmp_path / "b", None, told)
+    with pytest.warns(RuntimeWarning, match="progress_callback raised") as awaited:
+        asyncio.run(quantizer.quantize_diffusion_model_async(small, tmp_path / "c", None, told))
+    assert {w.filename for w in [*plain, *awaited]} == {__file__}

@@ -80,7 +80,7 @@ def test_signature_and_defaults_are_the_documented_ones():
     config = DiffusionQuantConfig()
     for name, default in {**PARAMETERS, **ATTRIBUTES}.items():
         assert getattr(config, name) == default
-        assert type(getattr(config, name)) is type(default)
+        assert isinstance(getattr(config, name), type(default)) and type(config.to_dict()[name]) is type(default)
 
 
 def test_parameters_by_position_and_by_name():
@@ -226,12 +226,40 @@ def test_every_setting_is_a_documented_property():
         assert name in dir(DiffusionQuantConfig())
 
 
-def test_lists_are_copies():
+def test_lists_and_dicts_can_be_changed_in_place():
     config = DiffusionQuantConfig()
-    config.sensitive_layer_names.append("a")
-    assert config.sensitive_layer_names == []
-    config.sensitive_layer_names = ["a"]
-    assert config.sensitive_layer_names == ["a"]
+    names, widths = config.sensitive_layer_names, config.layer_bit_widths
+    names.append("a")
+    config.sensitive_layer_names += ["b"]
+    names.append("c")
+    assert names == config.sensitive_layer_names == ["a", "b", "c"] and names.pop(0) == "a"
+    config.sensitive_layer_names[0] = "d"
+    del config.sensitive_layer_names[1]
+    assert config.sensitive_layer_names == ["d"] == config.to_dict()["sensitive_layer_names"]
+    widths["x"] = 8
+    config.layer_bit_widths.update(y=4)
+    config.layer_bit_widths |= {"z": 2}
+    assert widths.setdefault("x", 2) == 8 and widths == config.layer_bit_widths == {"x": 8, "y": 4, "z": 2}
+    del config.layer_bit_widths["y"]
+    assert config.layer_bit_widths == {"x": 8, "z": 2} and repr(config.layer_bit_widths) == "{'x': 8, 'z': 2}"
+    assert isinstance(names, list) and isinstance(widths, dict) and json.dumps([names, widths])
+    assert type(pickle.loads(pickle.dumps(names))) is list and type(copy.deepcopy(widths)) is dict
+
+
+def test_a_change_in_place_is_checked_and_a_refused_one_changes_nothing():
+    config = DiffusionQuantConfig()
+    config.layer_bit_widths["x"] = 8
+    widths, names = config.layer_bit_widths, config.sensitive_layer_names
+    with pytest.raises(TypeError, match="layer_bit_widths"):
+        widths["x"] = "many"
+    with pytest.raises(TypeError, match="sensitive_layer_names"):
+        names.append(3)
+    assert widths == config.layer_bit_widths == {"x": 8} and names == config.sensitive_layer_names == []
+
+
+def test_repr_leaves_out_what_a_profile_notes_for_itself():
+    config = DiffusionQuantConfig.from_profile("edge")
+    assert config.target_size_is_wish and "target_size_is_wish" not in repr(config) and "target_model_size_mb=35" in repr(config)
 
 
 def test_a_subclass_may_have_attributes_of_its_own():

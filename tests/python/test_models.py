@@ -1,9 +1,11 @@
 """Whole models through ArrowQuantV2: results, progress, and every error of the table, with its whole text."""
 
+import errno
 import inspect
 import json
 import logging
 import math
+import pickle
 import threading
 import warnings
 
@@ -250,6 +252,9 @@ def test_a_missing_or_empty_model_is_not_found(tmp_path, method, kind):
     with pytest.raises(aq.ModelNotFoundError) as e:
         getattr(aq.ArrowQuantV2(), method)(path, tmp_path / "out")
     assert str(e.value).startswith(f"Model not found: {path}") and isinstance(e.value, FileNotFoundError) and e.value.file == str(path)
+    assert (e.value.errno, e.value.filename) == (errno.ENOENT, str(path)) and "Errno" not in str(e.value)
+    again = pickle.loads(pickle.dumps(e.value))
+    assert (str(again), again.errno, again.filename, again.hint) == (str(e.value), errno.ENOENT, str(path), e.value.hint)
 
 
 def test_an_empty_path_is_not_found_and_a_wrong_type_is_a_type_error(tmp_path):

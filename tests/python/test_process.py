@@ -259,3 +259,22 @@ def test_everything_is_found_and_nothing_else():
     assert set(aq.__all__) <= set(dir(aq))
     with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
         aq.quantise  # noqa: B018
+
+
+WARNED = """
+import sys, arrow_quant_v2 as aq
+r = aq.quantize(sys.argv[1], sys.argv[2])
+print(len(r.warnings))
+if len(sys.argv) > 3:
+    import logging
+    logging.basicConfig(format="%(name)s %(levelname)s")
+    aq.quantize(sys.argv[1], sys.argv[2], overwrite=True)
+"""
+
+
+def test_nothing_is_printed_unless_logging_is_set_up(tmp_path):
+    source = write_model(tmp_path / "m", n_layers=1, rows=8, cols=8) / "model.safetensors"
+    run = run_python(WARNED, source, tmp_path / "out")
+    assert run.returncode == 0 and int(run.stdout) > 0 and run.stderr == "", run.stderr
+    run = run_python(WARNED, source, tmp_path / "heard", "listen")
+    assert "arrow_quant_v2 WARNING" in run.stderr
