@@ -159,3 +159,27 @@ def test_PQ10_base_v2_rows_that_contradict_themselves_are_refused(tmp_path, chan
     write_row(tmp_path / "w.parquet", row | change, extended=True)
     message = run("export", tmp_path, "--to", "safetensors", "-o", tmp_path / "out.safetensors", code=3).stderr
     assert words in message and "w.parquet" in message
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "zstd"}, {"compression": "snappy", "use_dictionary": True}, {"compression": "gzip"}], ids=["zstd", "snappy_dictionary", "gzip"]
+)
+def test_PQ06_PQ07_damaged_frames_and_dictionaries_of_other_writers_are_refused(container, tmp_path, options):
+    """Bytes in the compressed pages and dictionaries of a file that pyarrow wrote: an error or the same values, never a crash and never other values."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (source,) = container.glob("*.parquet")
+    target = folder / source.name
+    pq.write_table(pq.read_table(source), target, **options)
+    run("verify", folder, "--against", container)
+    good = target.read_bytes()
+    size = pq.ParquetFile(target).metadata.serialized_size
+    refused = 0
+    for at in np.linspace(4, len(good) - size - 9, 60).astype(int):
+        bad = bytearray(good)
+        bad[at] ^= 0x55
+        target.write_bytes(bad)
+        done = subprocess.run([PROGRAM, "verify", str(folder), "--against", str(container), "--json", "-q"], capture_output=True, text=True, timeout=60)
+        assert done.returncode in (0, 3, 4), done.stderr
+        refused += done.returncode != 0
+    assert refused > 50
