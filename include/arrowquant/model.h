@@ -45,6 +45,8 @@ typedef struct aq_model_options {
     bool skip_unknown_dtype; /* carry tensors of unknown dtype verbatim instead of refusing (ST09) */
     aq_modality modality;    /* AQ_MODALITY_UNKNOWN: detect */
     bool require_modality;   /* AQ_ERR_FORMAT when it cannot be told and is not given */
+    const char *const *lora; /* adapters "FILE" or "FILE:STRENGTH", merged in F32 by aq_model_read_f32 */
+    size_t n_lora;
 } aq_model_options;
 AQ_API void aq_model_options_init(aq_model_options *options);
 

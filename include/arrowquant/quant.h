@@ -12,6 +12,8 @@
  *                        s_j = S * k_j, o_j = O * m_j, z_j = -o_j / s_j; sub-groups of 16 with 4 + 4 bits at 2 bits,
  *                        of 32 with 6 + 6 bits at 4 bits. Byte layout: docs/format-params.md. Not for 8 bits and not for axis 0; the group
  *                        size is a multiple of the sub-group's, at most 256.
+ *   AQ_PARAMS_R2Q        half m, half a1, half a2 per group (48 bits), 2 bits only: the four levels of code c are m +- a1 +- a2, bit 1 of c the sign of a1 and
+ *                        bit 0 the sign of a2 (1: plus); it has levels instead of pairs
  * Codes are chosen after the parameters were rounded to their stored form. The same bytes come out at any thread count and
  * on every instruction set.
  */
@@ -24,8 +26,9 @@
 extern "C" {
 #endif
 
-typedef enum aq_method { AQ_METHOD_RTN, AQ_METHOD_SEARCH } aq_method;
-typedef enum aq_params_form { AQ_PARAMS_F16, AQ_PARAMS_F32, AQ_PARAMS_TWO_LEVEL } aq_params_form;
+/* GPTQ and R2Q choose codes against the error of the output and go through aq_solve (solve.h). */
+typedef enum aq_method { AQ_METHOD_RTN, AQ_METHOD_SEARCH, AQ_METHOD_GPTQ, AQ_METHOD_R2Q } aq_method;
+typedef enum aq_params_form { AQ_PARAMS_F16, AQ_PARAMS_F32, AQ_PARAMS_TWO_LEVEL, AQ_PARAMS_R2Q } aq_params_form;
 
 /* What to do with one matrix. */
 typedef struct aq_quant_spec {

@@ -9,6 +9,7 @@
 #include <arrowquant/base.h>
 #include <arrowquant/model.h>
 #include <arrowquant/quant.h>
+#include <arrowquant/time.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -41,9 +42,18 @@ typedef struct aq_store_record {
     uint64_t data_bytes;
     const void *params; /* stored parameters of the slab, layout of quant.h; NULL when raw */
     uint64_t params_bytes;
-    aq_store_quality quality;         /* of the whole tensor; the same in each part */
+    aq_store_quality quality; /* of the whole tensor; the same in each part */
+    /* Spatial and time-aware parts. The codes are those of W R / s (s: equalization_scales by column, R: Hadamard rotation of `hadamard_group` inputs,
+     * applied after the division); aq_store_read_f32 gives back W. */
     const float *equalization_scales; /* [cols] or NULL */
     uint64_t n_equalization_scales;
+    bool equalization_folded;         /* the operation before the layer already multiplies its output by s: aq_store_read_f32 gives W / s then */
+    uint32_t hadamard_group;          /* 0: not rotated */
+    float smoothing_alpha;            /* of the statistics the activation parameters come from; 0: none */
+    const aq_time_group *time_groups; /* activation parameters per time group, or NULL */
+    size_t n_time_groups;
+    const float *activation_stats[4]; /* mean, std, min, max per time group [n_activation_stats], or NULL */
+    size_t n_activation_stats;
 } aq_store_record;
 
 /* ---- writing ---- */
@@ -114,8 +124,15 @@ typedef struct aq_store_tensor {
     uint64_t stored_bytes; /* bytes of its row groups in the file, everything counted */
     size_t n_parts;
     size_t file_index;
-    const float *equalization_scales;
+    const float *equalization_scales; /* these as in aq_store_record */
     uint64_t n_equalization_scales;
+    bool equalization_folded;
+    uint32_t hadamard_group;
+    float smoothing_alpha;
+    const aq_time_group *time_groups;
+    size_t n_time_groups;
+    const float *activation_stats[4];
+    size_t n_activation_stats;
 } aq_store_tensor;
 AQ_API const aq_store_tensor *aq_store_tensor_at(const aq_store *store, size_t index);
 /* One part: rows, codes and parameters. The first use of a part compares its bytes with the hash stored beside them: AQ_ERR_FORMAT names file and tensor

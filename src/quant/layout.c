@@ -4,13 +4,22 @@
 #include "base/error.h"
 #include "base/size.h"
 
-const char *aq_method_name(aq_method method) { return method == AQ_METHOD_SEARCH ? "search" : "rtn"; }
+const char *aq_method_name(aq_method method) {
+    switch (method) {
+    case AQ_METHOD_RTN: return "rtn";
+    case AQ_METHOD_SEARCH: return "search";
+    case AQ_METHOD_GPTQ: return "gptq";
+    case AQ_METHOD_R2Q: return "r2q";
+    }
+    return "?";
+}
 
 const char *aq_params_form_name(aq_params_form form) {
     switch (form) {
     case AQ_PARAMS_F16: return "f16";
     case AQ_PARAMS_F32: return "f32";
     case AQ_PARAMS_TWO_LEVEL: return "two-level";
+    case AQ_PARAMS_R2Q: return "r2q";
     }
     return "?";
 }

@@ -1,0 +1,74 @@
+/* ArrowQuant time and activations: parameters of layer inputs per group of timesteps (algorithms 6), spatial methods (algorithms 5), and layers that run with
+ * integer activations (W8A8, W4A8).
+ *
+ * Activations are coded with 8 bits, x = (q - z) s, q 0..255, z fractional. A static pair per time group is chosen from calibration; the sampler's timestep
+ * picks it.
+ */
+#ifndef ARROWQUANT_TIME_H
+#define ARROWQUANT_TIME_H
+
+#include <arrowquant/quant.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Parameters of one time group; the timesteps [start, end). */
+typedef struct aq_time_group {
+    int32_t start, end;
+    float scale, zero_point;
+    int32_t group_size; /* of activation channels: 256 at the noisiest end to 64 at the cleanest */
+} aq_time_group;
+
+/* Boundaries: group g of G holds [g T / G, (g + 1) T / G); T < G gives T groups. starts and ends fill start, end of out [min(G, T)]. Returns their number. */
+AQ_API size_t aq_time_groups_split(uint32_t n_timesteps, uint32_t n_groups, aq_time_group *out);
+/* The group of a timestep; outside the table: the nearest. n >= 1. */
+AQ_API size_t aq_time_group_find(const aq_time_group *groups, size_t n, int32_t timestep);
+/* Channel group size by group: geometric from 64 (g = 0, clean) to 256 (g = n - 1, noise), rounded to 64, 128 or 256. */
+AQ_API int32_t aq_time_group_channels(size_t group, size_t n_groups);
+
+/* The pair of a range: s = (max - min) / 255, z = -min / s, the range widened to contain 0; equal ends at 0: s = 1, z = 0. Always finite, s > 0. */
+AQ_API void aq_activation_pair(float min, float max, float *scale, float *zero_point);
+
+/* Smoothing of neighbouring groups (enable_transition_optimization). */
+typedef enum aq_smoothing { AQ_SMOOTH_LINEAR, AQ_SMOOTH_CUBIC, AQ_SMOOTH_SIGMOID } aq_smoothing;
+/* Limits jumps of scale and zero point between neighbours by interpolating over a window of groups around each boundary whose relative jump of the scale is
+ * above `threshold`; never makes a range smaller. */
+AQ_API void aq_time_groups_smooth(aq_time_group *groups, size_t n, double threshold, uint32_t window, aq_smoothing curve);
+
+/* Figures of python-api section 6. scores [n - 1] (may be NULL), jumps of scale and zero point [n - 1] (may be NULL). Returns the smoothness score. */
+AQ_API double aq_time_groups_smoothness(const aq_time_group *groups, size_t n, double *scores, double *scale_jumps, double *zero_jumps);
+
+/* ---- spatial (DiTAS) ---- */
+
+/* s_i = sqrt(max|W_i| / max|X_i|) per input channel; 1 where either is 0 or the quotient is not a normal number. w_absmax, x_absmax, out [n]. */
+AQ_API void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
+/* Largest magnitude per column of W [rows, n]; out is raised, so several slabs may be added (start with zeros). */
+AQ_API void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *out);
+/* x[r, i] *= s[i], or /= s[i], in place. */
+AQ_API void aq_scale_columns(float *x, uint64_t rows, uint64_t n, const float *s, bool divide);
+/* out = x (1 - alpha) + mean(x) alpha along the last axis; x and out [rows, n] may be the same. alpha 0..1. */
+AQ_API void aq_activation_smooth(const float *x, uint64_t rows, uint64_t n, float alpha, float *out);
+/* Groups of `group_size` consecutive rows (channels), 8 bits: s = (max - min) / 255, z = -min / s, q = clamp(rint(v / s + z)). max = min: s = 1.
+ * codes [rows, n], scales and zero_points [ceil(rows / group_size)]. */
+AQ_API void aq_channel_group_u8(const float *w, uint64_t rows, uint64_t n, uint64_t group_size, uint8_t *codes, float *scales, float *zero_points);
+
+/* ---- integer execution ---- */
+
+/* x [rows, n] to 8-bit codes: q = clamp(rint(x / s + z), 0, 255). One pair for all, or per row (pair_stride 1, else 0). */
+AQ_API void aq_activation_quantize(const float *x, uint64_t rows, uint64_t n, const float *scales, const float *zero_points, size_t pair_stride,
+                                   uint8_t *codes);
+/* Dynamic: the pair of each row from its own range. scales, zero_points [rows]. */
+AQ_API void aq_activation_quantize_dynamic(const float *x, uint64_t rows, uint64_t n, float *scales, float *zero_points, uint8_t *codes);
+
+/* y [rows, layout->rows] = sum_i (q_w - z_w) s_w (q_x - z_x) s_x, with integer sums per pair of weights: exact integers, then one rounding order
+ * (groups in rising order, in double). The definition that faster paths are compared with. Weights of 2, 4 or 8 bits, axis 1, any parameter form.
+ * x_codes [rows, layout->cols]; pairs as in aq_activation_quantize. bias [layout->rows] or NULL. AQ_ERR_USAGE for axis 0. */
+AQ_API aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, const uint8_t *x_codes,
+                                   uint64_t rows, const float *x_scales, const float *x_zero_points, size_t pair_stride, const float *bias, int n_threads,
+                                   float *y, aq_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

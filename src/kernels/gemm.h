@@ -1,0 +1,34 @@
+/* Matrix products in F32 and F64: the one place where the library multiplies matrices (solvers, statistics, layers that run).
+ *
+ * C[i][j] is a chain of fused multiply-adds over k in rising order within blocks of AQ_GEMM_BLOCK, the blocks' sums added to C in rising order: the same
+ * bits at any thread count and on every instruction set. Threads: src/base/threads.h.
+ */
+#ifndef AQ_KERNELS_GEMM_H
+#define AQ_KERNELS_GEMM_H
+
+#include <arrowquant/base.h>
+
+enum { AQ_GEMM_BLOCK = 256 };
+
+/* Element (i, j) lies at data[i * row_stride + j * col_stride]; a transpose swaps the strides. */
+typedef struct aq_matrix_f32 {
+    const float *data;
+    uint64_t row_stride, col_stride;
+} aq_matrix_f32;
+typedef struct aq_matrix_f64 {
+    const double *data;
+    uint64_t row_stride, col_stride;
+} aq_matrix_f64;
+
+typedef enum {
+    AQ_GEMM_FULL,
+    AQ_GEMM_UPPER /* only elements with j >= i are defined afterwards (m = n): for symmetric results */
+} aq_gemm_part;
+
+/* C [m, n] (rows `ldc` elements apart) += A [m, k] B [k, n], or -= with `subtract`. C does not overlap A or B. n_threads 0: all.
+ * False when scratch (packing, bounded by a few MB a thread) cannot be had; C is untouched then. */
+bool aq_gemm_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_matrix_f32 b, float *c, uint64_t ldc, bool subtract, aq_gemm_part part, int n_threads);
+bool aq_gemm_f64(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f64 a, aq_matrix_f64 b, double *c, uint64_t ldc, bool subtract, aq_gemm_part part,
+                 int n_threads);
+
+#endif
