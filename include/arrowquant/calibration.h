@@ -6,7 +6,11 @@
  * Layers that read the same input (q, k, v) share one set of statistics.
  *
  * `t` counts as the scheduler counts it: T-1 is pure noise, 0 is clean. Group g holds the timesteps [g T / G, (g + 1) T / G).
- * Sums are kept in double; a merge in any order gives the same to rounding. Inputs with NaN or infinity are refused.
+ *
+ * Rounding: squares of F32 values are exact in double, and sums are kept in double, added row by row; a collection that is fed the same rows in other calls
+ * or merged in another order gives the same figures to the rounding of double. Products for H are summed in F32 over blocks of at most 512 rows (4096 for
+ * layers whose H is spilled) and these sums added in double: each element of H is right to 3e-5 (H_ii H_jj)^1/2 whatever the number of rows.
+ * Nothing depends on the number of threads. Inputs with NaN or infinity are refused.
  */
 #ifndef ARROWQUANT_CALIBRATION_H
 #define ARROWQUANT_CALIBRATION_H
@@ -24,13 +28,17 @@ typedef struct aq_calib_options {
     uint32_t n_timesteps;      /* T of the schedule; 0: the model has none (one group) */
     uint32_t n_groups;         /* G >= 1 */
     bool hessian;              /* keep H of layers with at most `hessian_most` inputs */
+    bool hessian_pooled;       /* one H a layer over all time groups instead of one each: G times less memory and disk */
     uint64_t hessian_most;     /* 0: 16384 */
-    uint64_t max_memory_bytes; /* what may be held in memory; the H of further layers are spilled to files in `spill_folder`. 0: no bound */
-    const char *spill_folder;  /* NULL: the system's temporary folder */
-    const char *data_name;     /* data set, for the report; may be NULL */
-    const char *data_sha256;   /* of the data set, 64 hex digits; may be NULL */
-    uint64_t seed;
-    bool synthetic; /* made from random inputs; told in every report */
+    uint64_t hessian_full;     /* cost bound: layers of up to this many inputs enter every row in H, a wider one evenly one of ceil(n / hessian_full) rows.
+                                * 0: every row. Everything else always counts every row */
+    uint64_t max_memory_bytes; /* what may be held between calls; the H of further layers are spilled to a file in `spill_folder`. 0: no bound.
+                                * A call takes up to about 32 MB a thread more while it runs */
+    const char *spill_folder;  /* NULL: TMPDIR, else /tmp */
+    const char *data_name;     /* data set, for the report; may be NULL. After a merge: the names, sorted, joined by " + " */
+    const char *data_sha256;   /* of the data set, 64 hex digits; may be NULL. After a merge: the distinct ones, sorted, joined by " + " */
+    uint64_t seed;             /* after a merge: the smallest */
+    bool synthetic;            /* made from random inputs; told in every report */
     aq_modality modality;
 } aq_calib_options;
 AQ_API void aq_calib_options_init(aq_calib_options *options);
@@ -40,12 +48,15 @@ AQ_API aq_status aq_calib_create(aq_calib **out, const aq_calib_options *options
 AQ_API void aq_calib_free(aq_calib *calib);
 
 /* Adds a layer with `n_inputs` columns of its weight's matrix view; *index (may be NULL) is its number. same_input_as: an earlier layer whose statistics
- * hold for this one too, or NULL. AQ_ERR_USAGE: a name twice, or another number of inputs than the layer it shares with. */
+ * hold for this one too, or NULL. AQ_ERR_USAGE: a name twice, or another number of inputs than the layer it shares with. AQ_ERR_MEMORY: the sums alone are
+ * beyond max_memory_bytes. */
 AQ_API aq_status aq_calib_add_layer(aq_calib *calib, const char *name, uint64_t n_inputs, const char *same_input_as, size_t *index, aq_error *err);
 
 /* Adds rows x [n_rows, n_inputs] of F32, `row_stride` floats apart. timesteps [n_rows], or NULL: `timestep` for all of them (-1: unknown, counted in group 0
  * and warned of). Different layers may be updated from several threads at once. n_threads: 0 all.
- * AQ_ERR_FORMAT names layer, row and channel of a value that is not finite, or a timestep outside the schedule; nothing of the call is added then. */
+ * AQ_ERR_FORMAT names layer, row and channel of a value that is not finite (or, with H, beyond 1e16), or a timestep outside the schedule; nothing of the call
+ * is added then. AQ_ERR_USAGE: the layer shares the statistics of another; that one is updated. After AQ_ERR_MEMORY or AQ_ERR_IO (spill file) the collection
+ * may hold a part of the call. */
 AQ_API aq_status aq_calib_update(aq_calib *calib, size_t layer, const float *x, uint64_t n_rows, uint64_t row_stride, const int32_t *timesteps,
                                  int32_t timestep, int n_threads, aq_error *err);
 
@@ -73,23 +84,27 @@ AQ_API aq_status aq_calib_open(aq_calib **out, const char *path, aq_error *err);
 /* ---- reading ---- */
 
 AQ_API const aq_calib_options *aq_calib_settings(const aq_calib *calib); /* strings live as long as the collection */
+AQ_API uint64_t aq_calib_held_bytes(const aq_calib *calib);              /* memory that the collection holds now, for max_memory_bytes */
 AQ_API size_t aq_calib_n_layers(const aq_calib *calib);
 AQ_API const char *aq_calib_layer_name(const aq_calib *calib, size_t layer);
 AQ_API uint64_t aq_calib_n_inputs(const aq_calib *calib, size_t layer);
 AQ_API int64_t aq_calib_find(const aq_calib *calib, const char *name); /* -1: not there */
+AQ_API size_t aq_calib_source(const aq_calib *calib, size_t layer);    /* the layer whose statistics hold for it: itself, or that of same_input_as */
 AQ_API bool aq_calib_has_hessian(const aq_calib *calib, size_t layer);
-/* [start, end) of a time group, in timesteps. */
+/* [start, end) of a time group, in timesteps; [0, 0) without a schedule. */
 AQ_API void aq_calib_group_range(const aq_calib *calib, uint32_t group, uint32_t *start, uint32_t *end);
 
 /* One layer and time group. Arrays [n_inputs], borrowed; NULL and count 0 where nothing was seen. */
 typedef struct aq_calib_stats {
-    uint64_t count; /* rows */
+    uint64_t count;         /* rows */
+    uint64_t hessian_count; /* rows in H (with hessian_pooled those of all groups); 0: it has none */
     const double *sum, *sum_sq;
     const float *absmax, *min, *max;
 } aq_calib_stats;
 AQ_API aq_calib_stats aq_calib_group(const aq_calib *calib, size_t layer, uint32_t group);
 
-/* H = sum_g weight_g E_g[x x^T] / sum_g weight_g over the groups that were seen, full and symmetric, F32 [n, n]. weights NULL: by count.
+/* H = sum_g weight_g E_g[x x^T] / sum_g weight_g over the groups that were seen, full and symmetric, F32 [n, n]. weights NULL: by count. With
+ * hessian_pooled there is one E alone and weights say nothing.
  * AQ_ERR_USAGE when the layer has none. AQ_ERR_MEMORY. Safe to call from several threads. */
 AQ_API aq_status aq_calib_hessian(const aq_calib *calib, size_t layer, const double *weights, float *h, aq_error *err);
 /* Its diagonal alone, from the sums of squares: there for every layer. h [n]. */
@@ -100,10 +115,11 @@ AQ_API bool aq_calib_gradient(const aq_calib *calib, size_t layer, const double 
 
 /* Scalars over all channels of a layer at one timestep of those seen: rows of (timestep, mean, std, min, max), sorted. */
 typedef struct aq_timestep_stats {
-    int32_t timestep;
+    int32_t timestep; /* -1: rows whose timestep was not known */
+    float min, max;
     uint64_t count; /* values */
     double mean, std;
-    float min, max;
+    double sum, sum_sq;
 } aq_timestep_stats;
 AQ_API const aq_timestep_stats *aq_calib_timesteps(const aq_calib *calib, size_t layer, size_t *n);
 
