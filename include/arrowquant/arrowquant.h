@@ -7,6 +7,7 @@
 #include <arrowquant/config.h>
 #include <arrowquant/model.h>
 #include <arrowquant/pipeline.h>
+#include <arrowquant/plan.h>
 #include <arrowquant/quant.h>
 #include <arrowquant/solve.h>
 #include <arrowquant/store.h>
