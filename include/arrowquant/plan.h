@@ -53,6 +53,55 @@ AQ_API aq_status aq_plan_save(const aq_plan *plan, const char *path, bool overwr
 /* SHA-256 over the layers' bits, groups, parameters and methods: part of a run's fingerprint. 64 hex digits + NUL. AQ_ERR_MEMORY. */
 AQ_API aq_status aq_plan_fingerprint(const aq_plan *plan, char out[65], aq_error *err);
 
+/* ---- making a plan ---- */
+
+/* Which candidate each layer gets is a multiple-choice knapsack. A problem holds, for every layer, what each candidate costs and takes; it is measured once
+ * and solved for any number of budgets in milliseconds.
+ *
+ * The error of a candidate is relative: tr(E H E^T) / tr(W H W^T) where the layer's H is known, with its diagonal alone where that is known, else
+ * |E|^2 / |W|^2. It is an estimate where rows were sampled. Sizes count everything the container stores. The same input gives the same plan at any number
+ * of threads. */
+
+/* One way to store a layer. */
+typedef struct aq_plan_choice {
+    int bits;           /* 2, 4, 8; 16: kept */
+    aq_quant_spec spec; /* when bits < 16 */
+    uint64_t bytes;     /* everything the tensor takes in the container */
+    double error;       /* relative, finite, >= 0 */
+    double cosine;      /* of the weights; NaN: not known */
+} aq_plan_choice;
+
+/* One layer and its candidates, at least one. */
+typedef struct aq_plan_item {
+    const char *name;
+    double weight;      /* what a relative error of 1 in this layer costs the model, as far as is known; finite, >= 0 */
+    double sensitivity; /* 0 (robust) to 1; NaN: not computed */
+    bool fixed;         /* the caller's settings left no choice */
+    aq_plan_choice *choices;
+    size_t n_choices;
+} aq_plan_item;
+
+typedef struct aq_plan_problem {
+    aq_plan_item *items; /* in source order */
+    size_t n_items;
+    uint64_t other_bytes; /* of the container: tensors that are not among the items, and the frame of its files */
+} aq_plan_problem;
+
+/* Smallest and largest size of the container that the candidates can reach. */
+AQ_API void aq_plan_extremes(const aq_plan_problem *problem, uint64_t *minimum_bytes, uint64_t *maximum_bytes);
+
+/* The candidates with the least sum of weight * error whose sizes, with other_bytes, stay within the budget: choice[n_items] receives an index per layer.
+ * The sum never rises as the budget grows. It is the optimum on small problems; on large ones it is above it by a fraction of one layer's step at most.
+ * budget_bytes 0: no budget; the least error of each layer, and of equal ones the smaller size.
+ * AQ_ERR_BUDGET: nothing fits; the message and *minimum_bytes (set whenever the problem is sound; may be NULL) tell the smallest size. AQ_ERR_USAGE: a layer
+ * without candidates, or figures that are negative or not finite. AQ_ERR_MEMORY. */
+AQ_API aq_status aq_plan_choose(const aq_plan_problem *problem, uint64_t budget_bytes, size_t *choice, uint64_t *minimum_bytes, aq_error *err);
+/* What a choice adds up to: the sum of weight * error, and bytes. */
+AQ_API double aq_plan_error(const aq_plan_problem *problem, const size_t *choice);
+AQ_API uint64_t aq_plan_bytes(const aq_plan_problem *problem, const size_t *choice);
+/* The plan that a choice amounts to, without a summary. */
+AQ_API aq_status aq_plan_of_choice(aq_plan **out, const aq_plan_problem *problem, const size_t *choice, aq_error *err);
+
 #ifdef __cplusplus
 }
 #endif
