@@ -24,6 +24,25 @@ aq_status aq_column_read(aq_column_data *out, const aq_store_input *file, int32_
     return aq_column_read_leaf(out, file, row_group, file->leaf[column], aq_columns[column].path, aq_columns[column].type, n_rows, max_levels, err);
 }
 
+/* Optional levels between the repeated node of a list and its leaf: the leaf itself, and the struct it belongs to. Elements lie in pre-order, and the members
+ * of our structs are leaves, so the groups before the leaf are its ancestors. */
+static int16_t optional_below_repeated(const carquet_schema_t *schema, int32_t leaf) {
+    int32_t at = -1, n = carquet_schema_num_elements(schema);
+    for (int32_t seen = -1; seen < leaf && at + 1 < n;) {
+        const carquet_schema_node_t *node = carquet_schema_get_element(schema, ++at);
+        seen += node && carquet_schema_node_is_leaf(node);
+    }
+    int16_t below = 0;
+    for (int32_t i = at; i > 0; i--) {
+        const carquet_schema_node_t *node = carquet_schema_get_element(schema, i);
+        if (!node || (i < at && carquet_schema_node_is_leaf(node))) continue;
+        carquet_field_repetition_t repetition = carquet_schema_node_repetition(node);
+        if (repetition == CARQUET_REPETITION_REPEATED) break;
+        below = (int16_t)(below + (repetition == CARQUET_REPETITION_OPTIONAL));
+    }
+    return below;
+}
+
 aq_status aq_column_read_leaf(aq_column_data *out, const aq_store_input *file, int32_t row_group, int32_t leaf, const char *column,
                               carquet_physical_type_t type, uint64_t n_rows, uint64_t max_levels, aq_error *err) {
     memset(out, 0, sizeof *out);
@@ -38,6 +57,7 @@ aq_status aq_column_read_leaf(aq_column_data *out, const aq_store_input *file, i
     if (carquet_reader_column_chunk_metadata(file->reader, row_group, leaf, &chunk) != CARQUET_OK)
         return fail_column(err, file, row_group, column, "its metadata cannot be read");
     if (chunk.type != out->type) return fail_column(err, file, row_group, column, "its type differs from the schema's");
+    out->below = out->max_rep > 0 ? optional_below_repeated(schema, leaf) : 0;
     uint64_t limit = out->max_rep > 0 ? max_levels : n_rows;
     if (chunk.num_values < (int64_t)n_rows || (uint64_t)chunk.num_values > limit)
         return fail_column(err, file, row_group, column, "the number of values does not fit the rows");
@@ -117,10 +137,10 @@ bool aq_column_next_list(aq_column_data *c, const void **values, uint64_t *n, bo
     while (end < c->n_levels && c->rep[end] > 0) end++;
     c->at = end;
     if (c->def[begin] < c->max_def) {
-        /* Null, empty, or one null element: which one, the levels below the element's tell. */
-        int16_t above = 2; /* the repeated level, and the optional element */
-        *null = c->def[begin] < c->max_def - above;
-        return end == begin + 1 && c->def[begin] != c->max_def - 1;
+        /* Null, empty, or a null element: which one, the level at which elements are there tells. */
+        int16_t element = (int16_t)(c->max_def - c->below);
+        *null = c->def[begin] < element - 1;
+        return end == begin + 1 && c->def[begin] < element;
     }
     *null = false;
     for (uint64_t i = begin; i < end; i++)

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "base/size.h"
+#include "store/extension.h"
 
 #define RELEASE_BYTES (UINT64_C(1) << 20)
 
@@ -78,7 +79,8 @@ static aq_status read_spec(group_reader *g, aq_store_tensor *t, const char *form
     const int32_t *axis = aq_column_next(&g->columns[COL_QUANT_AXIS]), *group = aq_column_next(&g->columns[COL_GROUP_SIZE]),
                   *bits = aq_column_next(&g->columns[COL_BIT_WIDTH]);
     const char *type = t->quant_type;
-    t->quantized = strcmp(type, "int2") == 0 || strcmp(type, "int4") == 0 || strcmp(type, "int8") == 0;
+    bool r2q = strcmp(type, "r2q2") == 0;
+    t->quantized = r2q || strcmp(type, "int2") == 0 || strcmp(type, "int4") == 0 || strcmp(type, "int8") == 0;
     if (!t->quantized) {
         if (strncmp(type, "int", 3) == 0 || axis || group || bits || form) return fail_row(g, t, err, "its quantization columns contradict its quant_type");
         return AQ_OK;
@@ -88,11 +90,14 @@ static aq_status read_spec(group_reader *g, aq_store_tensor *t, const char *form
     if (*axis != 0 && *axis != 1) return aq_fail_at(err, AQ_ERR_FORMAT, g->file->path, t->name, "quant_axis is %d, expected 0 or 1", (int)*axis);
     if (*group <= 0) return aq_fail_at(err, AQ_ERR_FORMAT, g->file->path, t->name, "group_size is %d, expected a positive number", (int)*group);
     t->spec = (aq_quant_spec){.bits = *bits, .group_size = (uint64_t)*group, .axis = *axis, .params = AQ_PARAMS_F32, .method = AQ_METHOD_RTN};
+    if (r2q != (form && strcmp(form, "r2q") == 0)) return fail_row(g, t, err, "params_form contradicts its quant_type");
     if (!form || strcmp(form, "f32") == 0) return AQ_OK;
     if (strcmp(form, "f16") == 0)
         t->spec.params = AQ_PARAMS_F16;
     else if (strcmp(form, "two-level") == 0)
         t->spec.params = AQ_PARAMS_TWO_LEVEL;
+    else if (r2q)
+        t->spec.params = AQ_PARAMS_R2Q;
     else
         return fail_row(g, t, err, "params_form is unknown to this version");
     return AQ_OK;
@@ -197,25 +202,13 @@ static aq_status read_quality(group_reader *g, aq_store_tensor *t, aq_error *err
     t->quality.output_sqnr_db = next_measure(g, COL_OUTPUT_SQNR_DB);
     aq_status status = next_text(g, COL_METHOD, 4096, &t->quality.method, t->name, err);
     if (status == AQ_OK) status = next_text(g, COL_FALLBACK_FROM, 65536, &t->quality.fallback_from, t->name, err);
-    if (status == AQ_OK && t->quality.method && strncmp(t->quality.method, "search", 6) == 0) t->spec.method = AQ_METHOD_SEARCH;
+    static const struct {
+        const char *name;
+        aq_method method;
+    } methods[] = {{"search", AQ_METHOD_SEARCH}, {"gptq", AQ_METHOD_GPTQ}, {"r2q", AQ_METHOD_R2Q}};
+    for (size_t i = 0; status == AQ_OK && t->quality.method && i < sizeof methods / sizeof methods[0]; i++)
+        if (strncmp(t->quality.method, methods[i].name, strlen(methods[i].name)) == 0) t->spec.method = methods[i].method;
     return status;
-}
-
-static aq_status read_equalization(group_reader *g, aq_store_tensor *t, aq_error *err) {
-    const void *values;
-    uint64_t n;
-    bool null;
-    if (!aq_column_next_list(&g->columns[COL_SPATIAL_SCALES], &values, &n, &null)) return fail_row(g, t, err, "equalization_scales hold null");
-    if (null || n == 0) return AQ_OK;
-    if (n != t->cols) return fail_sizes(g, t, "number of equalization_scales", n, t->cols, err);
-    for (uint64_t i = 0; i < n; i++) {
-        float v;
-        memcpy(&v, (const uint8_t *)values + 4 * i, 4);
-        if (!isfinite(v) || v <= 0) return fail_row(g, t, err, "an equalization scale is not finite and positive");
-    }
-    t->equalization_scales = aq_store_keep(g->store, values, 4 * n);
-    t->n_equalization_scales = n;
-    return t->equalization_scales ? AQ_OK : aq_fail_memory(err, 4 * n, "equalization scales");
 }
 
 static void upper(char *out, size_t size, const char *text) {
@@ -253,7 +246,7 @@ static aq_status read_row(group_reader *g, aq_store_tensor *t, aq_part *part, aq
         if (strlen(hash) != 32) return fail_row(g, t, err, "its hash is not 32 digits");
         memcpy(part->hash, hash, 33);
     }
-    if (status == AQ_OK) status = read_equalization(g, t, err);
+    if (status == AQ_OK) status = aq_extension_read(g->store, g->file, g->columns, t, err);
     if (status == AQ_OK) status = read_quality(g, t, err);
     if (status == AQ_OK) {
         /* Its values, and its share of what the row group costs besides values. */
@@ -264,10 +257,6 @@ static aq_status read_row(group_reader *g, aq_store_tensor *t, aq_part *part, aq
     return status;
 }
 
-static const aq_column plain_columns[] = {COL_LAYER_NAME,  COL_DTYPE,      COL_QUANT_TYPE, COL_DATA,           COL_NUM_PARAMS, COL_PARAMS,
-                                          COL_PARAMS_FORM, COL_QUANT_AXIS, COL_GROUP_SIZE, COL_BIT_WIDTH,      COL_ROW_START,  COL_ROW_COUNT,
-                                          COL_HASH,        COL_COSINE,     COL_SQNR_DB,    COL_OUTPUT_SQNR_DB, COL_METHOD,     COL_FALLBACK_FROM};
-
 /* The most entries the lists of this row group can have, from the bytes that the file spends on values: nothing is allocated from a declared count alone. */
 static uint64_t list_limit(const group_reader *g) {
     return g->n_rows + AQ_LIMIT_PAGE_BYTES / 4 < g->file->map.size / 4 + 64 * g->n_rows ? g->n_rows + AQ_LIMIT_PAGE_BYTES / 4
@@ -276,12 +265,10 @@ static uint64_t list_limit(const group_reader *g) {
 
 static aq_status read_group(group_reader *g, aq_error *err) {
     aq_status status = AQ_OK;
-    for (size_t i = 0; status == AQ_OK && i < sizeof plain_columns / sizeof plain_columns[0]; i++)
-        status = aq_column_read(&g->columns[plain_columns[i]], g->file, g->row_group, plain_columns[i], g->n_rows, 0, err);
-    if (status == AQ_OK) status = aq_column_read(&g->columns[COL_SHAPE], g->file, g->row_group, COL_SHAPE, g->n_rows, g->n_rows * AQ_MAX_RANK, err);
-    static const aq_column lists[] = {COL_SCALES, COL_ZERO_POINTS, COL_SPATIAL_SCALES};
-    for (size_t i = 0; status == AQ_OK && i < 3; i++)
-        status = aq_column_read(&g->columns[lists[i]], g->file, g->row_group, lists[i], g->n_rows, list_limit(g), err);
+    for (aq_column c = 0; status == AQ_OK && c < COL_COUNT; c++) {
+        if (c == COL_IS_DIFFUSION_MODEL || c == COL_MODALITY) continue; /* the file's metadata say them */
+        status = aq_column_read(&g->columns[c], g->file, g->row_group, c, g->n_rows, c == COL_SHAPE ? g->n_rows * AQ_MAX_RANK : list_limit(g), err);
+    }
     if (status != AQ_OK) return status;
 
     aq_column_data *d = &g->columns[COL_DATA], *p = &g->columns[COL_PARAMS];

@@ -12,6 +12,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "store/extension.h"
 
 typedef enum {
     L_NAME,
@@ -281,53 +282,15 @@ static aq_status next_json(legacy_reader *g, legacy_column c, const char *tensor
     return AQ_OK;
 }
 
-/* Time groups follow each other without gap or overlap, with finite scales > 0. */
-static bool time_groups_fit(const json_t *root) {
-    const json_t *groups = json_object_get(root, "time_group_params"), *group, *count = json_object_get(root, "num_time_groups");
-    size_t i;
-    double end = 0;
-    if (!groups || json_is_null(groups)) return true;
-    if (!json_is_array(groups) || (json_is_integer(count) && json_integer_value(count) != (json_int_t)json_array_size(groups))) return false;
-    json_array_foreach(groups, i, group) {
-        const json_t *range = json_object_get(group, "time_range");
-        double from = json_number_value(json_array_get(range, 0)), to = json_number_value(json_array_get(range, 1)),
-               scale = json_number_value(json_object_get(group, "scale"));
-        if (json_array_size(range) != 2 || (i > 0 && from != end) || to <= from || !(scale > 0) || !json_is_number(json_object_get(group, "zero_point")))
-            return false;
-        end = to;
-    }
-    return true;
-}
-
 static aq_status read_json_columns(legacy_reader *g, aq_store_tensor *t, aq_error *err) {
-    json_t *root;
-    aq_status status = next_json(g, L_TIME, t->name, &root, err);
-    if (status == AQ_OK && root && !time_groups_fit(root))
-        status = fail_tensor(g, t->name, err, "its time groups have a gap, an overlap or a scale that is not positive");
-    json_decref(root);
-    if (status == AQ_OK)
-        status = next_json(g, L_STATS, t->name, &root, err);
-    else
-        root = NULL;
-    json_decref(root);
-    root = NULL;
-    if (status == AQ_OK) status = next_json(g, L_SPATIAL, t->name, &root, err);
-    json_t *scales = json_object_get(root, "equalization_scales");
-    if (status == AQ_OK && json_array_size(scales) > 0) {
-        float *values = aq_calloc(t->cols, sizeof *values);
-        if (!values) status = aq_fail_memory(err, 4 * t->cols, "equalization scales");
-        if (status == AQ_OK && json_array_size(scales) != t->cols)
-            status = fail_tensor(g, t->name, err, "the number of equalization_scales differs from its inputs");
-        for (uint64_t i = 0; status == AQ_OK && i < t->cols; i++) {
-            values[i] = (float)json_number_value(json_array_get(scales, i));
-            if (!isfinite(values[i]) || values[i] <= 0) status = fail_tensor(g, t->name, err, "an equalization scale is not finite and positive");
-        }
-        if (status == AQ_OK && !(t->equalization_scales = aq_store_keep(g->store, values, 4 * t->cols)))
-            status = aq_fail_memory(err, 4 * t->cols, "equalization scales");
-        t->n_equalization_scales = status == AQ_OK ? t->cols : 0;
-        aq_free(values);
-    }
-    json_decref(root);
+    json_t *time = NULL, *spatial = NULL, *stats = NULL;
+    aq_status status = next_json(g, L_TIME, t->name, &time, err);
+    if (status == AQ_OK) status = next_json(g, L_SPATIAL, t->name, &spatial, err);
+    if (status == AQ_OK) status = next_json(g, L_STATS, t->name, &stats, err);
+    if (status == AQ_OK) status = aq_extension_from_json(g->store, g->file, time, spatial, stats, t, err);
+    json_decref(time);
+    json_decref(spatial);
+    json_decref(stats);
     return status;
 }
 

@@ -10,12 +10,13 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "store/extension.h"
 #include "store/footer.h"
 #include "store/store_internal.h"
 
 /* ---- small things that live as long as the store ---- */
 
-void *aq_store_keep(aq_store *s, const void *data, uint64_t size) {
+void *aq_store_keep_zeros(aq_store *s, uint64_t size) {
     if (s->n_owned == s->owned_cap) {
         size_t cap = s->owned_cap ? 2 * s->owned_cap : 256;
         void **owned = aq_realloc(s->owned, cap, sizeof *owned);
@@ -23,10 +24,14 @@ void *aq_store_keep(aq_store *s, const void *data, uint64_t size) {
         s->owned = owned;
         s->owned_cap = cap;
     }
-    void *copy = aq_alloc(size);
-    if (!copy) return NULL;
-    if (size) memcpy(copy, data, (size_t)size);
-    return s->owned[s->n_owned++] = copy;
+    void *zeros = aq_calloc(size, 1);
+    return zeros ? s->owned[s->n_owned++] = zeros : NULL;
+}
+
+void *aq_store_keep(aq_store *s, const void *data, uint64_t size) {
+    void *copy = aq_store_keep_zeros(s, size);
+    if (copy && size) memcpy(copy, data, (size_t)size);
+    return copy;
 }
 
 char *aq_store_keep_text(aq_store *s, const uint8_t *text, uint64_t size) {
@@ -65,7 +70,8 @@ static bool same_tensor(const aq_store_tensor *a, const aq_store_tensor *b) {
     return a->quantized == b->quantized && strcmp(a->dtype, b->dtype) == 0 && strcmp(a->quant_type, b->quant_type) == 0 && a->shape.rank == b->shape.rank &&
            memcmp(a->shape.dims, b->shape.dims, sizeof a->shape.dims) == 0 &&
            (!a->quantized ||
-            (a->spec.bits == b->spec.bits && a->spec.group_size == b->spec.group_size && a->spec.axis == b->spec.axis && a->spec.params == b->spec.params));
+            (a->spec.bits == b->spec.bits && a->spec.group_size == b->spec.group_size && a->spec.axis == b->spec.axis && a->spec.params == b->spec.params)) &&
+           aq_extension_same(a, b);
 }
 
 static uint64_t units(const aq_store_tensor *t) { return t->quantized ? t->rows : t->num_params; }

@@ -162,21 +162,42 @@ static bool add_quantization(aq_row *row, const aq_store_record *r) {
            put_i32(row, COL_GROUP_SIZE, (int32_t)group) && put_i32(row, COL_BIT_WIDTH, r->spec.bits);
 }
 
-static bool add_extension(aq_row *row, const aq_store_record *r) {
-    for (aq_column c = COL_TIME_ENABLED; c <= COL_TIME_GROUP_SIZE; c++)
+/* Columns [first, last] of a struct that is not there. */
+static bool put_nothing(aq_row *row, aq_column first, aq_column last) {
+    for (aq_column c = first; c <= last; c++)
         if (!put_null(row, c)) return false;
-    bool ok;
-    if (r->equalization_scales) {
-        ok = put_bool(row, COL_SPATIAL_ENABLED, true) && put_bool(row, COL_SPATIAL_EQUALIZATION, true) && put_bool(row, COL_SPATIAL_SMOOTHING, false) &&
-             put(row, COL_SPATIAL_ALPHA, NULL, 1) && put_list(row, COL_SPATIAL_SCALES, r->equalization_scales, r->n_equalization_scales, 4);
-    } else {
-        ok = put_null(row, COL_SPATIAL_ENABLED) && put_null(row, COL_SPATIAL_EQUALIZATION) && put_null(row, COL_SPATIAL_SMOOTHING) &&
-             put_null(row, COL_SPATIAL_ALPHA) && put_null(row, COL_SPATIAL_SCALES);
-    }
-    for (aq_column c = COL_STATS_MEAN; ok && c <= COL_STATS_MAX; c++) ok = put_null(row, c);
-    return ok && put_measure(row, COL_COSINE, r->quality.cosine) && put_measure(row, COL_SQNR_DB, r->quality.sqnr_db) &&
-           put_measure(row, COL_OUTPUT_SQNR_DB, r->quality.output_sqnr_db) && put_text(row, COL_METHOD, r->quality.method) &&
-           put_text(row, COL_FALLBACK_FROM, r->quality.fallback_from);
+    return true;
+}
+
+static bool add_time_groups(aq_row *row, const aq_store_record *r) {
+    const aq_time_group *g = r->time_groups;
+    size_t n = r->n_time_groups, stride = sizeof *g;
+    if (n == 0) return put_nothing(row, COL_TIME_ENABLED, COL_TIME_GROUP_SIZE);
+    return put_bool(row, COL_TIME_ENABLED, true) && put_i32(row, COL_TIME_NUM_GROUPS, (int32_t)n) && put_list(row, COL_TIME_START, &g->start, n, stride) &&
+           put_list(row, COL_TIME_END, &g->end, n, stride) && put_list(row, COL_TIME_SCALE, &g->scale, n, stride) &&
+           put_list(row, COL_TIME_ZERO_POINT, &g->zero_point, n, stride) && put_list(row, COL_TIME_GROUP_SIZE, &g->group_size, n, stride);
+}
+
+static bool add_spatial(aq_row *row, const aq_store_record *r) {
+    int32_t hadamard = (int32_t)r->hadamard_group;
+    bool equalized = r->n_equalization_scales > 0;
+    if (!equalized && !hadamard && !(r->smoothing_alpha > 0)) return put_nothing(row, COL_SPATIAL_ENABLED, COL_SPATIAL_HADAMARD);
+    return put_bool(row, COL_SPATIAL_ENABLED, true) && put_bool(row, COL_SPATIAL_EQUALIZATION, equalized) &&
+           put_bool(row, COL_SPATIAL_SMOOTHING, r->smoothing_alpha > 0) && put(row, COL_SPATIAL_ALPHA, &r->smoothing_alpha, 1) &&
+           (equalized ? put_list(row, COL_SPATIAL_SCALES, r->equalization_scales, r->n_equalization_scales, 4) : put(row, COL_SPATIAL_SCALES, NULL, 1)) &&
+           put_bool(row, COL_SPATIAL_FOLDED, r->equalization_folded) && put(row, COL_SPATIAL_HADAMARD, hadamard ? &hadamard : NULL, 1);
+}
+
+static bool add_stats(aq_row *row, const aq_store_record *r) {
+    if (r->n_activation_stats == 0) return put_nothing(row, COL_STATS_MEAN, COL_STATS_MAX);
+    bool ok = true;
+    for (int k = 0; ok && k < 4; k++) ok = put_list(row, (aq_column)(COL_STATS_MEAN + k), r->activation_stats[k], r->n_activation_stats, 4);
+    return ok;
+}
+
+static bool add_quality(aq_row *row, const aq_store_quality *q) {
+    return put_measure(row, COL_COSINE, q->cosine) && put_measure(row, COL_SQNR_DB, q->sqnr_db) && put_measure(row, COL_OUTPUT_SQNR_DB, q->output_sqnr_db) &&
+           put_text(row, COL_METHOD, q->method) && put_text(row, COL_FALLBACK_FROM, q->fallback_from);
 }
 
 aq_status aq_row_fill(aq_row *row, const aq_store_record *r, bool is_diffusion_model, aq_modality modality, aq_error *err) {
@@ -194,7 +215,8 @@ aq_status aq_row_fill(aq_row *row, const aq_store_record *r, bool is_diffusion_m
               (whole ? put_null(row, COL_ROW_START) && put_null(row, COL_ROW_COUNT)
                      : put_i64(row, COL_ROW_START, (int64_t)r->row_begin) && put_i64(row, COL_ROW_COUNT, (int64_t)r->row_count)) &&
               put_text(row, COL_HASH, row->hash) && put_bool(row, COL_IS_DIFFUSION_MODEL, is_diffusion_model) &&
-              put_text(row, COL_MODALITY, modality == AQ_MODALITY_UNKNOWN ? NULL : aq_modality_name(modality)) && add_extension(row, r);
+              put_text(row, COL_MODALITY, modality == AQ_MODALITY_UNKNOWN ? NULL : aq_modality_name(modality)) && add_time_groups(row, r) &&
+              add_spatial(row, r) && add_stats(row, r) && add_quality(row, &r->quality);
     if (!ok) {
         clear(row);
         return aq_fail_memory(err, r->data_bytes, "a row of the output");

@@ -78,6 +78,8 @@ aq_status aq_store_append(aq_store *store, const aq_store_tensor *info, aq_part 
 aq_status aq_store_check_complete(const aq_store *store, aq_error *err);
 /* Copies of small things that live as long as the store. NULL: no memory. */
 void *aq_store_keep(aq_store *store, const void *data, uint64_t size);
+/* Zeroed, to be filled by the caller. */
+void *aq_store_keep_zeros(aq_store *store, uint64_t size);
 char *aq_store_keep_text(aq_store *store, const uint8_t *text, uint64_t size);
 
 /* Drops the resident pages of a row group: the map costs address space, not memory. */
@@ -94,6 +96,7 @@ typedef struct {
     uint8_t *values; /* present values only */
     int16_t *def, *rep;
     int16_t max_def, max_rep;
+    int16_t below; /* lists: optional levels below the repeated one */
     uint64_t n_levels, at, value_at;
 } aq_column_data;
 

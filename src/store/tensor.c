@@ -1,10 +1,12 @@
 /* Reading one tensor of an open container: its parts, expanded parameters, and values as F32. */
 #include "store/store_internal.h"
 
+#include <arrowquant/solve.h>
 #include <string.h>
 
 #include "base/half.h"
 #include "base/mem.h"
+#include "store/extension.h"
 #include "store/row.h"
 
 static const aq_stored *at(const aq_store *s, size_t index, aq_error *err) {
@@ -47,9 +49,8 @@ aq_status aq_store_part(const aq_store *s, size_t index, size_t part, aq_store_r
                              .data_bytes = p->data_bytes,
                              .params = p->params,
                              .params_bytes = p->params_bytes,
-                             .quality = t->info.quality,
-                             .equalization_scales = t->info.equalization_scales,
-                             .n_equalization_scales = t->info.n_equalization_scales};
+                             .quality = t->info.quality};
+    aq_extension_of(&t->info, out);
     return AQ_OK;
 }
 
@@ -108,6 +109,12 @@ static void convert(aq_dtype dtype, const uint8_t *p, uint64_t n, float *out) {
     }
 }
 
+/* Rows of dequantized codes to rows of W: (codes R) s, see aq_store_record. */
+static void undo_spatial(const aq_store_tensor *t, uint64_t n_rows, float *rows) {
+    if (t->hadamard_group) aq_hadamard(rows, n_rows, t->cols, t->hadamard_group);
+    if (t->equalization_scales && !t->equalization_folded) aq_scale_columns(rows, n_rows, t->cols, t->equalization_scales, false);
+}
+
 aq_status aq_store_read_f32(const aq_store *s, size_t index, uint64_t row_begin, uint64_t n_rows, float *out, aq_error *err) {
     aq_error_clear(err);
     const aq_stored *t = at(s, index, err);
@@ -129,7 +136,9 @@ aq_status aq_store_read_f32(const aq_store *s, size_t index, uint64_t row_begin,
             aq_quant_layout layout;
             status = aq_quant_layout_init(&layout, &t->info.spec, p->row_count, t->info.cols, err);
             if (status != AQ_OK) return status;
-            aq_dequantize(&t->info.spec, &layout, p->data, p->params, from - p->row_begin, to - from, out + (from - begin) * t->info.cols);
+            float *rows = out + (from - begin) * t->info.cols;
+            aq_dequantize(&t->info.spec, &layout, p->data, p->params, from - p->row_begin, to - from, rows);
+            undo_spatial(&t->info, to - from, rows);
         } else {
             convert(t->info.raw_dtype, p->data + (from - p->row_begin) * aq_dtype_size(t->info.raw_dtype), to - from, out + (from - begin));
         }

@@ -19,6 +19,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "store/extension.h"
 #include "store/row.h"
 #include "store/store_internal.h"
 #include "store/workdir.h"
@@ -172,7 +173,7 @@ static aq_status write_group(aq_store_writer *w, const aq_store_record *r, aq_er
     step("row group");
     aq_free(path);
     if (status != AQ_OK) return status;
-    uint64_t bytes = r->data_bytes + (r->quantized ? r->params_bytes : 0) + ROW_GROUP_OVERHEAD;
+    uint64_t bytes = r->data_bytes + (r->quantized ? r->params_bytes : 0) + 4 * r->n_equalization_scales + ROW_GROUP_OVERHEAD;
     w->row_groups++;
     w->file_bytes += bytes;
     w->since_checkpoint += bytes;
@@ -306,9 +307,11 @@ bool aq_store_writer_done(const aq_store_writer *w, uint64_t index, aq_store_rec
 }
 
 static aq_status check_record(const aq_store_record *r, aq_error *err) {
-    if (r->data_bytes > RECORD_LIMIT || r->params_bytes > RECORD_LIMIT)
+    if (r->data_bytes > RECORD_LIMIT || r->params_bytes > RECORD_LIMIT || r->n_equalization_scales > RECORD_LIMIT / 4)
         return aq_fail_at(err, AQ_ERR_USAGE, NULL, r->name, "a part of %llu bytes is over the limit of %llu", (unsigned long long)r->data_bytes,
                           (unsigned long long)RECORD_LIMIT);
+    const char *fault = aq_extension_fault(r);
+    if (fault) return aq_fail_at(err, AQ_ERR_USAGE, NULL, r->name, "%s", fault);
     if (!r->quantized) return AQ_OK;
     uint64_t rows, cols;
     aq_quant_layout layout;

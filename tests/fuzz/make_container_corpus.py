@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "tests/fuzz/corpus/container"
 sys.path.insert(0, str(ROOT / "tests/python"))
+from extension import with_extension  # noqa: E402
 from legacy_models import write_base_model, write_v1_model  # noqa: E402
 
 
@@ -48,6 +49,7 @@ def main():
         table = pq.read_table(own)
         pq.write_table(table, CORPUS / "rewritten-zstd-dictionary.parquet", compression="zstd")
         pq.write_table(table, CORPUS / "rewritten-v2-pages.parquet", compression="snappy", data_page_version="2.0", row_group_size=1)
+        pq.write_table(with_extension(table), CORPUS / "spatial-and-time-groups.parquet", compression="none", use_dictionary=False, write_statistics=False)
         pq.write_table(table.slice(0, 0), CORPUS / "no-rows.parquet")
         for write in (write_base_model, write_v1_model):
             write(folder / "old")

@@ -88,7 +88,9 @@ def write_base_model(folder):
 
     s, z = pairs(2)
     codes, row = coded("channels.int8", (8, 6), 8, 0, 4, s, z, rng)
-    values["channels.int8"] = (codes - np.repeat(z, 4)[:, None]) * np.repeat(s, 4)[:, None]
+    equalization = [1.0, 2.0, 1.0, 0.5, 1.0, 1.5]
+    coded_values = ((codes - np.repeat(z, 4)[:, None]) * np.repeat(s, 4)[:, None]).astype(np.float32)
+    values["channels.int8"] = coded_values * np.float32(equalization)  # the codes are those of the weights divided by the scales
     row |= {
         "is_diffusion_model": True,
         "modality": "image",
@@ -100,8 +102,9 @@ def write_base_model(folder):
             }
         ),
         "spatial_quant_json": json.dumps(
-            {"enabled": True, "channel_equalization": True, "activation_smoothing": False, "equalization_scales": [1.0, 2.0, 1.0, 0.5, 1.0, 1.5]}
+            {"enabled": True, "channel_equalization": True, "activation_smoothing": False, "equalization_scales": equalization}
         ),
+        "activation_stats_json": json.dumps({"mean": [0.25, 0.5], "std": [1.0, 2.0], "min": [-3.0, -4.5], "max": [2.5, 5.0]}),
     }
     put("channels.int8", row, extended=True)
 

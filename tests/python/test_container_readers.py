@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from extension import with_extension
 from legacy_models import coded, write_base_model, write_row, write_v1_model
 from safetensors.numpy import load_file, save_file
 
@@ -115,6 +116,30 @@ def test_a_file_rewritten_by_pyarrow_reads_the_same(container, tmp_path):
             np.testing.assert_array_equal(values, after[name])
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("writer", ["pyarrow", "polars"])
+def test_spatial_parts_of_other_writers_are_undone(container, tmp_path, writer, folded):
+    """Equalization scales and a rotation, put in by pyarrow, or by polars, whose structs are optional at every level: readers give back the weights."""
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", (ROOT / "docs/format.md").read_text(), re.S)[0], names)
+    folder = tmp_path / "extended"
+    folder.mkdir()
+    (source,) = container.glob("*.parquet")
+    table = with_extension(pq.read_table(source), folded=folded)
+    if writer == "polars":
+        metadata = {k.decode(): v.decode() for k, v in table.schema.metadata.items()}
+        pl.from_arrow(table).write_parquet(folder / source.name, metadata=metadata)
+    else:
+        pq.write_table(table, folder / source.name)
+    weights = exported(folder, tmp_path)
+    plain = {row["layer_name"]: names["dequantize"](row) for row in pq.read_table(source).to_pylist() if row["bit_width"]}
+    for row in table.to_pylist():
+        if row["bit_width"]:
+            np.testing.assert_allclose(weights[row["layer_name"]], names["dequantize"](row), rtol=1e-5, atol=1e-5)
+            assert np.abs(weights[row["layer_name"]] - plain[row["layer_name"]]).max() > 0.1
+    run("verify", folder)
+
+
 def test_base_v2_folders_are_read(tmp_path):
     values = write_base_model(tmp_path / "model")
     found = exported(tmp_path / "model", tmp_path)
@@ -146,12 +171,18 @@ def test_v1_folders_are_read(tmp_path):
         (
             {
                 "time_aware_quant_json": json.dumps(
-                    {"time_group_params": [{"time_range": [0, 5], "scale": 1, "zero_point": 0}, {"time_range": [6, 9], "scale": 1, "zero_point": 0}]}
+                    {"time_group_params": [{"time_range": r, "scale": 1, "zero_point": 0, "group_size": 64} for r in ([0, 5], [6, 9])]}
                 )
             },
             "gap",
         ),
+        ({"time_aware_quant_json": '{"time_group_params": [{"time_range": [0, 5], "scale": 0, "zero_point": 0, "group_size": 64}]}'}, "scale of a time group"),
+        ({"time_aware_quant_json": '{"time_group_params": [{"time_range": [0, 5], "scale": 1, "zero_point": 0}]}'}, "group size of a time group"),
+        ({"time_aware_quant_json": '{"num_time_groups": 2, "time_group_params": []}'}, "num_time_groups"),
         ({"spatial_quant_json": '{"equalization_scales": [1.0]}'}, "equalization"),
+        ({"spatial_quant_json": '{"channel_equalization": false, "equalization_scales": [1, 1, 1, 1]}'}, "channel_equalization"),
+        ({"activation_stats_json": '{"mean": [0], "std": [1], "min": [1, 2], "max": [2]}'}, "activation_stats"),
+        ({"activation_stats_json": '{"mean": [0], "std": [1], "min": [3], "max": [2]}'}, "minimum"),
     ],
 )
 def test_PQ10_base_v2_rows_that_contradict_themselves_are_refused(tmp_path, change, words):

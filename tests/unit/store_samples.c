@@ -116,7 +116,51 @@ void sample_raw(sample *s, const char *name, aq_dtype dtype, const aq_shape *sha
                                   .quality = {NAN, NAN, NAN, "keep", NULL}};
 }
 
+enum { N_TIMES = 3, N_STATS = 5 };
+typedef struct {
+    aq_time_group groups[N_TIMES];
+    float stats[4][N_STATS];
+    float scales[];
+} extension;
+
+/* Value i of a row times the matrix of 16 inputs: signs by the definition, a Kronecker square of H4 / 2. */
+static float rotated(const float *row, uint64_t i) {
+    static const float h4[4][4] = {{0.5f, 0.5f, 0.5f, -0.5f}, {0.5f, 0.5f, -0.5f, 0.5f}, {0.5f, -0.5f, 0.5f, 0.5f}, {-0.5f, 0.5f, 0.5f, 0.5f}};
+    double sum = 0;
+    for (uint64_t k = 0; k < 16; k++) sum += (double)(row[i / 16 * 16 + k] * h4[k / 4][i % 16 / 4] * h4[k % 4][i % 4]);
+    return (float)sum;
+}
+
+void sample_extend(sample *s, bool folded) {
+    uint64_t rows = s->record.shape.dims[0], cols = s->record.shape.dims[1];
+    extension *x = s->extension = aq_calloc(1, sizeof *x + cols * sizeof *x->scales);
+    float *values = aq_alloc(rows * cols * sizeof *values);
+    for (uint64_t i = 0; i < cols; i++) x->scales[i] = 0.25f + (float)(i % 7);
+    for (int i = 0; i < N_TIMES; i++)
+        x->groups[i] = (aq_time_group){333 * i, i == 2 ? 1000 : 333 * (i + 1), 0.1f + 0.01f * (float)i, 127.25f - (float)i, 64 << i};
+    for (int i = 0; i < N_STATS; i++) {
+        x->stats[0][i] = 0.1f * (float)i;
+        x->stats[1][i] = 1.5f;
+        x->stats[2][i] = -3.25f - (float)i;
+        x->stats[3][i] = 4.125f;
+    }
+    for (uint64_t r = 0; r < rows; r++)
+        for (uint64_t i = 0; i < cols; i++) values[r * cols + i] = rotated(s->values + r * cols, i) * (folded ? 1 : x->scales[i]);
+    aq_free(s->values);
+    s->values = values;
+    s->record.equalization_scales = x->scales;
+    s->record.n_equalization_scales = cols;
+    s->record.equalization_folded = folded;
+    s->record.hadamard_group = 16;
+    s->record.smoothing_alpha = 0.5f;
+    s->record.time_groups = x->groups;
+    s->record.n_time_groups = N_TIMES;
+    for (int k = 0; k < 4; k++) s->record.activation_stats[k] = x->stats[k];
+    s->record.n_activation_stats = N_STATS;
+}
+
 void sample_free(sample *s) {
+    aq_free(s->extension);
     aq_free(s->data);
     aq_free(s->params);
     aq_free(s->values);

@@ -14,6 +14,7 @@ typedef struct sample {
     aq_store_record record;
     void *data, *params;
     char name[64];
+    void *extension; /* arrays of the spatial and time-aware parts */
     float *values; /* what dequantization gives [rows, cols]; NULL when not floating */
 } sample;
 
@@ -21,6 +22,8 @@ typedef struct sample {
 void sample_quantized(sample *s, const char *name, uint64_t rows, uint64_t cols, aq_quant_spec spec, uint32_t seed);
 /* Kept tensor of any shape. */
 void sample_raw(sample *s, const char *name, aq_dtype dtype, const aq_shape *shape, uint32_t seed);
+/* Gives a quantized sample all spatial and time-aware parts (its inputs divisible by 16); its values become those of the original weights. */
+void sample_extend(sample *s, bool folded);
 void sample_free(sample *s);
 /* Record of rows [begin, begin + count) of a quantized sample, or elements of a raw one. */
 aq_store_record sample_slab(const sample *s, uint64_t begin, uint64_t count);

@@ -277,29 +277,100 @@ static void files_are_as_large_as_their_payload(void **state) {
     for (size_t i = 0; i < 42; i++) sample_free(&s[i]);
 }
 
-static void equalization_scales_round_trip(void **state) {
+static void expect_same_extension(const aq_store_tensor *t, const aq_store_record *r) {
+    assert_int_equal(t->n_equalization_scales, r->n_equalization_scales);
+    if (r->n_equalization_scales) assert_memory_equal(t->equalization_scales, r->equalization_scales, 4 * r->n_equalization_scales);
+    assert_int_equal(t->equalization_folded, r->equalization_folded);
+    assert_int_equal(t->hadamard_group, r->hadamard_group);
+    assert_true(t->smoothing_alpha == r->smoothing_alpha);
+    assert_int_equal(t->n_time_groups, r->n_time_groups);
+    if (r->n_time_groups) assert_memory_equal(t->time_groups, r->time_groups, r->n_time_groups * sizeof *r->time_groups);
+    assert_int_equal(t->n_activation_stats, r->n_activation_stats);
+    for (int k = 0; k < 4 && r->n_activation_stats; k++) assert_memory_equal(t->activation_stats[k], r->activation_stats[k], 4 * r->n_activation_stats);
+}
+
+/* Equalization, rotation, smoothing, time groups and statistics come back exactly, together and each alone, in tensors of one part and of several;
+ * the values are those of the original weights, to the rounding of the rotation. */
+static void spatial_and_time_aware_parts_round_trip(void **state) {
+    (void)state;
+    aq_error err;
+    enum { N = 7 };
+    sample s[N];
+    for (int i = 0; i < N; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "w%d", i);
+        sample_quantized(&s[i], name, 24, 64, (aq_quant_spec){.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_SEARCH}, 4);
+        sample_extend(&s[i], i == 1);
+        aq_store_record *r = &s[i].record;
+        if (i == 2 || i > 3) r->n_equalization_scales = 0, r->equalization_scales = NULL;
+        if (i > 2) r->hadamard_group = 0;
+        if (i > 3 && i != 4) r->smoothing_alpha = 0;
+        if (i == 3 || i == 4 || i == 6) r->n_time_groups = 0, r->time_groups = NULL;
+        if (i == 3 || i == 4 || i == 5) r->n_activation_stats = 0;
+    }
+    s[0].record.quality.fallback_from = "int2: cosine 0.612 < 0.850";
+    char *dir = sample_dir_create(), *path = sample_path(dir, "out");
+    aq_store_writer_options options = sample_options("f");
+    aq_store_writer *w;
+    expect_ok(aq_store_writer_create(&w, path, &options, &err), &err);
+    for (int i = 0; i < N; i++)
+        for (uint64_t at = 0, unit = i % 2 ? 10 : 24; at < 24; at += unit) {
+            aq_store_record r = sample_slab(&s[i], at, 24 - at < unit ? 24 - at : unit);
+            expect_ok(aq_store_writer_add(w, &r, &err), &err);
+        }
+    expect_ok(aq_store_writer_finish(w, "{}", &err), &err);
+    aq_store *store;
+    expect_ok(aq_store_open(&store, path, &err), &err);
+    for (size_t i = 0; i < N; i++) {
+        const aq_store_tensor *t = aq_store_tensor_at(store, i);
+        aq_store_record part;
+        assert_int_equal(t->n_parts, i % 2 ? 3 : 1);
+        expect_same_extension(t, &s[i].record);
+        expect_ok(aq_store_part(store, i, t->n_parts - 1, &part, &err), &err);
+        assert_ptr_equal(part.time_groups, t->time_groups);
+        assert_ptr_equal(part.equalization_scales, t->equalization_scales);
+        if (i > 1) continue;
+        float out[24 * 64]; /* rotated, and scaled unless that is folded */
+        expect_ok(aq_store_read_f32(store, i, 0, 24, out, &err), &err);
+        for (int k = 0; k < 24 * 64; k++) assert_float_equal(out[k], s[i].values[k], 1e-5f);
+        float some[2 * 64];
+        expect_ok(aq_store_read_f32(store, i, 9, 2, some, &err), &err); /* across two parts */
+        assert_memory_equal(some, out + 9 * 64, sizeof some);
+    }
+    assert_string_equal(aq_store_tensor_at(store, 0)->quality.fallback_from, "int2: cosine 0.612 < 0.850");
+    assert_int_equal(aq_store_tensor_at(store, 0)->spec.method, AQ_METHOD_SEARCH);
+    expect_ok(aq_store_verify(store, NULL, NULL, &err), &err);
+    aq_store_close(store);
+    aq_free(path);
+    sample_dir_remove(dir);
+    for (int i = 0; i < N; i++) sample_free(&s[i]);
+}
+
+/* The writer refuses what the reader would: AQ_ERR_USAGE with the tensor's name, and nothing is written. */
+static void parts_with_faults_are_not_written(void **state) {
     (void)state;
     aq_error err;
     sample s;
-    float scales[64];
-    for (int i = 0; i < 64; i++) scales[i] = 0.5f + (float)i;
-    sample_quantized(&s, "w", 16, 64, (aq_quant_spec){.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F16}, 4);
-    s.record.equalization_scales = scales;
-    s.record.n_equalization_scales = 64;
-    s.record.quality.fallback_from = "int2: cosine 0.612 < 0.850";
-    s.record.quality.method = "search";
+    sample_quantized(&s, "w", 4, 64, (aq_quant_spec){.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F16}, 4);
+    sample_extend(&s, false);
     char *dir = sample_dir_create(), *path = sample_path(dir, "out");
     aq_store_writer_options options = sample_options("f");
-    expect_ok(sample_write(path, &s, 1, &options, &err), &err);
-    aq_store *store;
-    expect_ok(aq_store_open(&store, path, &err), &err);
-    const aq_store_tensor *t = aq_store_tensor_at(store, 0);
-    assert_int_equal(t->n_equalization_scales, 64);
-    assert_memory_equal(t->equalization_scales, scales, sizeof scales);
-    assert_string_equal(t->quality.fallback_from, "int2: cosine 0.612 < 0.850");
-    assert_string_equal(t->quality.method, "search");
-    assert_int_equal(t->spec.method, AQ_METHOD_SEARCH);
-    aq_store_close(store);
+    const aq_time_group gap[] = {{0, 5, 1, 0, 64}, {6, 9, 1, 0, 64}};
+    const float deviations[] = {1, 1, 1, NAN, 1};
+    for (int i = 0; i < 5; i++) {
+        aq_store_writer *w;
+        aq_store_record r = s.record;
+        if (i == 0) r.n_equalization_scales = 63;
+        if (i == 1) r.hadamard_group = 8;
+        if (i == 2) r.smoothing_alpha = 1.5f;
+        if (i == 3) r.n_time_groups = 2, r.time_groups = gap;
+        if (i == 4) r.activation_stats[1] = deviations;
+        expect_ok(aq_store_writer_create(&w, path, &options, &err), &err);
+        assert_int_equal(aq_store_writer_add(w, &r, &err), AQ_ERR_USAGE);
+        assert_non_null(strstr(err.message, "\"w\""));
+        aq_store_writer_abort(w, false);
+    }
+    assert_int_equal(sample_count_names(dir), 0);
     aq_free(path);
     sample_dir_remove(dir);
     sample_free(&s);
@@ -388,7 +459,8 @@ int main(void) {
         cmocka_unit_test(pairs_dequantize_the_codes),
         cmocka_unit_test(codes_are_borrowed_from_the_map),
         cmocka_unit_test(files_are_as_large_as_their_payload),
-        cmocka_unit_test(equalization_scales_round_trip),
+        cmocka_unit_test(spatial_and_time_aware_parts_round_trip),
+        cmocka_unit_test(parts_with_faults_are_not_written),
         cmocka_unit_test(side_files_are_copied_listed_and_hashed),
         cmocka_unit_test(safetensors_output_has_padded_header_and_exact_data),
     };

@@ -16,13 +16,15 @@
 #include "store_samples.h"
 
 static char *g_dir;
-static sample g_coded, g_lists, g_raw;
+static sample g_coded, g_lists, g_raw, g_extended;
 
 static int set_up(void **state) {
     (void)state;
     g_dir = sample_dir_create();
     sample_quantized(&g_coded, "coded", 4, 64, (aq_quant_spec){.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F16}, 1);
     sample_quantized(&g_lists, "lists", 4, 64, (aq_quant_spec){.bits = 2, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F32}, 2);
+    sample_quantized(&g_extended, "extended", 4, 64, (aq_quant_spec){.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F16}, 1);
+    sample_extend(&g_extended, false);
     sample_raw(&g_raw, "raw", AQ_F32, &(aq_shape){1, {5}}, 3);
     return 0;
 }
@@ -32,6 +34,7 @@ static int tear_down(void **state) {
     sample_free(&g_coded);
     sample_free(&g_lists);
     sample_free(&g_raw);
+    sample_free(&g_extended);
     sample_dir_remove(g_dir);
     return 0;
 }
@@ -126,10 +129,10 @@ static void expect_record_refused(aq_store_record record, tamper change, const c
     aq_free(data);
 }
 
-/* A good file of three row groups. */
+/* A good file of four row groups. */
 static uint8_t *good_file(uint64_t *size) {
-    aq_store_record records[] = {g_coded.record, g_lists.record, g_raw.record};
-    return write_file(records, 3, &(file_options){0}, size);
+    aq_store_record records[] = {g_coded.record, g_lists.record, g_raw.record, g_extended.record};
+    return write_file(records, 4, &(file_options){0}, size);
 }
 
 static void the_good_file_is_accepted(void **state) {
@@ -572,6 +575,102 @@ static void PQ10_parts_that_do_not_make_a_tensor(void **state) {
     expect_rows_refused((aq_store_record[]){first, other}, 2, "contradict");
 }
 
+/* Value i of a column of 4-byte values. */
+static void set_i32(aq_row *row, aq_column c, size_t i, int32_t v) { memcpy(row->columns[c].values + 4 * i, &v, 4); }
+static void set_f32(aq_row *row, aq_column c, size_t i, float v) { memcpy(row->columns[c].values + 4 * i, &v, 4); }
+static void set_bool(aq_row *row, aq_column c, bool v) { row->columns[c].values[0] = v; }
+static void cut_list(aq_row *row, aq_column c) {
+    row->columns[c].values_used -= 4;
+    row->columns[c].n_levels--;
+}
+
+static void time_gap(aq_row *row) { set_i32(row, COL_TIME_START, 1, 334); }
+static void time_overlap(aq_row *row) { set_i32(row, COL_TIME_END, 0, 334); }
+static void time_empty(aq_row *row) { set_i32(row, COL_TIME_END, 2, 666); }
+static void time_negative(aq_row *row) { set_i32(row, COL_TIME_START, 0, -1); }
+static void time_scale_nan(aq_row *row) { set_f32(row, COL_TIME_SCALE, 1, NAN); }
+static void time_scale_infinite(aq_row *row) { set_f32(row, COL_TIME_SCALE, 1, INFINITY); }
+static void time_scale_zero(aq_row *row) { set_f32(row, COL_TIME_SCALE, 2, 0); }
+static void time_scale_negative(aq_row *row) { set_f32(row, COL_TIME_SCALE, 2, -1); }
+static void time_zero_point_nan(aq_row *row) { set_f32(row, COL_TIME_ZERO_POINT, 0, NAN); }
+static void time_group_size_zero(aq_row *row) { set_i32(row, COL_TIME_GROUP_SIZE, 0, 0); }
+static void time_count(aq_row *row) { set_i32(row, COL_TIME_NUM_GROUPS, 0, 4); }
+static void time_lists(aq_row *row) { cut_list(row, COL_TIME_SCALE); }
+static void time_disabled(aq_row *row) { set_bool(row, COL_TIME_ENABLED, false); }
+
+static void PQ10_time_groups_with_gap_overlap_or_bad_numbers(void **state) {
+    (void)state;
+    expect_record_refused(g_extended.record, time_gap, "gap or an overlap");
+    expect_record_refused(g_extended.record, time_overlap, "gap or an overlap");
+    expect_record_refused(g_extended.record, time_empty, "empty");
+    expect_record_refused(g_extended.record, time_negative, "before the start");
+    expect_record_refused(g_extended.record, time_scale_nan, "scale of a time group");
+    expect_record_refused(g_extended.record, time_scale_infinite, "scale of a time group");
+    expect_record_refused(g_extended.record, time_scale_zero, "scale of a time group");
+    expect_record_refused(g_extended.record, time_scale_negative, "scale of a time group");
+    expect_record_refused(g_extended.record, time_zero_point_nan, "zero point of a time group");
+    expect_record_refused(g_extended.record, time_group_size_zero, "group size of a time group");
+    expect_record_refused(g_extended.record, time_count, "num_time_groups is 4");
+    expect_record_refused(g_extended.record, time_lists, "different lengths");
+    expect_record_refused(g_extended.record, time_disabled, "not enabled");
+}
+
+static void spatial_scale_nan(aq_row *row) { set_f32(row, COL_SPATIAL_SCALES, 63, NAN); }
+static void spatial_scale_zero(aq_row *row) { set_f32(row, COL_SPATIAL_SCALES, 0, 0); }
+static void spatial_short(aq_row *row) { cut_list(row, COL_SPATIAL_SCALES); }
+static void spatial_alpha(aq_row *row) { set_f32(row, COL_SPATIAL_ALPHA, 0, NAN); }
+static void spatial_alpha_large(aq_row *row) { set_f32(row, COL_SPATIAL_ALPHA, 0, 1.5f); }
+static void spatial_disabled(aq_row *row) { set_bool(row, COL_SPATIAL_ENABLED, false); }
+static void spatial_unequalized(aq_row *row) { set_bool(row, COL_SPATIAL_EQUALIZATION, false); }
+static void spatial_unsmoothed(aq_row *row) { set_bool(row, COL_SPATIAL_SMOOTHING, false); }
+static void hadamard_negative(aq_row *row) { set_i32(row, COL_SPATIAL_HADAMARD, 0, -16); }
+static void hadamard_8(aq_row *row) { set_i32(row, COL_SPATIAL_HADAMARD, 0, 8); }
+static void hadamard_1(aq_row *row) { set_i32(row, COL_SPATIAL_HADAMARD, 0, 1); }
+static void hadamard_256(aq_row *row) { set_i32(row, COL_SPATIAL_HADAMARD, 0, 256); }
+
+static void PQ10_spatial_parts_out_of_range(void **state) {
+    (void)state;
+    expect_record_refused(g_extended.record, spatial_scale_nan, "equalization scale");
+    expect_record_refused(g_extended.record, spatial_scale_zero, "equalization scale");
+    expect_record_refused(g_extended.record, spatial_short, "number of equalization_scales");
+    expect_record_refused(g_extended.record, spatial_alpha, "alpha");
+    expect_record_refused(g_extended.record, spatial_alpha_large, "alpha");
+    expect_record_refused(g_extended.record, spatial_disabled, "not enabled");
+    expect_record_refused(g_extended.record, spatial_unequalized, "channel_equalization");
+    expect_record_refused(g_extended.record, spatial_unsmoothed, "activation_smoothing");
+    expect_record_refused(g_extended.record, hadamard_negative, "hadamard_group");
+    expect_record_refused(g_extended.record, hadamard_8, "hadamard_group");
+    expect_record_refused(g_extended.record, hadamard_1, "hadamard_group");
+    expect_record_refused(g_extended.record, hadamard_256, "hadamard_group");
+    aq_store_record r = g_raw.record; /* a kept tensor is what it is */
+    r.equalization_scales = g_extended.record.equalization_scales;
+    r.n_equalization_scales = 5;
+    expect_record_refused(r, NULL, "not quantized");
+}
+
+static void stats_nan(aq_row *row) { set_f32(row, COL_STATS_MEAN, 4, NAN); }
+static void stats_std(aq_row *row) { set_f32(row, COL_STATS_STD, 1, -0.5f); }
+static void stats_min(aq_row *row) { set_f32(row, COL_STATS_MIN, 1, 5); }
+static void stats_short(aq_row *row) { cut_list(row, COL_STATS_MAX); }
+
+static void PQ10_activation_statistics_that_cannot_be(void **state) {
+    (void)state;
+    expect_record_refused(g_extended.record, stats_nan, "not finite");
+    expect_record_refused(g_extended.record, stats_std, "negative");
+    expect_record_refused(g_extended.record, stats_min, "minimum");
+    expect_record_refused(g_extended.record, stats_short, "different lengths");
+}
+
+static void PQ10_parts_of_a_tensor_with_different_extensions(void **state) {
+    (void)state;
+    aq_store_record first = sample_slab(&g_extended, 0, 2), second = sample_slab(&g_extended, 2, 2), other = second;
+    other.hadamard_group = 4;
+    expect_rows_refused((aq_store_record[]){first, other}, 2, "contradict");
+    other = second;
+    other.n_time_groups = 2;
+    expect_rows_refused((aq_store_record[]){first, other}, 2, "contradict");
+}
+
 static void PQ10_names_over_the_limit_and_not_utf8(void **state) {
     (void)state;
     char name[1100];
@@ -726,6 +825,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(PQ10_scales_that_are_not_finite_and_positive),
         cmocka_unit_test(PQ10_lists_that_disagree_with_packed_params),
         cmocka_unit_test(PQ10_parts_that_do_not_make_a_tensor),
+        cmocka_unit_test(PQ10_time_groups_with_gap_overlap_or_bad_numbers),
+        cmocka_unit_test(PQ10_spatial_parts_out_of_range),
+        cmocka_unit_test(PQ10_activation_statistics_that_cannot_be),
+        cmocka_unit_test(PQ10_parts_of_a_tensor_with_different_extensions),
         cmocka_unit_test(PQ10_names_over_the_limit_and_not_utf8),
         cmocka_unit_test(PQ11_newer_minor_version_with_unknown_columns_is_accepted),
         cmocka_unit_test(PQ11_newer_major_version_says_what_is_needed),

@@ -56,6 +56,13 @@ static void base_v2_folder_reads_as_its_values(void **state) {
     assert_int_equal(t->spec.axis, 0);
     assert_int_equal(t->n_equalization_scales, 6);
     assert_true(t->equalization_scales[3] == 0.5f);
+    assert_int_equal(t->n_time_groups, 2);
+    assert_int_equal(t->time_groups[1].start, 500);
+    assert_int_equal(t->time_groups[1].end, 1000);
+    assert_int_equal(t->time_groups[1].group_size, 64);
+    assert_true(t->time_groups[1].scale == 0.5f && t->time_groups[1].zero_point == 1);
+    assert_int_equal(t->n_activation_stats, 2);
+    assert_true(t->activation_stats[0][1] == 0.5f && t->activation_stats[1][1] == 2 && t->activation_stats[2][0] == -3 && t->activation_stats[3][1] == 5);
     aq_store_close(store);
 }
 

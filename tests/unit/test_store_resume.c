@@ -33,7 +33,8 @@ static int make_samples(void **state) {
         else if (i % 4 == 3)
             sample_raw(&g_samples[i], name, AQ_BF16, &(aq_shape){2, {700, 800}}, (uint32_t)i);
         else
-            sample_quantized(&g_samples[i], name, i % 4 == 0 ? 1100 : 60, 1000, spec, (uint32_t)i);
+            sample_quantized(&g_samples[i], name, i % 4 == 0 ? 1100 : 60, 1008, spec, (uint32_t)i);
+        if (i % 4 == 0) sample_extend(&g_samples[i], i == 4);
     }
     return 0;
 }
