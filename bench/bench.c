@@ -11,6 +11,7 @@ static const struct {
     int (*run)(int argc, char **argv);
 } benches[] = {
     {"quant", "quantization of one matrix: speed against memcpy and ggml, error against bits", bench_quant},
+    {"gemm", "[THREADS]: matrix products against the BLAS library that BLAS_LIBRARY names", bench_gemm},
     {"model", "PATH [--bits N] [--method M]: seconds of conversion and quantization of a model's layers, from memory", bench_model},
 };
 

@@ -2,6 +2,7 @@
 #ifndef AQ_BENCH_H
 #define AQ_BENCH_H
 
+int bench_gemm(int argc, char **argv);
 int bench_quant(int argc, char **argv);
 int bench_model(int argc, char **argv);
 

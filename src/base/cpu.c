@@ -10,7 +10,7 @@ static bool has_f16c(void) { /* clang 14 has no word for it in __builtin_cpu_sup
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
-bool aq_cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && has_f16c(); }
+bool aq_cpu_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 bool aq_cpu_has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && aq_cpu_has_avx2();

@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-bool aq_cpu_has_avx2(void);   /* AVX2 and F16C */
+bool aq_cpu_has_avx2(void);   /* AVX2, F16C and FMA */
 bool aq_cpu_has_avx512(void); /* AVX-512 F, BW, DQ, VL */
 bool aq_cpu_has_neon(void);   /* AArch64 Advanced SIMD */
 

@@ -1,4 +1,4 @@
-/* AVX2 and F16C kernels: the template with registers of 8 floats. Compiled with -mavx2 -mf16c. */
+/* AVX2, F16C and FMA kernels: the template with registers of 8 floats. Compiled with -mavx2 -mf16c -mfma. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -43,5 +43,9 @@ static inline void codes_load(const uint8_t *p, vf *q) {
     q[0] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
     q[1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
 }
+
+static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+enum { TILE_ROWS = 4, TILE_VECTORS = 3 };
 
 #include "kernels/template.h"

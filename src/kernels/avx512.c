@@ -27,4 +27,8 @@ static inline void half_store(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i 
 static inline void codes_store(uint8_t *p, const vf *q) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(q[0]))); }
 static inline void codes_load(const uint8_t *p, vf *q) { q[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 
+static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+enum { TILE_ROWS = 12, TILE_VECTORS = 2 };
+
 #include "kernels/template.h"

@@ -1,7 +1,7 @@
 /* Matrix products in F32 and F64: the one place where the library multiplies matrices (solvers, statistics, layers that run).
  *
  * C[i][j] is a chain of fused multiply-adds over k in rising order within blocks of AQ_GEMM_BLOCK, the blocks' sums added to C in rising order: the same
- * bits at any thread count and on every instruction set. Threads: src/base/threads.h.
+ * bits at any thread count and on every instruction set (a NaN's sign and payload apart). Threads: src/base/threads.h.
  */
 #ifndef AQ_KERNELS_GEMM_H
 #define AQ_KERNELS_GEMM_H
@@ -22,7 +22,7 @@ typedef struct aq_matrix_f64 {
 
 typedef enum {
     AQ_GEMM_FULL,
-    AQ_GEMM_UPPER /* only elements with j >= i are defined afterwards (m = n): for symmetric results */
+    AQ_GEMM_UPPER /* only elements with j >= i change, about half the work: for symmetric results (m = n) */
 } aq_gemm_part;
 
 /* C [m, n] (rows `ldc` elements apart) += A [m, k] B [k, n], or -= with `subtract`. C does not overlap A or B. n_threads 0: all.

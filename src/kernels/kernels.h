@@ -1,8 +1,9 @@
 /* Kernels: the inner loops, one table of function pointers per instruction set.
  *
  * scalar.c defines what each kernel computes; template.h holds the vector form, which avx2.c, avx512.c and neon.c include and compile with
- * their own flags. All give the same bits: elementwise operations are single IEEE operations (no contraction into fused multiply-add), and
- * where a kernel sums, the order is part of its contract. Arrays need no alignment. Inputs are finite unless a kernel says otherwise.
+ * their own flags. All give the same bits: elementwise operations are single IEEE operations (no contraction into fused multiply-add;
+ * matrix products ask for it by name), and where a kernel sums, the order is part of its contract. Arrays need no alignment. Inputs are finite unless a kernel
+ * says otherwise.
  */
 #ifndef AQ_KERNELS_KERNELS_H
 #define AQ_KERNELS_KERNELS_H
@@ -47,6 +48,23 @@ typedef struct aq_grid_limits {
 
 /* The reciprocal of a scale below this could overflow. */
 #define AQ_TINY_SCALE 0x1p-120f
+
+/* What of a tile counts: its first rows and columns, of row i the columns from `diagonal` + i on. */
+typedef struct aq_gemm_edge {
+    size_t rows, cols;
+    ptrdiff_t diagonal; /* -rows or less: all */
+    bool subtract;
+} aq_gemm_edge;
+
+/* The parts of a matrix product (gemm.c puts them together): elements of `element` bytes, tiles of rows x cols. */
+typedef struct aq_gemm_kernels {
+    size_t element, rows, cols;
+    /* out[l * rows + i] = in[i * stride + l * step] for l < k and i < width, 0 for width <= i < rows; `cols` in place of rows for the other. */
+    void (*pack_rows)(void *out, const void *in, uint64_t stride, uint64_t step, size_t width, size_t k);
+    void (*pack_cols)(void *out, const void *in, uint64_t stride, uint64_t step, size_t width, size_t k);
+    /* c[i * ldc + j] += (or -=) the sum of a[l * rows + i] * b[l * cols + j], a chain of fused multiply-adds from 0 over rising l. */
+    void (*tile)(size_t k, const void *a, const void *b, void *c, uint64_t ldc, const aq_gemm_edge *edge);
+} aq_gemm_kernels;
 
 typedef struct aq_kernels {
     const char *name;
@@ -93,6 +111,9 @@ typedef struct aq_kernels {
     void (*grid_try)(const aq_block *block, int q_max, const aq_grid *from, const float dk[3], const float dm[3], const aq_grid_limits *limits, aq_grid *best);
     /* error[j] = sum of h (x - v)^2 in double, v as `quantize` and `dequantize` give it for the lane's s >= AQ_TINY_SCALE and z. */
     void (*pair_error)(const aq_block *block, int q_max, const float *s, const float *z, double *error);
+
+    /* ---- matrix products ---- */
+    const aq_gemm_kernels *gemm_f32, *gemm_f64;
 } aq_kernels;
 
 extern const aq_kernels aq_kernels_scalar, aq_kernels_avx2, aq_kernels_avx512, aq_kernels_neon;

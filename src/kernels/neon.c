@@ -40,4 +40,8 @@ static inline void codes_load(const uint8_t *p, vf *q) {
     q[3] = vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)));
 }
 
+static inline vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+static inline vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
+enum { TILE_ROWS = 8, TILE_VECTORS = 3 };
+
 #include "kernels/template.h"

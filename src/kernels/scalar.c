@@ -2,6 +2,7 @@
 #include "kernels/kernels.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/half.h"
 
@@ -209,6 +210,23 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
         }
 }
 
+/* Matrix products: registers of one element. */
+#define T float
+#define V float
+#define V_FMA fmaf
+#define ROWS 4
+#define VECTORS 4
+#define NAME(x) x##_f32
+#include "kernels/gemm_tile.h"
+
+#define T double
+#define V double
+#define V_FMA fma
+#define ROWS 4
+#define VECTORS 4
+#define NAME(x) x##_f64
+#include "kernels/gemm_tile.h"
+
 const aq_kernels aq_kernels_scalar = {
     .name = "scalar",
     .f16_to_f32 = f16_to_f32,
@@ -231,4 +249,6 @@ const aq_kernels aq_kernels_scalar = {
     .fit_lines = fit_lines,
     .grid_try = grid_try,
     .pair_error = pair_error,
+    .gemm_f32 = &gemm_f32,
+    .gemm_f64 = &gemm_f64,
 };

@@ -7,6 +7,8 @@
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
  *                            a register of doubles; W / 2 floats from memory or from a register's lower or upper half
+ *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
+ *   TILE_ROWS, TILE_VECTORS  of matrix products (gemm_tile.h): what fills the registers
  *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
  * The rest is the vector extension of GCC and clang: + - * / and comparisons on whole registers. Each lane performs exactly the operations of the
  * scalar code in the same order, which is why the results are the same bits.
@@ -418,6 +420,24 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
     }
 }
 
+/* ---- matrix products ---- */
+
+#define T float
+#define V vf
+#define V_FMA v_fma
+#define ROWS TILE_ROWS
+#define VECTORS TILE_VECTORS
+#define NAME(x) x##_f32
+#include "kernels/gemm_tile.h"
+
+#define T double
+#define V vd
+#define V_FMA vd_fma
+#define ROWS TILE_ROWS
+#define VECTORS TILE_VECTORS
+#define NAME(x) x##_f64
+#include "kernels/gemm_tile.h"
+
 const aq_kernels KERNELS = {
     .name = KERNELS_NAME,
     .f16_to_f32 = f16_to_f32,
@@ -440,4 +460,6 @@ const aq_kernels KERNELS = {
     .fit_lines = fit_lines,
     .grid_try = grid_try,
     .pair_error = pair_error,
+    .gemm_f32 = &gemm_f32,
+    .gemm_f64 = &gemm_f64,
 };

@@ -10,6 +10,7 @@
 #include <arrowquant/quant.h>
 
 #include "base/half.h"
+#include "kernels/gemm.h"
 #include "kernels/kernels.h"
 
 enum { N = 1003 };
@@ -128,6 +129,20 @@ static void search_kernels(const aq_kernels *k) {
     print("transpose, lane_range", lanes), print("fit_sums, fit_lines", fits), print("grid_try", grids), print("pair_error", pairs);
 }
 
+static void products(void) {
+    enum { M = 30, NN = 43, K = 700 };
+    static float a[M * K], b[K * NN], c[M * NN];
+    static double a64[M * K], b64[K * NN], c64[M * NN];
+    for (size_t i = 0; i < M * K; i++) a[i] = uniform() - 0.5f, a64[i] = (double)a[i] / 3;
+    for (size_t i = 0; i < K * NN; i++) b[i] = uniform() - 0.5f, b64[i] = (double)b[i] / 3;
+    for (int part = 0; part < 2; part++) {
+        aq_gemm_part which = part ? AQ_GEMM_UPPER : AQ_GEMM_FULL;
+        if (!aq_gemm_f32(M, part ? M : NN, K, (aq_matrix_f32){a, K, 1}, (aq_matrix_f32){b, 1, K}, c, NN, part, which, 2)) exit(1);
+        if (!aq_gemm_f64(M, part ? M : NN, K, (aq_matrix_f64){a64, 1, M}, (aq_matrix_f64){b64, NN, 1}, c64, NN, part, which, 2)) exit(1);
+    }
+    print("gemm_f32", digest_of(0, c, sizeof c)), print("gemm_f64", digest_of(0, c64, sizeof c64));
+}
+
 static void matrix(aq_quant_spec spec, uint64_t rows, const float *importance) {
     aq_quant_layout layout;
     uint64_t cols = N / rows;
@@ -167,6 +182,7 @@ int main(void) {
     fill(0.1f);
     codes(k);
     search_kernels(k);
+    products();
     matrices();
     return 0;
 }
