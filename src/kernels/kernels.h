@@ -114,6 +114,11 @@ typedef struct aq_kernels {
 
     /* ---- matrix products ---- */
     const aq_gemm_kernels *gemm_f32, *gemm_f64;
+
+    /* ---- solvers ---- */
+
+    /* y[i * stride + j] += e[j] * u[i] for i < n and the 16 lanes j; one multiplication, one addition. */
+    void (*spread)(const float e[AQ_LANES], const float *u, size_t n, float *y, size_t stride);
 } aq_kernels;
 
 extern const aq_kernels aq_kernels_scalar, aq_kernels_avx2, aq_kernels_avx512, aq_kernels_neon;

@@ -227,6 +227,11 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
 #define NAME(x) x##_f64
 #include "kernels/gemm_tile.h"
 
+static void spread(const float e[AQ_LANES], const float *u, size_t n, float *y, size_t stride) {
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < AQ_LANES; j++) y[i * stride + j] += e[j] * u[i];
+}
+
 const aq_kernels aq_kernels_scalar = {
     .name = "scalar",
     .f16_to_f32 = f16_to_f32,
@@ -251,4 +256,5 @@ const aq_kernels aq_kernels_scalar = {
     .pair_error = pair_error,
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
+    .spread = spread,
 };

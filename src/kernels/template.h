@@ -438,6 +438,13 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
 #define NAME(x) x##_f64
 #include "kernels/gemm_tile.h"
 
+static void spread(const float e[AQ_LANES], const float *u, size_t n, float *y, size_t stride) {
+    vf errors[PARTS];
+    for (size_t p = 0; p < PARTS; p++) errors[p] = v_load(e + p * W);
+    for (size_t i = 0; i < n; i++)
+        for (size_t p = 0; p < PARTS; p++) v_store(y + i * stride + p * W, v_load(y + i * stride + p * W) + errors[p] * u[i]);
+}
+
 const aq_kernels KERNELS = {
     .name = KERNELS_NAME,
     .f16_to_f32 = f16_to_f32,
@@ -462,4 +469,5 @@ const aq_kernels KERNELS = {
     .pair_error = pair_error,
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
+    .spread = spread,
 };

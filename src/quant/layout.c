@@ -27,7 +27,7 @@ const char *aq_params_form_name(aq_params_form form) {
 static aq_status check_spec(const aq_quant_spec *spec, aq_error *err) {
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) return aq_fail(err, AQ_ERR_USAGE, "Invalid bit_width: %d. Must be 2, 4, or 8", spec->bits);
     if (spec->axis != 0 && spec->axis != 1) return aq_fail(err, AQ_ERR_USAGE, "Invalid axis: %d. Must be 0 or 1", spec->axis);
-    if (spec->method != AQ_METHOD_RTN && spec->method != AQ_METHOD_SEARCH) return aq_fail(err, AQ_ERR_USAGE, "Invalid method: %d", (int)spec->method);
+    if (spec->method < AQ_METHOD_RTN || spec->method > AQ_METHOD_R2Q) return aq_fail(err, AQ_ERR_USAGE, "Invalid method: %d", (int)spec->method);
     if (spec->params == AQ_PARAMS_F16 || spec->params == AQ_PARAMS_F32) return AQ_OK;
     if (spec->params != AQ_PARAMS_TWO_LEVEL) return aq_fail(err, AQ_ERR_USAGE, "Invalid parameter form: %d", (int)spec->params);
     if (spec->bits == 8 || spec->axis != 1) {

@@ -100,6 +100,10 @@ void aq_search_lines(const aq_lanes *l, int bits, uint64_t group_size, aq_lines 
 size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots);
 /* Records of the groups whose sub-groups aq_lanes_fill_two_level put into the lanes. Returns as above. */
 size_t aq_search_two_level(aq_lanes *l, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *records);
+/* Groups of one size that are searched together at once; those of several rows or more than AQ_NARROW inputs come alone. */
+uint64_t aq_search_capacity(const aq_quant_spec *spec);
+/* Fills the lanes with n groups and stores their parameters; *stored is what aq_search_pairs returns. False when a value is not finite. */
+bool aq_search_batch(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots, size_t *stored);
 /* Puts the sub-groups of n <= 16 / (sub-groups of a group) groups into lanes. False when a value is not finite. */
 bool aq_lanes_fill_two_level(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n);
 

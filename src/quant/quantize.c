@@ -184,22 +184,14 @@ static bool flush(job *j, batch *b) {
     size_t n = b->n, stored;
     if (n == 0) return true;
     b->n = 0;
-    if (j->spec->params == AQ_PARAMS_TWO_LEVEL) {
-        if (!aq_lanes_fill_two_level(b->lanes, j->kernels, j->spec, b->groups, n)) return note_nonfinite(j, b, n);
-        stored = aq_search_two_level(b->lanes, j->spec, b->groups, n, b->slots);
-    } else {
-        bool wide = b->groups[0].n_rows > 1 || b->groups[0].n > AQ_NARROW;
-        if (!(wide ? aq_lanes_fill_wide(b->lanes, j->kernels, j->spec, &b->groups[0]) : aq_lanes_fill(b->lanes, j->kernels, j->spec, b->groups, n)))
-            return note_nonfinite(j, b, n);
-        stored = aq_search_pairs(b->lanes, j->spec, b->groups, n, b->slots);
-    }
+    if (!aq_search_batch(b->lanes, j->kernels, j->spec, b->groups, n, b->slots, &stored)) return note_nonfinite(j, b, n);
     if (stored < n) note_failure(j, b->groups[stored].x, true);
     return stored == n;
 }
 
 /* Searched parameters of strips [begin, end): full groups together, as many as there are lanes; short and large ones alone. */
 static bool search_strips(job *j, batch *b, uint64_t begin, uint64_t end) {
-    uint64_t capacity = j->spec->params == AQ_PARAMS_TWO_LEVEL ? AQ_LANES / (j->spec->group_size / j->layout->pair_width) : AQ_LANES;
+    uint64_t capacity = aq_search_capacity(j->spec);
     for (uint64_t i = begin; i < end; i++) {
         strip s = strip_at(j, i);
         for (uint64_t g = s.group; g < s.group + s.n_groups; g++) {
@@ -313,6 +305,8 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
     atomic_init(&j.first_failure, UINT64_MAX);
     if (needs_f32) *needs_f32 = false;
     if (metrics) *metrics = (aq_quant_metrics){0};
+    if (spec->method != AQ_METHOD_RTN && spec->method != AQ_METHOD_SEARCH)
+        return aq_fail(err, AQ_ERR_USAGE, "method '%s' needs the second moment of the inputs (aq_solve)", aq_method_name(spec->method));
     if (layout->rows == 0 || layout->cols == 0 || layout->groups_per_row == 0) return AQ_OK; /* nothing to do; the last follows from the second */
 
     aq_fp_state fp = aq_fp_enter();

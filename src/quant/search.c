@@ -110,3 +110,20 @@ size_t aq_search_pairs(aq_lanes *l, const aq_quant_spec *spec, const aq_values *
     for (size_t j = 0; j < fit; j++) memcpy(slots[j], best.bytes[j], aq_pair_bytes(spec));
     return fit;
 }
+
+uint64_t aq_search_capacity(const aq_quant_spec *spec) {
+    return spec->params == AQ_PARAMS_TWO_LEVEL ? AQ_LANES / (spec->group_size / aq_two_level_width(spec->bits)) : AQ_LANES;
+}
+
+bool aq_search_batch(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots, size_t *n_stored) {
+    *n_stored = 0;
+    if (spec->params == AQ_PARAMS_TWO_LEVEL) {
+        if (!aq_lanes_fill_two_level(l, k, spec, groups, n)) return false;
+        *n_stored = aq_search_two_level(l, spec, groups, n, slots);
+        return true;
+    }
+    bool wide = groups[0].n_rows > 1 || groups[0].n > AQ_NARROW;
+    if (!(wide ? aq_lanes_fill_wide(l, k, spec, &groups[0]) : aq_lanes_fill(l, k, spec, groups, n))) return false;
+    *n_stored = aq_search_pairs(l, spec, groups, n, slots);
+    return true;
+}

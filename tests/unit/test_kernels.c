@@ -257,6 +257,24 @@ static void search_kernels_agree(void **state) {
         }
 }
 
+static void spreading_agrees(void **state) {
+    (void)state;
+    enum { STRIDE = 40 };
+    float e[AQ_LANES], u[MAX], a[MAX * STRIDE], b[MAX * STRIDE];
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 0; n < MAX; n += n < 20 ? 1 : 31) {
+            fill(e, AQ_LANES, kind);
+            fill(u, MAX, kind);
+            fill(a, MAX * STRIDE, NORMAL);
+            memcpy(b, a, sizeof b);
+            aq_kernels_scalar.spread(e, u, n, a + 3, STRIDE);
+            k->spread(e, u, n, b + 3, STRIDE);
+            for (size_t i = 0; i < MAX * STRIDE; i++)
+                if (!(isnan(a[i]) && isnan(b[i]))) assert_memory_equal(&a[i], &b[i], 4);
+        }
+}
+
 static void an_instruction_set_is_selected_by_name(void **state) {
     (void)state;
     aq_error err;
@@ -281,13 +299,10 @@ int main(void) {
     FOR_EACH_TABLE(k) printf(" %s", k->name);
     printf(", best %s\n", aq_isa_name());
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(conversions_agree),
-        cmocka_unit_test(finite_check_finds_the_first_index),
-        cmocka_unit_test(range_agrees),
-        cmocka_unit_test(codes_agree),
-        cmocka_unit_test(error_sums_agree),
-        cmocka_unit_test(search_kernels_agree),
-        cmocka_unit_test(an_instruction_set_is_selected_by_name),
+        cmocka_unit_test(conversions_agree), cmocka_unit_test(finite_check_finds_the_first_index),
+        cmocka_unit_test(range_agrees),      cmocka_unit_test(codes_agree),
+        cmocka_unit_test(error_sums_agree),  cmocka_unit_test(search_kernels_agree),
+        cmocka_unit_test(spreading_agrees),  cmocka_unit_test(an_instruction_set_is_selected_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

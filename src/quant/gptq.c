@@ -1,0 +1,185 @@
+/* GPTQ (Frantar et al., ICLR 2023, Algorithm 1) as error feedback through the factor of H (hessian.c).
+ *
+ * Inputs are coded one after the other; each code is chosen for w_j + sum_{i<j} e_i U_ij. What lies more than a block back arrives by one matrix product per
+ * block, what lies inside it is spread at once. A group's parameters are searched when it is entered, on those updated weights and with the diagonal of H;
+ * codes then are chosen on the stored form. With act_order the inputs are visited by falling H_ii and parameters come first, from the weights themselves.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "base/size.h"
+#include "kernels/gemm.h"
+#include "quant/solve_internal.h"
+
+/* ---- levels ---- */
+
+static inline float clamp_round(float t, float top) {
+    t = t > 0 ? t : 0.0f;
+    t = t < top ? t : top;
+    return t + 12582912.0f - 12582912.0f; /* half to even */
+}
+
+void aq_levels_values(const aq_quant_spec *spec, const aq_levels *levels, const uint8_t *codes, float *values) {
+    if (spec->params == AQ_PARAMS_R2Q) {
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            float sum = levels->a[j] + (codes[j] & 2 ? levels->b[j] : -levels->b[j]);
+            values[j] = sum + (codes[j] & 1 ? levels->c[j] : -levels->c[j]);
+        }
+        return;
+    }
+    for (size_t j = 0; j < AQ_LANES; j++) values[j] = ((float)codes[j] - levels->b[j]) * levels->a[j];
+}
+
+void aq_levels_round(const aq_quant_spec *spec, const aq_levels *levels, const float *x, uint8_t *codes, float *values) {
+    if (spec->params == AQ_PARAMS_R2Q) { /* a1 >= a2 >= 0: the nearest level, sign by sign */
+        for (size_t j = 0; j < AQ_LANES; j++) {
+            bool first = x[j] >= levels->a[j];
+            float rest = x[j] - (levels->a[j] + (first ? levels->b[j] : -levels->b[j]));
+            codes[j] = (uint8_t)(first << 1 | (rest >= 0));
+        }
+        aq_levels_values(spec, levels, codes, values);
+        return;
+    }
+    float top = (float)aq_quant_q_max(spec);
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        float q = clamp_round(x[j] / levels->a[j] + levels->b[j], top);
+        codes[j] = (uint8_t)q;
+        values[j] = (q - levels->b[j]) * levels->a[j];
+    }
+}
+
+static uint64_t group_size(const aq_slab *s) { return s->spec->group_size && s->spec->group_size < s->n ? s->spec->group_size : s->n; }
+static uint64_t at_most(uint64_t x, uint64_t limit) { return x < limit ? x : limit; }
+
+void aq_slab_load_levels(aq_slab *s, uint64_t group) {
+    uint64_t per_group = aq_div_up(group_size(s), s->layout->pair_width), first = group * per_group;
+    uint64_t n_pairs = at_most(per_group, s->layout->pairs_per_row - first);
+    for (uint64_t lane = 0; lane < s->lanes; lane++) {
+        aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
+        for (uint64_t i = 0; i < n_pairs; i++) pairs[i] = (aq_pair){1, 0};
+        if (lane < s->rows) aq_pairs_load(s->spec, s->layout, s->params, s->first + lane, group, 1, pairs);
+        for (uint64_t i = 0; i < n_pairs; i++) {
+            aq_levels *l = aq_slab_levels(s, first + i, lane);
+            l->a[lane % AQ_LANES] = pairs[i].s;
+            l->b[lane % AQ_LANES] = pairs[i].z;
+        }
+    }
+}
+
+/* Searches the parameters of group `group`, whose weights stand in x [size][lanes]. */
+static bool search_group(aq_slab *s, uint64_t group, const float *x) {
+    uint64_t begin = group * group_size(s), size = at_most(group_size(s), s->n - begin);
+    const float *importance = s->hessian->importance + begin;
+    uint64_t together = size > AQ_NARROW ? 1 : aq_search_capacity(s->spec);
+    for (uint64_t first = 0; first < s->rows; first += together) {
+        aq_values values[AQ_LANES];
+        void *slots[AQ_LANES];
+        size_t n = (size_t)at_most(together, s->rows - first), stored;
+        for (size_t j = 0; j < n; j++) {
+            float *row = s->rows_of_group + j * size;
+            for (uint64_t i = 0; i < size; i++) row[i] = x[i * s->lanes + first + j];
+            values[j] = (aq_values){row, importance, size, 1, size};
+            slots[j] = s->params + aq_params_offset(s->spec, s->layout, s->first + first + j, group);
+        }
+        if (!aq_search_batch(s->search, s->kernels, s->spec, values, n, slots, &stored)) return false;
+        if (stored < n) return false; /* a pair does not fit half precision */
+    }
+    aq_slab_load_levels(s, group);
+    return true;
+}
+
+/* Codes inputs [begin, end) of the order of visiting, whose updated weights are x [end - begin][lanes], and spreads each error over the rest of `x`, which
+ * reaches to `last`. */
+static void code_inputs(aq_slab *s, uint64_t begin, uint64_t end, uint64_t last, float *x) {
+    const aq_hessian *h = s->hessian;
+    uint64_t width = s->layout->pair_width;
+    for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES)
+        for (uint64_t i = begin; i < end; i++) {
+            uint64_t input = h->order ? h->order[i] : i;
+            float values[AQ_LANES], *t = x + (i - begin) * s->lanes + lane, *e = s->e + i * s->lanes + lane;
+            const float *w = s->w + input * s->lanes + lane;
+            aq_levels_round(s->spec, aq_slab_levels(s, input / width, lane), t, s->q + input * s->lanes + lane, values);
+            for (size_t j = 0; j < AQ_LANES; j++) e[j] = w[j] - values[j];
+            if (h->importance[input] > 0) s->kernels->spread(e, h->packed + i * h->n + i + 1, last - i - 1, t + s->lanes, s->lanes);
+        }
+}
+
+/* x [end - begin][lanes] += U[from .. to, begin .. end)^T e[from .. to). */
+static bool feed_back(aq_slab *s, uint64_t begin, uint64_t end, uint64_t from, uint64_t to, float *x) {
+    const aq_hessian *h = s->hessian;
+    aq_matrix_f32 u = {h->packed + from * h->n + begin, 1, h->n}, e = {s->e + from * s->lanes, s->lanes, 1};
+    if (to == from || aq_gemm_f32(end - begin, s->lanes, to - from, u, e, x, s->lanes, false, AQ_GEMM_FULL, 1)) return true;
+    s->no_memory = true;
+    return false;
+}
+
+static bool go_on(aq_slab *s) {
+    if (s->keep_going && !s->keep_going(s->user)) s->interrupted = true;
+    return !s->interrupted;
+}
+
+/* Inputs [begin, end) of the order of visiting; parameters are known. */
+static bool code_block(aq_slab *s, uint64_t begin, uint64_t end) {
+    for (uint64_t i = begin; i < end; i++) {
+        uint64_t input = s->hessian->order ? s->hessian->order[i] : i;
+        memcpy(s->t + (i - begin) * s->lanes, s->w + input * s->lanes, s->lanes * sizeof *s->t);
+    }
+    if (!go_on(s) || !feed_back(s, begin, end, 0, begin, s->t)) return false;
+    code_inputs(s, begin, end, end, s->t);
+    return true;
+}
+
+/* A run of small groups whose feedback comes by one product, or one large group that is coded in blocks. */
+static bool enter_groups(aq_slab *s, uint64_t begin, uint64_t end) {
+    uint64_t size = group_size(s), step = size > AQ_SOLVE_BLOCK ? AQ_SOLVE_BLOCK : size;
+    memcpy(s->t, s->w + begin * s->lanes, (end - begin) * s->lanes * sizeof *s->t);
+    if (!feed_back(s, begin, end, 0, begin, s->t)) return false;
+    for (uint64_t i = begin; i < end; i += step) {
+        uint64_t next = at_most(i + step, end);
+        float *x = s->t + (i - begin) * s->lanes;
+        if (!go_on(s) || (i % size == 0 && !search_group(s, i / size, x))) return false;
+        if (size > AQ_SOLVE_BLOCK && !feed_back(s, i, next, begin, i, x)) return false;
+        code_inputs(s, i, next, size > AQ_SOLVE_BLOCK ? next : end, x);
+    }
+    return true;
+}
+
+/* E in the order of the inputs, from codes and levels. */
+static void recompute_errors(aq_slab *s) {
+    for (uint64_t i = 0; i < s->n; i++)
+        for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
+            float values[AQ_LANES];
+            uint64_t at = i * s->lanes + lane;
+            aq_levels_values(s->spec, aq_slab_levels(s, i / s->layout->pair_width, lane), s->q + at, values);
+            for (size_t j = 0; j < AQ_LANES; j++) s->e[at + j] = s->w[at + j] - values[j];
+        }
+}
+
+bool aq_slab_search(aq_slab *s) {
+    uint64_t size = group_size(s);
+    for (uint64_t begin = 0; begin < s->n; begin += size)
+        if (!go_on(s) || !search_group(s, begin / size, s->w + begin * s->lanes)) return false;
+    for (uint64_t i = 0; i < s->n; i++)
+        for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
+            float values[AQ_LANES];
+            uint64_t at = i * s->lanes + lane;
+            aq_levels_round(s->spec, aq_slab_levels(s, i / s->layout->pair_width, lane), s->w + at, s->q + at, values);
+        }
+    recompute_errors(s);
+    return true;
+}
+
+bool aq_slab_gptq(aq_slab *s) {
+    uint64_t size = group_size(s), unit = size > AQ_SOLVE_BLOCK ? size : AQ_SOLVE_BLOCK / size * size;
+    if (!s->hessian->order) {
+        for (uint64_t begin = 0; begin < s->n; begin += unit)
+            if (!enter_groups(s, begin, at_most(begin + unit, s->n))) return false;
+        return true;
+    }
+    for (uint64_t begin = 0; begin < s->n; begin += size)
+        if (!search_group(s, begin / size, s->w + begin * s->lanes)) return false;
+    for (uint64_t begin = 0; begin < s->n; begin += AQ_SOLVE_BLOCK)
+        if (!code_block(s, begin, at_most(begin + AQ_SOLVE_BLOCK, s->n))) return false;
+    recompute_errors(s);
+    return true;
+}

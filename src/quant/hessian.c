@@ -1,0 +1,226 @@
+/* The second moment of a layer's inputs, made ready for solving (see solve.h): H = (I + U) D (I + U)^T.
+ *
+ * GPTQ takes the upper Cholesky factor of H's inverse. The same choice of codes comes from this factor of H itself (Babai's nearest plane; Chen et al.,
+ * 2025, arXiv 2507.18553): the value that code j is chosen for is w_j + sum_{i<j} e_i U_ij, with e = w - v of what was coded before. No inverse is needed, and
+ * the error is a sum of squares, e H e^T = sum_j d_j (e (I + U))_j^2. The factor is computed in double, blocked, from the last input to the first.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "base/threads.h"
+#include "kernels/gemm.h"
+#include "quant/solve_internal.h"
+
+enum { FACTOR_BLOCK = 128 };
+#define MOST_DAMPING 1.0
+
+void aq_solve_options_init(aq_solve_options *options) { *options = (aq_solve_options){.damp = 0.01, .refine_sweeps = 3}; }
+
+/* A = C C^T of the upper triangle of A [n, n] (rows `stride` apart), in place, C upper. False when A is not positive definite. */
+static bool factor_block(double *a, uint64_t n, uint64_t stride) {
+    for (uint64_t j = n; j-- > 0;) {
+        double pivot = a[j * stride + j];
+        for (uint64_t k = j + 1; k < n; k++) pivot -= a[j * stride + k] * a[j * stride + k];
+        if (!(pivot > 0 && isfinite(pivot))) return false;
+        pivot = sqrt(pivot);
+        a[j * stride + j] = pivot;
+        for (uint64_t i = 0; i < j; i++) {
+            double sum = a[i * stride + j];
+            for (uint64_t k = j + 1; k < n; k++) sum -= a[i * stride + k] * a[j * stride + k];
+            a[i * stride + j] = sum / pivot;
+        }
+    }
+    return true;
+}
+
+/* inverse [n, n] of the upper triangular C, 0 below the diagonal. */
+static void invert_block(const double *c, uint64_t n, uint64_t stride, double *inverse) {
+    memset(inverse, 0, n * n * sizeof *inverse);
+    for (uint64_t j = 0; j < n; j++) {
+        inverse[j * n + j] = 1 / c[j * stride + j];
+        for (uint64_t i = j; i-- > 0;) {
+            double sum = 0;
+            for (uint64_t k = i + 1; k <= j; k++) sum += c[i * stride + k] * inverse[k * n + j];
+            inverse[i * n + j] = -sum / c[i * stride + i];
+        }
+    }
+}
+
+typedef struct factor_scratch {
+    double inverse[FACTOR_BLOCK * FACTOR_BLOCK];
+    double *panel; /* [n, FACTOR_BLOCK] */
+} factor_scratch;
+
+/* A = C C^T, upper triangles, from the last block to the first: the block itself, the panel above it times C_bb^-T, and its square off the rest. */
+static bool factor(double *a, uint64_t n, factor_scratch *t, int n_threads, bool *no_memory) {
+    for (uint64_t end = n; end > 0;) {
+        uint64_t begin = end > FACTOR_BLOCK ? (end - 1) / FACTOR_BLOCK * FACTOR_BLOCK : 0, width = end - begin;
+        double *diagonal = a + begin * n + begin, *above = a + begin;
+        if (!factor_block(diagonal, width, n)) return false;
+        if (begin > 0) {
+            invert_block(diagonal, width, n, t->inverse);
+            for (uint64_t i = 0; i < begin; i++) {
+                memcpy(t->panel + i * width, above + i * n, width * sizeof *above);
+                memset(above + i * n, 0, width * sizeof *above);
+            }
+            aq_matrix_f64 panel = {t->panel, width, 1}, transposed = {t->inverse, 1, width}, left = {above, n, 1}, right = {above, 1, n};
+            if (!aq_gemm_f64(begin, width, width, panel, transposed, above, n, false, AQ_GEMM_FULL, n_threads) ||
+                !aq_gemm_f64(begin, begin, width, left, right, a, n, true, AQ_GEMM_UPPER, n_threads)) {
+                *no_memory = true;
+                return false;
+            }
+        }
+        end = begin;
+    }
+    return true;
+}
+
+/* The damped H in the order of visiting; dead inputs stand alone. Upper triangle. */
+static void fill(double *a, const float *h, const aq_hessian *to, double damping) {
+    uint64_t n = to->n;
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t from = to->order ? to->order[i] : i;
+        for (uint64_t j = i; j < n; j++) {
+            uint64_t other = to->order ? to->order[j] : j, low = from < other ? from : other, high = from < other ? other : from;
+            bool dead = to->importance[from] == 0 || to->importance[other] == 0;
+            a[i * n + j] = dead ? 0.0 : (double)h[low * n + high] / to->unit;
+        }
+        if (to->importance[from] == 0) a[i * n + i] = 1;
+        a[i * n + i] += damping;
+    }
+}
+
+/* The doubles of C give way to the floats of U, and of H below them, in the same memory: row i of floats ends where row i / 2 of doubles did. `row` holds one
+ * row of doubles. */
+static void pack(double *c, const float *h, aq_hessian *to, double *scales, double *row) {
+    uint64_t n = to->n;
+    float *packed = to->packed = (float *)(void *)c;
+    for (uint64_t j = 0; j < n; j++) {
+        scales[j] = c[j * n + j];
+        to->pivots[j] = (float)(scales[j] * scales[j]);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        memcpy(row, (const char *)c + i * n * sizeof *row, n * sizeof *row);
+        for (uint64_t j = i + 1; j < n; j++) packed[i * n + j] = (float)(row[j] / scales[j]);
+        for (uint64_t j = 0; j <= i; j++) packed[i * n + j] = (float)((double)h[j * n + i] / to->unit);
+    }
+}
+
+/* Checks H, and learns its unit, dead inputs and mean diagonal (in units, over live inputs). */
+static aq_status survey(const float *h, aq_hessian *to, double *mean, aq_error *err) {
+    uint64_t n = to->n, live = 0;
+    double sum = 0;
+    int exponent = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        size_t bad = aq_kernels_get()->find_nonfinite(h + i * n + i, n - i);
+        if (bad < n - i)
+            return aq_fail(err, AQ_ERR_FORMAT, "the second moment of inputs %llu and %llu is not finite", (unsigned long long)i, (unsigned long long)(i + bad));
+        if (h[i * n + i] < 0) return aq_fail(err, AQ_ERR_FORMAT, "the second moment of input %llu is negative", (unsigned long long)i);
+        sum += (double)h[i * n + i];
+        live += h[i * n + i] > 0;
+    }
+    if (live) frexp(sum / (double)live, &exponent);
+    to->unit = ldexp(1.0, exponent);
+    *mean = live ? sum / (double)live / to->unit : 1;
+    for (uint64_t i = 0; i < n; i++) to->importance[i] = (float)((double)h[i * n + i] / to->unit);
+    return AQ_OK;
+}
+
+typedef struct ranked {
+    float key;
+    uint64_t index;
+} ranked;
+static int by_falling_key(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->key != y->key) return x->key > y->key ? -1 : 1;
+    return x->index < y->index ? -1 : x->index > y->index;
+}
+
+static bool make_order(aq_hessian *h) {
+    ranked *all = aq_calloc(h->n, sizeof *all);
+    h->order = aq_calloc(h->n, sizeof *h->order);
+    if (all && h->order) {
+        for (uint64_t i = 0; i < h->n; i++) all[i] = (ranked){h->importance[i], i};
+        qsort(all, (size_t)h->n, sizeof *all, by_falling_key);
+        for (uint64_t i = 0; i < h->n; i++) h->order[i] = all[i].index;
+    }
+    aq_free(all);
+    return all && h->order;
+}
+
+uint64_t aq_hessian_bytes(uint64_t n) {
+    uint64_t square, bytes;
+    /* doubles while it is made, half of that afterwards; a panel, and vectors */
+    if (!aq_mul(n, n, &square) || !aq_mul(square, 8, &bytes) || !aq_add(bytes, n * (FACTOR_BLOCK + 4) * 8 + sizeof(factor_scratch), &bytes)) return UINT64_MAX;
+    return bytes;
+}
+
+/* Factors with the first damping of the ladder that works. The doubles are `a`. */
+static aq_status climb(const float *h, aq_hessian *to, double *a, double first, double mean, factor_scratch *t, int n_threads, aq_error *err) {
+    bool no_memory = false;
+    for (to->damping = first;; to->damping = to->damping > 0 ? to->damping * 10 : 1e-6) {
+        if (to->damping > MOST_DAMPING * (1 + 1e-9))
+            return aq_fail(err, AQ_ERR_QUALITY, "the second moment of the inputs is not positive definite, even with a damping of %g", MOST_DAMPING);
+        fill(a, h, to, to->damping * mean);
+        if (factor(a, to->n, t, n_threads, &no_memory)) return AQ_OK;
+        if (no_memory) return aq_fail_memory(err, aq_hessian_bytes(to->n), "the factor of a second moment");
+    }
+}
+
+aq_status aq_hessian_create(aq_hessian **out, const float *h, uint64_t n, const aq_solve_options *options, int n_threads, aq_error *err) {
+    *out = NULL;
+    aq_solve_options defaults;
+    aq_solve_options_init(&defaults);
+    if (!options) options = &defaults;
+    if (!(options->damp >= 0 && options->damp <= MOST_DAMPING)) return aq_fail(err, AQ_ERR_USAGE, "Invalid damp: %g. Must be 0 to 1", options->damp);
+    uint64_t count, bytes;
+    if (!aq_mul(n, n, &count) || !aq_mul(count, sizeof(double), &bytes)) return aq_fail_memory(err, UINT64_MAX, "the factor of a second moment");
+    aq_hessian *made = aq_calloc(1, sizeof *made);
+    factor_scratch *t = aq_alloc(sizeof *t);
+    double *a = aq_alloc(bytes), *scales = aq_calloc(n, sizeof *scales);
+    if (t) t->panel = aq_calloc(n, FACTOR_BLOCK * sizeof *t->panel);
+    if (made) {
+        made->n = n;
+        made->pivots = aq_calloc(n, sizeof *made->pivots);
+        made->importance = aq_calloc(n, sizeof *made->importance);
+    }
+    aq_fp_state fp = aq_fp_enter();
+    aq_status status = AQ_OK;
+    double mean = 1;
+    if (!made || !t || !a || !scales || !t->panel || !made->pivots || !made->importance)
+        status = aq_fail_memory(err, aq_hessian_bytes(n), "the factor of a second moment");
+    if (status == AQ_OK) status = survey(h, made, &mean, err);
+    if (status == AQ_OK && options->act_order && !make_order(made)) status = aq_fail_memory(err, n * sizeof(ranked), "the order of the inputs");
+    if (status == AQ_OK) status = climb(h, made, a, options->damp, mean, t, n_threads, err);
+    if (status == AQ_OK) {
+        pack(a, h, made, scales, t->panel);
+        void *smaller = aq_realloc(a, count, sizeof(float));
+        made->packed = smaller ? smaller : made->packed;
+        a = NULL;
+    }
+    aq_fp_leave(fp);
+    aq_free(a);
+    aq_free(scales);
+    if (t) aq_free(t->panel);
+    aq_free(t);
+    if (status == AQ_OK)
+        *out = made;
+    else
+        aq_hessian_free(made);
+    return status;
+}
+
+void aq_hessian_free(aq_hessian *hessian) {
+    if (!hessian) return;
+    aq_free(hessian->packed);
+    aq_free(hessian->pivots);
+    aq_free(hessian->importance);
+    aq_free(hessian->order);
+    aq_free(hessian);
+}
+
+double aq_hessian_damping(const aq_hessian *hessian) { return hessian->damping; }

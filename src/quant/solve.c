@@ -1,0 +1,186 @@
+/* Solving a layer (see solve.h): its rows in slabs, each searched or fed back, refined, packed and measured.
+ *
+ * A slab is a few dozen rows, transposed (solve_internal.h). How rows are cut cannot be seen in the result: no row's numbers touch another's, and sums over
+ * rows are added in the order of the rows.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/cpu.h"
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "base/threads.h"
+#include "quant/solve_internal.h"
+
+enum { MOST_LANES = 128 };
+
+typedef struct solve_job {
+    const float *w;
+    const aq_quant_spec *spec;
+    const aq_quant_layout *layout;
+    const aq_hessian *hessian;
+    const aq_solve_options *options;
+    uint64_t rows_per_slab;
+    uint8_t *codes, *params;
+    aq_quant_metrics *metrics; /* per row, or NULL */
+    aq_output_error *output;   /* per row, or NULL */
+    bool (*keep_going)(void *user);
+    void *user;
+    atomic_bool no_memory, interrupted;
+} solve_job;
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+/* W transposed, zeros where an input is dead or a lane has no row. */
+static void fill(aq_slab *s, const float *w) {
+    memset(s->w, 0, s->n * s->lanes * sizeof *s->w);
+    for (uint64_t i = 0; i < s->n; i++)
+        for (uint64_t r = 0; r < s->rows && s->hessian->importance[i] > 0; r++) s->w[i * s->lanes + r] = w[(s->first + r) * s->n + i];
+}
+
+static void pack_row(const aq_slab *s, uint64_t row, uint8_t *unpacked, uint8_t *out) {
+    for (uint64_t i = 0; i < s->n; i++) unpacked[i] = s->q[i * s->lanes + row];
+    if (s->spec->bits == 2)
+        s->kernels->pack2(unpacked, s->n, out);
+    else if (s->spec->bits == 4)
+        s->kernels->pack4(unpacked, s->n, out);
+    else
+        memcpy(out, unpacked, s->n);
+}
+
+/* Codes in their place, and what they are worth. */
+static bool deliver(aq_slab *s, solve_job *j) {
+    uint8_t *unpacked = aq_alloc(s->n);
+    float *v = aq_alloc(s->n * sizeof *v);
+    bool ok = unpacked && v;
+    for (uint64_t r = 0; ok && r < s->rows; r++) {
+        uint64_t row = s->first + r;
+        pack_row(s, r, unpacked, j->codes + row * j->layout->row_bytes);
+        if (!j->metrics) continue;
+        aq_dequantize(s->spec, s->layout, j->codes, j->params, row, 1, v);
+        aq_quant_metrics_compute(j->w + row * s->n, v, s->n, &j->metrics[row]);
+    }
+    aq_free(unpacked);
+    aq_free(v);
+    return ok;
+}
+
+static bool measure(aq_slab *s, solve_job *j) {
+    double *sums = aq_calloc(2 * s->lanes, sizeof *sums);
+    bool ok = sums && aq_hessian_square(s->hessian, s->e, s->lanes, s->t, sums) && aq_hessian_square(s->hessian, s->w, s->lanes, s->t, sums + s->lanes);
+    for (uint64_t r = 0; ok && r < s->rows; r++)
+        j->output[s->first + r] = (aq_output_error){(sums[r] > 0 ? sums[r] : 0) * s->hessian->unit, sums[s->lanes + r] * s->hessian->unit};
+    aq_free(sums);
+    return ok;
+}
+
+static bool run_slab(aq_slab *s, solve_job *j) {
+    fill(s, j->w);
+    bool solved = j->options->no_feedback ? aq_slab_search(s) : aq_slab_gptq(s);
+    if (!solved) return false;
+    if (deliver(s, j) && (!j->output || measure(s, j))) return true;
+    s->no_memory = true;
+    return false;
+}
+
+static bool slab_task(void *context, size_t index) {
+    solve_job *j = context;
+    uint64_t first = index * j->rows_per_slab, rows = least(j->rows_per_slab, j->layout->rows - first), n = j->layout->cols;
+    uint64_t lanes = aq_div_up(rows, AQ_LANES) * AQ_LANES, group = j->spec->group_size && j->spec->group_size < n ? j->spec->group_size : n;
+    uint64_t block = group > AQ_SOLVE_BLOCK ? group : AQ_SOLVE_BLOCK;
+    aq_slab s = {.spec = j->spec,
+                 .layout = j->layout,
+                 .hessian = j->hessian,
+                 .options = j->options,
+                 .kernels = aq_quant_kernels(j->spec),
+                 .first = first,
+                 .rows = rows,
+                 .lanes = lanes,
+                 .n = n,
+                 .params = j->params,
+                 .keep_going = j->keep_going,
+                 .user = j->user};
+    s.w = aq_calloc(n * lanes, sizeof *s.w);
+    s.e = aq_calloc(n * lanes, sizeof *s.e);
+    s.t = aq_calloc(block * lanes, sizeof *s.t);
+    s.q = aq_calloc(n, lanes);
+    s.levels = aq_calloc(j->layout->pairs_per_row * (lanes / AQ_LANES), sizeof *s.levels);
+    s.rows_of_group = aq_calloc(group * AQ_LANES, sizeof *s.rows_of_group);
+    s.search = aq_alloc(sizeof *s.search);
+    s.no_memory = !s.w || !s.e || !s.t || !s.q || !s.levels || !s.rows_of_group || !s.search;
+    bool ok = !s.no_memory && run_slab(&s, j);
+    if (s.no_memory) atomic_store(&j->no_memory, true);
+    if (s.interrupted) atomic_store(&j->interrupted, true);
+    aq_free(s.w);
+    aq_free(s.e);
+    aq_free(s.t);
+    aq_free(s.q);
+    aq_free(s.levels);
+    aq_free(s.rows_of_group);
+    aq_free(s.search);
+    return ok;
+}
+
+static aq_status check(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const aq_hessian *hessian, const aq_solve_options *options,
+                       aq_error *err) {
+    if (spec->axis != 1) return aq_fail(err, AQ_ERR_USAGE, "codes are chosen against the output's error along axis 1 only, not axis %d", spec->axis);
+    if (layout->cols != hessian->n)
+        return aq_fail(err, AQ_ERR_USAGE, "the weights have %llu inputs, the second moment %llu", (unsigned long long)layout->cols,
+                       (unsigned long long)hessian->n);
+    if (options->refine_sweeps < 0) return aq_fail(err, AQ_ERR_USAGE, "Invalid refine_sweeps: %d. Must be at least 0", options->refine_sweeps);
+    uint64_t n = layout->rows * layout->cols, bad = aq_kernels_get()->find_nonfinite(w, (size_t)n);
+    return bad < n ? aq_fail(err, AQ_ERR_FORMAT, "the value at flat index %llu is not finite", (unsigned long long)bad) : AQ_OK;
+}
+
+static aq_status report(const solve_job *j, bool *needs_f32, aq_error *err) {
+    if (atomic_load(&j->no_memory)) return aq_fail_memory(err, j->layout->cols * MOST_LANES * 16, "solving a slab of rows");
+    if (atomic_load(&j->interrupted)) return aq_fail(err, AQ_ERR_INTERRUPTED, "solving was stopped");
+    if (needs_f32) *needs_f32 = true;
+    aq_fail(err, AQ_ERR_QUALITY, "the scale or offset of a group does not fit half precision");
+    aq_hint(err, "use f32 parameters for this tensor");
+    return AQ_ERR_QUALITY;
+}
+
+aq_status aq_solve(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const aq_hessian *hessian, const aq_solve_options *options,
+                   int n_threads, uint8_t *codes, void *params, aq_quant_metrics *metrics, aq_output_error *output, bool *needs_f32,
+                   bool (*keep_going)(void *user), void *user, aq_error *err) {
+    aq_solve_options defaults;
+    aq_solve_options_init(&defaults);
+    if (!options) options = &defaults;
+    if (needs_f32) *needs_f32 = false;
+    if (metrics) *metrics = (aq_quant_metrics){0};
+    if (output) *output = (aq_output_error){0};
+    if (layout->rows == 0 || layout->cols == 0) return AQ_OK;
+    aq_status status = check(w, spec, layout, hessian, options, err);
+    if (status != AQ_OK) return status;
+
+    aq_fp_state fp = aq_fp_enter();
+    solve_job j = {.w = w,
+                   .spec = spec,
+                   .layout = layout,
+                   .hessian = hessian,
+                   .options = options,
+                   .codes = codes,
+                   .params = params,
+                   .keep_going = keep_going,
+                   .user = user};
+    /* As many rows as share the work evenly; more make products cheaper, fewer need less memory. */
+    uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), fair = aq_div_up(aq_div_up(layout->rows, threads), AQ_LANES) * AQ_LANES;
+    j.rows_per_slab = least(fair, MOST_LANES);
+    j.metrics = metrics ? aq_calloc(layout->rows, sizeof *metrics) : NULL;
+    j.output = output ? aq_calloc(layout->rows, sizeof *output) : NULL;
+    if ((metrics && !j.metrics) || (output && !j.output))
+        status = aq_fail_memory(err, layout->rows * sizeof *metrics, "quality sums");
+    else if (!aq_parallel_for((size_t)aq_div_up(layout->rows, j.rows_per_slab), n_threads, slab_task, &j))
+        status = report(&j, needs_f32, err);
+    for (uint64_t r = 0; status == AQ_OK && r < layout->rows; r++) {
+        if (metrics) aq_quant_metrics_add(metrics, &j.metrics[r]);
+        if (output) output->err += j.output[r].err, output->ref += j.output[r].ref;
+    }
+    aq_free(j.metrics);
+    aq_free(j.output);
+    aq_fp_leave(fp);
+    return status;
+}
