@@ -75,6 +75,10 @@ typedef struct aq_kernels {
     void (*bf16_to_f32)(const uint16_t *in, float *out, size_t n);
     void (*f32_to_bf16)(const float *in, uint16_t *out, size_t n);
 
+    /* Column statistics of x [rows, n] (`stride` floats from row to row): per column, row after row, x added to sum and x * x to sum_sq in double, lo and hi
+     * lowered and raised. NaN and infinity show in sum_sq. */
+    void (*column_stats)(const float *x, size_t rows, size_t stride, size_t n, double *sum, double *sum_sq, float *lo, float *hi);
+
     /* Index of the first NaN or infinity, n when there is none. */
     size_t (*find_nonfinite)(const float *x, size_t n);
     /* Smallest and largest of n >= 1 values, zeros as +0; false (and lo, hi undefined) when one is NaN or infinite. */

@@ -37,6 +37,18 @@ static bool range(const float *x, size_t n, float *lo, float *hi) {
     return marks == 0;
 }
 
+static void column_stats(const float *x, size_t rows, size_t stride, size_t n, double *sum, double *sum_sq, float *lo, float *hi) {
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < n; j++) {
+            float v = x[i * stride + j];
+            sum[j] += (double)v;
+            sum_sq[j] += (double)v * (double)v;
+            lo[j] = v < lo[j] ? v : lo[j];
+            hi[j] = v > hi[j] ? v : hi[j];
+        }
+    }
+}
+
 static float clamp(float t, float low, float high) {
     t = t > low ? t : low;
     return t < high ? t : high;
@@ -240,6 +252,7 @@ const aq_kernels aq_kernels_scalar = {
     .f32_to_bf16 = f32_to_bf16,
     .find_nonfinite = find_nonfinite,
     .range = range,
+    .column_stats = column_stats,
     .quantize = quantize,
     .dequantize = dequantize,
     .pack2 = pack2,

@@ -101,6 +101,54 @@ static bool range(const float *x, size_t n, float *lo, float *hi) {
     return marks == 0;
 }
 
+/* ---- column statistics ---- */
+
+/* `parts` registers of columns: their sums stay in registers while the rows go by. */
+static inline __attribute__((always_inline)) void column_stats_parts(const float *x, size_t rows, size_t stride, size_t parts, double *sum, double *sum_sq,
+                                                                     float *lo, float *hi) {
+    vd s[8], q[8];
+    vf a[4], b[4];
+    for (size_t u = 0; u < parts; u++) a[u] = v_load(lo + u * W), b[u] = v_load(hi + u * W);
+    for (size_t u = 0; u < 2 * parts; u++) {
+        memcpy(&s[u], sum + u * W / 2, sizeof s[u]);
+        memcpy(&q[u], sum_sq + u * W / 2, sizeof q[u]);
+    }
+    for (size_t i = 0; i < rows; i++, x += stride) {
+        for (size_t u = 0; u < parts; u++) {
+            vf v = v_load(x + u * W);
+            vd low = vd_low(v), high = vd_high(v);
+            s[2 * u] += low;
+            s[2 * u + 1] += high;
+            q[2 * u] += low * low;
+            q[2 * u + 1] += high * high;
+            a[u] = v_min(v, a[u]);
+            b[u] = v_max(v, b[u]);
+        }
+    }
+    for (size_t u = 0; u < parts; u++) v_store(lo + u * W, a[u]), v_store(hi + u * W, b[u]);
+    for (size_t u = 0; u < 2 * parts; u++) {
+        memcpy(sum + u * W / 2, &s[u], sizeof s[u]);
+        memcpy(sum_sq + u * W / 2, &q[u], sizeof q[u]);
+    }
+}
+
+enum { STATS_PARTS = VECTOR_BYTES == 32 ? 2 : 4 }; /* as many as the registers hold: 16 of them on AVX2, 32 elsewhere */
+
+static void column_stats(const float *x, size_t rows, size_t stride, size_t n, double *sum, double *sum_sq, float *lo, float *hi) {
+    size_t j = 0;
+    for (; j + STATS_PARTS * W <= n; j += STATS_PARTS * W) column_stats_parts(x + j, rows, stride, STATS_PARTS, sum + j, sum_sq + j, lo + j, hi + j);
+    for (; j + W <= n; j += W) column_stats_parts(x + j, rows, stride, 1, sum + j, sum_sq + j, lo + j, hi + j);
+    for (; j < n; j++) {
+        for (size_t i = 0; i < rows; i++) {
+            float v = x[i * stride + j];
+            sum[j] += (double)v;
+            sum_sq[j] += (double)v * (double)v;
+            lo[j] = v < lo[j] ? v : lo[j];
+            hi[j] = v > hi[j] ? v : hi[j];
+        }
+    }
+}
+
 /* ---- codes ---- */
 
 static inline __attribute__((always_inline)) void quantize_16(const float *x, bool tiny, vf inverse, vf scale, vf zero, vf top, uint8_t *codes) {
@@ -453,6 +501,7 @@ const aq_kernels KERNELS = {
     .f32_to_bf16 = f32_to_bf16,
     .find_nonfinite = find_nonfinite,
     .range = range,
+    .column_stats = column_stats,
     .quantize = quantize,
     .dequantize = dequantize,
     .pack2 = pack2,

@@ -87,6 +87,19 @@ static void codes(const aq_kernels *k) {
     print("error_sums", errors);
 }
 
+static void columns(const aq_kernels *k) {
+    enum { ROWS = 7, MOST = N / ROWS };
+    static double sum[MOST], sum_sq[MOST];
+    static float lo[MOST], hi[MOST];
+    uint64_t digest = 0;
+    for (size_t n = 1; n <= MOST; n += 1 + n / 3) {
+        memset(sum, 0, sizeof sum), memset(sum_sq, 0, sizeof sum_sq), memset(lo, 0, sizeof lo), memset(hi, 0, sizeof hi);
+        k->column_stats(x, ROWS, MOST, n, sum, sum_sq, lo, hi);
+        digest = digest_of(digest_of(digest_of(digest_of(digest, sum, sizeof sum), sum_sq, sizeof sum_sq), lo, sizeof lo), hi, sizeof hi);
+    }
+    print("column_stats", digest);
+}
+
 static void search_kernels(const aq_kernels *k) {
     uint64_t lanes = 0, fits = 0, grids = 0, pairs = 0;
     float t[60 * AQ_LANES], weights[60 * AQ_LANES];
@@ -181,6 +194,7 @@ int main(void) {
     conversions(k);
     fill(0.1f);
     codes(k);
+    columns(k);
     search_kernels(k);
     products();
     matrices();

@@ -120,6 +120,31 @@ static void range_agrees(void **state) {
         }
 }
 
+static void column_stats_agree(void **state) {
+    (void)state;
+    enum { ROWS = 5, STRIDE = MAX + 3 };
+    static float x[ROWS * STRIDE];
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 0; n < MAX; n += 1 + n / 40) {
+            double sum[2][MAX + 1], sum_sq[2][MAX + 1];
+            float lo[2][MAX + 1], hi[2][MAX + 1];
+            fill(x, sizeof x / sizeof *x, kind);
+            for (size_t i = 0; i <= MAX; i++) { /* what is there already counts, and nothing behind the end is touched */
+                sum[0][i] = sum[1][i] = (double)value_of(NORMAL);
+                sum_sq[0][i] = sum_sq[1][i] = 1;
+                lo[0][i] = lo[1][i] = hi[0][i] = hi[1][i] = value_of(NORMAL);
+            }
+            size_t rows = random_bits() % (ROWS + 1);
+            aq_kernels_scalar.column_stats(x, rows, STRIDE, n, sum[0], sum_sq[0], lo[0], hi[0]);
+            k->column_stats(x, rows, STRIDE, n, sum[1], sum_sq[1], lo[1], hi[1]);
+            assert_memory_equal(sum[0], sum[1], sizeof sum[0]);
+            assert_memory_equal(sum_sq[0], sum_sq[1], sizeof sum_sq[0]);
+            assert_memory_equal(lo[0], lo[1], sizeof lo[0]);
+            assert_memory_equal(hi[0], hi[1], sizeof hi[0]);
+        }
+}
+
 static void codes_agree(void **state) {
     (void)state;
     FOR_EACH_TABLE(k)
@@ -299,10 +324,15 @@ int main(void) {
     FOR_EACH_TABLE(k) printf(" %s", k->name);
     printf(", best %s\n", aq_isa_name());
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(conversions_agree), cmocka_unit_test(finite_check_finds_the_first_index),
-        cmocka_unit_test(range_agrees),      cmocka_unit_test(codes_agree),
-        cmocka_unit_test(error_sums_agree),  cmocka_unit_test(search_kernels_agree),
-        cmocka_unit_test(spreading_agrees),  cmocka_unit_test(an_instruction_set_is_selected_by_name),
+        cmocka_unit_test(conversions_agree),
+        cmocka_unit_test(finite_check_finds_the_first_index),
+        cmocka_unit_test(range_agrees),
+        cmocka_unit_test(column_stats_agree),
+        cmocka_unit_test(codes_agree),
+        cmocka_unit_test(error_sums_agree),
+        cmocka_unit_test(search_kernels_agree),
+        cmocka_unit_test(spreading_agrees),
+        cmocka_unit_test(an_instruction_set_is_selected_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
