@@ -11,7 +11,6 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "store/extension.h"
-#include "store/footer.h"
 #include "store/store_internal.h"
 
 /* ---- small things that live as long as the store ---- */
@@ -143,26 +142,6 @@ aq_status aq_store_check_complete(const aq_store *s, aq_error *err) {
 
 /* ---- one file ---- */
 
-/* Path of a leaf without the list levels, "a.b.c"; false when it is too long to be one of ours. */
-static bool leaf_path(const carquet_schema_t *schema, int32_t leaf, char *out, size_t size) {
-    const char *parts[16];
-    int32_t n = carquet_schema_column_path(schema, leaf, parts, 16);
-    size_t at = 0;
-    bool is_list = carquet_schema_max_rep_level(schema, leaf) > 0;
-    out[0] = 0;
-    for (int32_t i = 0; i < n; i++) {
-        static const char *const inner[] = {"list", "element", "bag", "array_element", "item", "array"};
-        if (!parts[i]) return false;
-        bool skip = false;
-        for (size_t k = 0; is_list && i > 0 && k < sizeof inner / sizeof inner[0]; k++) skip = skip || strcmp(parts[i], inner[k]) == 0;
-        if (skip) continue;
-        int len = snprintf(out + at, size - at, "%s%s", at ? "." : "", parts[i]);
-        if (len < 0 || (size_t)len >= size - at) return false;
-        at += (size_t)len;
-    }
-    return n > 0;
-}
-
 static aq_status match_columns(aq_store_input *f, aq_error *err) {
     const carquet_schema_t *schema = carquet_reader_schema(f->reader);
     int32_t n = carquet_schema_num_columns(schema);
@@ -171,7 +150,7 @@ static aq_status match_columns(aq_store_input *f, aq_error *err) {
     for (int c = 0; c < COL_COUNT; c++) f->leaf[c] = -1;
     for (int32_t i = 0; i < n; i++) {
         char path[256];
-        if (!leaf_path(schema, i, path, sizeof path)) continue;
+        if (!aq_parquet_leaf_path(schema, i, path, sizeof path)) continue;
         for (int c = 0; c < COL_COUNT; c++) {
             if (strcmp(path, aq_columns[c].path) != 0) continue;
             if (f->leaf[c] >= 0) return aq_fail_at(err, AQ_ERR_FORMAT, f->path, NULL, "column %s is there twice", path);
@@ -219,33 +198,11 @@ static aq_status check_version(aq_store *s, const aq_store_input *f, const char 
 }
 
 static aq_status open_input(aq_store *s, aq_store_input *f, aq_error *err) {
-    aq_status status = aq_file_map_open(&f->map, f->path, false, err);
-    if (status != AQ_OK) return status;
-    const uint8_t *p = f->map.data;
-    uint64_t n = f->map.size;
-    if (n < 12 || memcmp(p, "PAR1", 4) != 0 || memcmp(p + n - 4, "PAR1", 4) != 0)
-        return aq_fail_at(err, AQ_ERR_FORMAT, f->path, NULL, "is no whole Parquet file: PAR1 is missing at its %s",
-                          n >= 4 && memcmp(p, "PAR1", 4) == 0 ? "end" : "start");
-    uint64_t footer = (uint64_t)p[n - 8] | (uint64_t)p[n - 7] << 8 | (uint64_t)p[n - 6] << 16 | (uint64_t)p[n - 5] << 24;
-    if (footer == 0 || footer > n - 12)
-        return aq_fail_at(err, AQ_ERR_FORMAT, f->path, NULL, "its footer of %llu bytes does not fit the file", (unsigned long long)footer);
-    if (footer > AQ_LIMIT_FOOTER_BYTES)
-        return aq_fail_at(err, AQ_ERR_FORMAT, f->path, NULL, "its footer of %llu bytes is over the limit of %llu", (unsigned long long)footer,
-                          (unsigned long long)AQ_LIMIT_FOOTER_BYTES);
-
-    status = aq_footer_check(p + n - 8 - footer, footer, n - 8 - footer, f->path, err);
-    if (status != AQ_OK) return status;
-    carquet_reader_options_t options;
-    carquet_error_t error = CARQUET_ERROR_INIT;
-    carquet_reader_options_init(&options);
-    options.verify_checksums = false; /* aq_store_verify does; here the codes are not read */
-    options.num_threads = 1;
-    f->reader = carquet_reader_open_buffer(p, (size_t)n, &options, &error);
-    if (!f->reader) {
-        if (error.code == CARQUET_ERROR_OUT_OF_MEMORY) return aq_fail(err, AQ_ERR_MEMORY, "%s: out of memory", f->path);
-        return aq_fail_at(err, AQ_ERR_FORMAT, f->path, NULL, "its footer cannot be read: %s", error.message);
-    }
-    status = match_columns(f, err);
+    aq_parquet parquet;
+    aq_status status = aq_parquet_open(&parquet, f->path, err);
+    f->map = parquet.map;
+    f->reader = parquet.reader;
+    if (status == AQ_OK) status = match_columns(f, err);
     if (status != AQ_OK) return status;
     const char *version = carquet_reader_find_metadata(f->reader, "arrowquant.schema_version");
     f->kind = version ? AQ_FILE_V2_EXTENDED : f->leaf[COL_LAYER_NAME] >= 0 ? AQ_FILE_V2_BASE : AQ_FILE_V1;

@@ -9,10 +9,10 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/parquet.h"
 #include "store/schema.h"
 
 /* Limits on untrusted files (docs/limits). */
-#define AQ_LIMIT_FOOTER_BYTES (UINT64_C(64) << 20)
 #define AQ_LIMIT_PAGE_BYTES (UINT64_C(256) << 20)
 #define AQ_LIMIT_COLUMNS 4096
 #define AQ_LIMIT_ROW_GROUPS 1000000
@@ -87,34 +87,16 @@ void aq_store_release_row_group(const aq_store_input *file, int32_t row_group);
 
 /* ---- reading columns (columns.c) ---- */
 
-/* All values of one column in one row group, with a cursor that goes row by row. */
-typedef struct {
-    carquet_column_reader_t *reader; /* holds byte arrays that are not in the map */
-    carquet_physical_type_t type;
-    size_t size;     /* bytes per value */
-    bool missing;    /* no such column: every row is null */
-    uint8_t *values; /* present values only */
-    int16_t *def, *rep;
-    int16_t max_def, max_rep;
-    int16_t below; /* lists: optional levels below the repeated one */
-    uint64_t n_levels, at, value_at;
-} aq_column_data;
-
 /* Reads column `column` of a row group of n_rows. A list may have up to max_levels entries in all; others have one a row. */
 aq_status aq_column_read(aq_column_data *out, const aq_store_input *file, int32_t row_group, aq_column column, uint64_t n_rows, uint64_t max_levels,
                          aq_error *err);
 /* The same for any leaf by its index (-1: missing) and expected type; `column` names it in messages. */
 aq_status aq_column_read_leaf(aq_column_data *out, const aq_store_input *file, int32_t row_group, int32_t leaf, const char *column,
                               carquet_physical_type_t type, uint64_t n_rows, uint64_t max_levels, aq_error *err);
-void aq_column_free(aq_column_data *column);
 /* Next row of a plain text column, kept by the store; *out NULL for null. Texts are UTF-8 without NUL, up to `limit` bytes. */
 aq_status aq_column_next_text(aq_column_data *data, aq_store *store, const char *file, const char *column, const char *tensor, uint64_t limit, const char **out,
                               aq_error *err);
 /* Makes bytes outlive their column reader: those that are not in the map (compressed, dictionary) are copied to *owned. */
 aq_status aq_column_settle(const aq_store_input *file, const uint8_t **data, uint64_t size, void **owned, aq_error *err);
-/* Next row of a plain column: its value, or NULL for null. */
-const void *aq_column_next(aq_column_data *column);
-/* Next row of a list: values and their number; *null when the list itself is null. False when an element is null. */
-bool aq_column_next_list(aq_column_data *column, const void **values, uint64_t *n, bool *null);
 
 #endif

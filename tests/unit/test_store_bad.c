@@ -11,7 +11,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "store/footer.h"
+#include "base/footer.h"
 #include "store/row.h"
 #include "store_samples.h"
 

@@ -1,6 +1,6 @@
 /* A look at a Parquet footer before the Parquet library parses it: bounds, nesting, counts, and where column chunks lie (PQ02-PQ04). */
-#ifndef AQ_STORE_FOOTER_H
-#define AQ_STORE_FOOTER_H
+#ifndef AQ_BASE_FOOTER_H
+#define AQ_BASE_FOOTER_H
 
 #include "base/error.h"
 

@@ -2,7 +2,7 @@
  *
  * Every declared count is compared with the bytes that are left before anything is done with it; a column chunk must take as many bytes as an honest one
  * does, so that the memory for the parsed footer is bounded by the file's size. Structure ids: parquet.thrift of the Parquet format. */
-#include "store/footer.h"
+#include "base/footer.h"
 
 #include <stdlib.h>
 
