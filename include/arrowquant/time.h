@@ -24,19 +24,22 @@ typedef struct aq_time_group {
 AQ_API size_t aq_time_groups_split(uint32_t n_timesteps, uint32_t n_groups, aq_time_group *out);
 /* The group of a timestep; outside the table: the nearest. n >= 1. */
 AQ_API size_t aq_time_group_find(const aq_time_group *groups, size_t n, int32_t timestep);
-/* Channel group size by group: geometric from 64 (g = 0, clean) to 256 (g = n - 1, noise), rounded to 64, 128 or 256. */
+/* Channel group size by group: geometric from 64 (g = 0, clean) to 256 (g = n - 1, noise), rounded to 64, 128 or 256. One group alone: 128. */
 AQ_API int32_t aq_time_group_channels(size_t group, size_t n_groups);
 
-/* The pair of a range: s = (max - min) / 255, z = -min / s, the range widened to contain 0; equal ends at 0: s = 1, z = 0. Always finite, s > 0. */
+/* The pair of a range: s = (max - min) / 255, z = -min / s, the range widened to contain 0; equal ends at 0: s = 1, z = 0. Always finite, s > 0. NaN counts
+ * as 0. */
 AQ_API void aq_activation_pair(float min, float max, float *scale, float *zero_point);
 
-/* Smoothing of neighbouring groups (enable_transition_optimization). */
+/* Smoothing of neighbouring groups (enable_transition_optimization). u(t) of the three: t, t^2 (3 - 2t), a logistic from -6 to 6 brought to 0..1. */
 typedef enum aq_smoothing { AQ_SMOOTH_LINEAR, AQ_SMOOTH_CUBIC, AQ_SMOOTH_SIGMOID } aq_smoothing;
-/* Limits jumps of scale and zero point between neighbours by interpolating over a window of groups around each boundary whose relative jump of the scale is
- * above `threshold`; never makes a range smaller. */
-AQ_API void aq_time_groups_smooth(aq_time_group *groups, size_t n, double threshold, uint32_t window, aq_smoothing curve);
+/* Where the scale jumps by more than `threshold` (relative, as in the figures below), the smaller side is raised: its k-th group from the boundary, k = 1 ..
+ * window, gets at least s = S + u(k / (window + 1)) (s_k - S), S the larger side's scale. Zero points move as far towards the larger side's as the wider range
+ * allows. Ranges only grow, so nothing is clipped that was not before. AQ_ERR_MEMORY. */
+AQ_API aq_status aq_time_groups_smooth(aq_time_group *groups, size_t n, double threshold, uint32_t window, aq_smoothing curve, aq_error *err);
 
-/* Figures of python-api section 6. scores [n - 1] (may be NULL), jumps of scale and zero point [n - 1] (may be NULL). Returns the smoothness score. */
+/* How smooth the parameters are over time: per boundary, ds = |s_r - s_l| / s_l, dz = |z_r - z_l| / 255, score 1 - min(1, (ds + dz) / 2). Arrays [n - 1], each
+ * may be NULL. Returns 1 - min(1, sum (ds + dz) / (2 (n - 1))); 1 for one group. */
 AQ_API double aq_time_groups_smoothness(const aq_time_group *groups, size_t n, double *scores, double *scale_jumps, double *zero_jumps);
 
 /* ---- spatial (DiTAS) ---- */
@@ -49,13 +52,13 @@ AQ_API void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *o
 AQ_API void aq_scale_columns(float *x, uint64_t rows, uint64_t n, const float *s, bool divide);
 /* out = x (1 - alpha) + mean(x) alpha along the last axis; x and out [rows, n] may be the same. alpha 0..1. */
 AQ_API void aq_activation_smooth(const float *x, uint64_t rows, uint64_t n, float alpha, float *out);
-/* Groups of `group_size` consecutive rows (channels), 8 bits: s = (max - min) / 255, z = -min / s, q = clamp(rint(v / s + z)). max = min: s = 1.
- * codes [rows, n], scales and zero_points [ceil(rows / group_size)]. */
+/* Groups of `group_size` consecutive rows (channels), 8 bits: s = (max - min) / 255, z = -min / s, q = clamp(rint(v / s + z)). max = min: s = 1 and v exact.
+ * Finite for finite values. codes [rows, n], scales and zero_points [ceil(rows / group_size)]; 0: one group. */
 AQ_API void aq_channel_group_u8(const float *w, uint64_t rows, uint64_t n, uint64_t group_size, uint8_t *codes, float *scales, float *zero_points);
 
 /* ---- integer execution ---- */
 
-/* x [rows, n] to 8-bit codes: q = clamp(rint(x / s + z), 0, 255). One pair for all, or per row (pair_stride 1, else 0). */
+/* x [rows, n] to 8-bit codes: q = clamp(rint(x / s + z), 0, 255) in F32, halves to even; NaN gives 0. One pair for all (pair_stride 0), or one a row (1). */
 AQ_API void aq_activation_quantize(const float *x, uint64_t rows, uint64_t n, const float *scales, const float *zero_points, size_t pair_stride,
                                    uint8_t *codes);
 /* Dynamic: the pair of each row from its own range. scales, zero_points [rows]. */
@@ -63,7 +66,8 @@ AQ_API void aq_activation_quantize_dynamic(const float *x, uint64_t rows, uint64
 
 /* y [rows, layout->rows] = sum_i (q_w - z_w) s_w (q_x - z_x) s_x, with integer sums per pair of weights: exact integers, then one rounding order
  * (groups in rising order, in double). The definition that faster paths are compared with. Weights of 2, 4 or 8 bits, axis 1, any parameter form.
- * x_codes [rows, layout->cols]; pairs as in aq_activation_quantize. bias [layout->rows] or NULL. AQ_ERR_USAGE for axis 0. */
+ * What the layer's codes are of (equalization, rotation: store.h) the caller's x must be multiplied by before it is coded.
+ * x_codes [rows, layout->cols]; pairs as in aq_activation_quantize. bias [layout->rows] or NULL. AQ_ERR_USAGE for axis 0, AQ_ERR_MEMORY. */
 AQ_API aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, const uint8_t *x_codes,
                                    uint64_t rows, const float *x_scales, const float *x_zero_points, size_t pair_stride, const float *bias, int n_threads,
                                    float *y, aq_error *err);

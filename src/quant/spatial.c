@@ -4,6 +4,7 @@
  * Everything works on rows in storage order with sums in double, so results depend on the values alone. */
 #include <arrowquant/time.h>
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -42,5 +43,34 @@ void aq_activation_smooth(const float *x, uint64_t rows, uint64_t n, float alpha
         for (uint64_t i = 0; i < n; i++) sum += (double)x[i];
         double mean = n ? sum / (double)n : 0, a = (double)alpha;
         for (uint64_t i = 0; i < n; i++) out[i] = (float)((double)x[i] * (1 - a) + mean * a);
+    }
+}
+
+/* One group of channels: rows * n values that lie together. */
+static void code_group(const float *w, uint64_t count, uint8_t *codes, float *scale, float *zero_point) {
+    float lo = w[0], hi = w[0];
+    for (uint64_t i = 1; i < count; i++) {
+        lo = w[i] < lo ? w[i] : lo;
+        hi = w[i] > hi ? w[i] : hi;
+    }
+    float s = (float)(((double)hi - (double)lo) / 255);
+    if (!isnormal(s)) s = 1; /* one value, or a range below what a scale can express */
+    float z = (float)(-(double)lo / (double)s);
+    if (!isfinite(z)) z = lo > 0 ? -FLT_MAX : FLT_MAX;
+    for (uint64_t i = 0; i < count; i++) {
+        double q = rint((double)w[i] / (double)s + (double)z);
+        codes[i] = (uint8_t)(q < 0 ? 0 : q > 255 ? 255 : q);
+    }
+    *scale = s;
+    *zero_point = z;
+}
+
+void aq_channel_group_u8(const float *w, uint64_t rows, uint64_t n, uint64_t group_size, uint8_t *codes, float *scales, float *zero_points) {
+    if (group_size == 0) group_size = rows;
+    for (uint64_t at = 0, g = 0; at < rows; at += group_size, g++) {
+        uint64_t count = rows - at < group_size ? rows - at : group_size;
+        scales[g] = 1;
+        zero_points[g] = 0;
+        if (n) code_group(w + at * n, count * n, codes + at * n, &scales[g], &zero_points[g]);
     }
 }
