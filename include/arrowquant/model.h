@@ -62,10 +62,13 @@ typedef enum aq_role {
     AQ_ROLE_KEEP_EDGE,  /* first or last projection */
     AQ_ROLE_SCALE       /* scale of an fp8 weight (or what goes with it: input scales, the scaled_fp8 mark); consumed with it, not stored on its own */
 } aq_role;
+/* The built-in rule, from name, dtype, shape and count of a tensor alone. */
+typedef struct aq_tensor_info aq_tensor_info;
+AQ_API aq_role aq_role_of(const aq_tensor_info *tensor);
 AQ_API const char *aq_role_reason(aq_role role); /* one phrase for a table, e.g. "time, position or class embedding" */
 
 /* One tensor. Strings and shape live as long as the model. */
-typedef struct aq_tensor_info {
+struct aq_tensor_info {
     const char *name;       /* as in the file: data, never a path; escape before printing (aq_escape) */
     const char *dtype_name; /* the file's own word */
     aq_dtype dtype;
@@ -76,7 +79,7 @@ typedef struct aq_tensor_info {
     uint64_t offset;     /* absolute, in that file */
     aq_role role;        /* by the built-in rule; patterns are applied by the pipeline */
     int64_t scale_index; /* fp8 with a scale: index of the scale tensor, else -1 */
-} aq_tensor_info;
+};
 
 /* Opens and checks a model. `*out` is freed by aq_model_close. options may be NULL.
  * AQ_ERR_IO (path missing, permission), AQ_ERR_FORMAT (refused), AQ_ERR_USAGE (ambiguous variant or component). */

@@ -10,6 +10,7 @@
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
  *   arrow_*.c    the Arrow entries
+ *   stored.c     weights in their stored form, for arrow_quant_v2.torch
  *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
  *
  * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables:
@@ -150,6 +151,7 @@ int aqpy_add_jobs(PyObject *module);
 int aqpy_add_held(PyObject *module);
 int aqpy_add_container(PyObject *module);
 int aqpy_add_model(PyObject *module);
+int aqpy_add_stored(PyObject *module); /* stored.c */
 
 /* ---- hooks.c ---- */
 /* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */

@@ -167,37 +167,46 @@ static PyObject *dequantize(PyObject *self, PyObject *args) {
     return aqpy_array_over(array);
 }
 
-/* Codes of all parts, one after the other: borrowed from the map when there is one part. */
-static PyObject *codes(PyObject *self, PyObject *args) {
+/* Bytes of all parts, one after the other: borrowed from the map when there is one part. */
+static PyObject *join_parts(const aqpy_state *state, aqpy_held *held, size_t index, bool parameters) {
+    const aq_store_tensor *t = aq_store_tensor_at(held->file, index);
+    aq_store_record part;
+    aq_error err = {0};
+    uint64_t total = 0, at = 0;
+    for (size_t i = 0; i < t->n_parts; i++) {
+        if (aq_store_part(held->file, index, i, &part, &err) != AQ_OK) return aqpy_raise(state, &err);
+        total += parameters ? part.params_bytes : part.data_bytes; /* each lies in memory: no overflow */
+    }
+    if (t->n_parts == 1) return aqpy_held_bytes(state, held, parameters ? part.params : part.data, total);
+    void *data;
+    PyObject *array = aqpy_buffer_new(state, 'B', total, &data);
+    for (size_t i = 0; array && i < t->n_parts; i++) {
+        if (aq_store_part(held->file, index, i, &part, &err) != AQ_OK) {
+            Py_DECREF(array);
+            return aqpy_raise(state, &err);
+        }
+        uint64_t n = parameters ? part.params_bytes : part.data_bytes;
+        if (n) memcpy((uint8_t *)data + at, parameters ? part.params : part.data, n);
+        at += n;
+    }
+    return aqpy_array_over(array);
+}
+
+static PyObject *stored_bytes(PyObject *self, PyObject *args, const char *format, bool codes_only, bool parameters) {
     size_t index;
     const aq_store_tensor *t;
-    if (!PyArg_ParseTuple(args, "n:codes", (Py_ssize_t *)&index)) return NULL;
+    if (!PyArg_ParseTuple(args, format, (Py_ssize_t *)&index)) return NULL;
     aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
     aqpy_held *held = state ? tensor_arg(self, index, &t) : NULL;
     if (!held) return NULL;
-    PyObject *array = NULL;
-    aq_store_record part;
-    aq_error err = {0};
-    if (!t->quantized) {
-        array = Py_NewRef(Py_None);
-    } else if (t->n_parts == 1) {
-        if (aq_store_part(held->file, index, 0, &part, &err) == AQ_OK) array = aqpy_held_bytes(state, held, part.data, part.data_bytes);
-    } else {
-        void *data;
-        uint64_t at = 0;
-        array = aqpy_buffer_new(state, 'B', t->layout.codes_bytes, &data);
-        for (size_t i = 0; array && i < t->n_parts; i++) {
-            if (aq_store_part(held->file, index, i, &part, &err) != AQ_OK || part.data_bytes > t->layout.codes_bytes - at)
-                Py_CLEAR(array);
-            else
-                memcpy((uint8_t *)data + at, part.data, part.data_bytes);
-            at += part.data_bytes;
-        }
-        array = aqpy_array_over(array);
-    }
+    PyObject *array = codes_only && !t->quantized ? Py_NewRef(Py_None) : join_parts(state, held, index, parameters);
     aqpy_held_leave(held);
-    return array || PyErr_Occurred() ? array : aqpy_raise(state, &err);
+    return array;
 }
+
+static PyObject *codes(PyObject *self, PyObject *args) { return stored_bytes(self, args, "n:codes", true, false); }
+static PyObject *params(PyObject *self, PyObject *args) { return stored_bytes(self, args, "n:params", true, true); }
+static PyObject *data(PyObject *self, PyObject *args) { return stored_bytes(self, args, "n:data", false, false); }
 
 /* (scales, zero points), one pair per group or sub-group, or None. */
 static PyObject *pairs(PyObject *self, PyObject *args) {
@@ -266,6 +275,8 @@ static PyMethodDef methods[] = {
     {"info", info, METH_VARARGS, "What is stored about tensor i."},
     {"dequantize", dequantize, METH_VARARGS, "Values of tensor i as an array of its shape, of dtype 'float32' or 'float16'."},
     {"codes", codes, METH_VARARGS, "Packed codes of tensor i; None when it is not quantized."},
+    {"params", params, METH_VARARGS, "Parameters of tensor i in their stored form, as bytes; None when it is not quantized."},
+    {"data", data, METH_VARARGS, "The stored bytes of tensor i: codes, or raw elements."},
     {"pairs", pairs, METH_VARARGS, "(scales, zero points, pairs per row, inputs per pair) of tensor i; None when it is not quantized."},
     {"arrow", arrow, METH_NOARGS, "A PyArrowQuantizedLayer over copies of all quantized layers."},
     {"about", about, METH_NOARGS, "What is stored about the whole."},

@@ -99,7 +99,7 @@ static aq_role role_by_name(const char *name) {
     return is_norm(last.text) ? AQ_ROLE_KEEP_NORM : AQ_ROLE_LAYER;
 }
 
-static aq_role role_of(const aq_tensor_info *t) {
+aq_role aq_role_of(const aq_tensor_info *t) {
     size_t n = strlen(t->name);
     if (!aq_dtype_is_float(t->dtype)) return AQ_ROLE_KEEP_DTYPE;
     if (t->shape.rank < 2) return AQ_ROLE_KEEP_RANK;
@@ -110,7 +110,7 @@ static aq_role role_of(const aq_tensor_info *t) {
 
 void aq_roles_assign(aq_model *model) {
     for (size_t i = 0; i < model->n_tensors; i++)
-        if (model->tensors[i].role != AQ_ROLE_SCALE) model->tensors[i].role = role_of(&model->tensors[i]);
+        if (model->tensors[i].role != AQ_ROLE_SCALE) model->tensors[i].role = aq_role_of(&model->tensors[i]);
 }
 
 const char *aq_role_reason(aq_role role) {

@@ -4,7 +4,13 @@ Each part is imported when it is first asked for; `import arrow_quant_v2` alone 
 """
 
 # name -> the file here that holds it; one line for each public name.
-_PARTS: dict[str, str] = {}
+_PARTS: dict[str, str] = {
+    "QuantConv": "modules",
+    "QuantLinear": "modules",
+    "StoredForm": "stored",
+    "load_into": "load",
+    "quantize_module": "load",
+}
 
 __all__ = sorted(_PARTS)
 

@@ -1,0 +1,122 @@
+"""The torch operators `arrowquant::linear`, `arrowquant::unpack` and `arrowquant::rotate`: on the CPU the C library, elsewhere torch operations.
+
+Registered as custom operators with shape functions and a gradient for the input, so torch.compile, export, autocast and training of what stands
+around the layer work. The weight itself is constant.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _core
+from .stored import StoredForm, unpack
+
+__all__ = ["linear", "rotate", "unpacked"]
+
+_library = torch.library.Library("arrowquant", "DEF")
+_library.define("linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int bits, int group_size, str params) -> Tensor")
+_library.define("unpack(Tensor qweight, Tensor qparams, int cols, int bits, int group_size, str params) -> Tensor")
+_library.define("rotate(Tensor x, int size) -> Tensor")
+
+linear = torch.ops.arrowquant.linear
+unpacked = torch.ops.arrowquant.unpack
+rotate = torch.ops.arrowquant.rotate
+
+
+@torch.library.register_fake("arrowquant::linear", lib=_library)
+def _(x, qweight, qparams, bias, bits, group_size, params):
+    return x.new_empty((*x.shape[:-1], qweight.shape[0]))
+
+
+@torch.library.register_fake("arrowquant::unpack", lib=_library)
+def _(qweight, qparams, cols, bits, group_size, params):
+    return qweight.new_empty((qweight.shape[0], cols), dtype=torch.float32)
+
+
+@torch.library.register_fake("arrowquant::rotate", lib=_library)
+def _(x, size):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+# ---- any device: torch operations ----
+
+
+def _linear_anywhere(x, qweight, qparams, bias, bits, group_size, params):
+    weight = unpack(qweight, qparams, StoredForm(bits, group_size, params), x.shape[-1])
+    return torch.nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _unpack_anywhere(qweight, qparams, cols, bits, group_size, params):
+    return unpack(qweight, qparams, StoredForm(bits, group_size, params), cols)
+
+
+_H4 = ((1, 1, 1, -1), (1, 1, -1, 1), (1, -1, 1, 1), (-1, 1, 1, 1))
+
+
+def _rotate_anywhere(x, size):
+    y = x.float().reshape(-1, size)
+    h4 = torch.tensor(_H4, dtype=torch.float32, device=x.device) / 2
+    step = 1
+    while step < size:  # one Kronecker factor after the other
+        y = torch.einsum("nakb,kl->nalb", y.view(len(y), size // (4 * step), 4, step), h4).reshape(len(y), size)
+        step *= 4
+    return y.view(x.shape).to(x.dtype)
+
+
+_library.impl("linear", _linear_anywhere, "CompositeExplicitAutograd")
+_library.impl("unpack", _unpack_anywhere, "CompositeExplicitAutograd")
+_library.impl("rotate", _rotate_anywhere, "CompositeExplicitAutograd")
+
+# ---- CPU: the C library, which works in float32 ----
+
+
+def _bytes(tensor):
+    return tensor.detach().contiguous().numpy()
+
+
+def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
+    values = x.detach().to(torch.float32).reshape(-1, x.shape[-1]).contiguous()
+    y = torch.empty((len(values), qweight.shape[0]), dtype=torch.float32)
+    b = None if bias is None else bias.detach().to(torch.float32).contiguous().numpy()
+    _core._linear(values.numpy(), _bytes(qweight), _bytes(qparams), b, y.numpy(), bits, group_size, params, torch.get_num_threads())
+    return y.view(*x.shape[:-1], qweight.shape[0]).to(x.dtype)
+
+
+def _unpack_cpu(qweight, qparams, cols, bits, group_size, params):
+    values = _core._dequantize_stored(_bytes(qweight), _bytes(qparams), qweight.shape[0], cols, bits, group_size, params)
+    return torch.frombuffer(values, dtype=torch.float32).view(-1, cols) if len(values) else torch.empty((qweight.shape[0], cols))
+
+
+def _rotate_cpu(x, size):
+    values = x.detach().to(torch.float32).reshape(-1, x.shape[-1]).contiguous().clone()
+    _core._hadamard(values.numpy(), size)
+    return values.view(x.shape).to(x.dtype)
+
+
+_library.impl("linear", _linear_cpu, "CPU")
+_library.impl("unpack", _unpack_cpu, "CPU")
+_library.impl("rotate", _rotate_cpu, "CPU")
+
+# ---- gradient of the input ----
+
+
+def _keep(ctx, inputs, output):
+    x, qweight, qparams, bias, *ctx.form = inputs
+    ctx.cols, ctx.has_bias = x.shape[-1], bias is not None and bias.requires_grad
+    ctx.save_for_backward(qweight, qparams)
+
+
+def _linear_backward(ctx, grad):
+    qweight, qparams = ctx.saved_tensors
+    weight = unpacked(qweight, qparams, ctx.cols, *ctx.form).to(grad.dtype)
+    bias = grad.flatten(0, -2).sum(0) if ctx.has_bias else None
+    return grad @ weight, None, None, bias, None, None, None
+
+
+torch.library.register_autograd("arrowquant::linear", _linear_backward, setup_context=_keep, lib=_library)
+torch.library.register_autograd(
+    "arrowquant::rotate",
+    lambda ctx, grad: (rotate(grad, ctx.size), None),  # symmetric and orthogonal: its own transpose
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "size", inputs[1]),
+    lib=_library,
+)
