@@ -23,15 +23,15 @@ class Settings:
     """
 
     def _set(self, values, unknown):
-        config = _core.DiffusionQuantConfig(bit_width=values["bits"], group_size=values["group"])
-        config.params = values["params"]
-        config.method = values["method"]
-        config.validate()
         if values["method"] not in ("search", "rtn"):
             raise _core.ConfigurationError(
                 f"Invalid method: '{values['method']}'. Quantizing on load sees one weight at a time: 'search' or 'rtn'. "
                 "Methods with calibration: arrow_quant_v2.quantize, then arrow_quant_v2.torch.load_into"
             )
+        config = _core.DiffusionQuantConfig(bit_width=values["bits"], group_size=values["group"])
+        config.params = values["params"]
+        config.method = values["method"]
+        config.validate()
         unknown.pop("quant_method", None)
         if unknown:
             warnings.warn(f"quantization_config: unknown keys of a newer version are ignored: {', '.join(sorted(unknown))}", stacklevel=4)

@@ -137,7 +137,7 @@ def quantize_module(module: nn.Module, config=None, *, folder: str | os.PathLike
 
     config: a DiffusionQuantConfig; settings: as for arrow_quant_v2.quantize (bits=4, group=64, calib='file', modality='image', …). folder: where the quantized
     model is kept; None: a temporary folder, whose files live as long as the module maps them (on systems that cannot remove open files: until the end of
-    the process). Raises what arrow_quant_v2.quantize raises: a MetadataError, for one, where neither settings nor names tell the modality.
+    the process). Raises what arrow_quant_v2.quantize raises.
     """
     from safetensors.torch import save_file
 

@@ -75,11 +75,9 @@ def _bytes(tensor):
 
 
 def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
-    values = x.detach().to(torch.float32).reshape(-1, x.shape[-1]).contiguous()
-    y = torch.empty((len(values), qweight.shape[0]), dtype=torch.float32)
-    b = None if bias is None else bias.detach().to(torch.float32).contiguous().numpy()
-    _core._linear(values.numpy(), _bytes(qweight), _bytes(qparams), b, y.numpy(), bits, group_size, params, torch.get_num_threads())
-    return y.view(*x.shape[:-1], qweight.shape[0]).to(x.dtype)
+    weight = _unpack_cpu(qweight, qparams, x.shape[-1], bits, group_size, params)
+    with torch.autocast("cpu", enabled=False):
+        return torch.nn.functional.linear(x.detach().float(), weight, None if bias is None else bias.detach().float()).to(x.dtype)
 
 
 def _unpack_cpu(qweight, qparams, cols, bits, group_size, params):
@@ -87,15 +85,8 @@ def _unpack_cpu(qweight, qparams, cols, bits, group_size, params):
     return torch.frombuffer(values, dtype=torch.float32).view(-1, cols) if len(values) else torch.empty((qweight.shape[0], cols))
 
 
-def _rotate_cpu(x, size):
-    values = x.detach().to(torch.float32).reshape(-1, x.shape[-1]).contiguous().clone()
-    _core._hadamard(values.numpy(), size)
-    return values.view(x.shape).to(x.dtype)
-
-
 _library.impl("linear", _linear_cpu, "CPU")
 _library.impl("unpack", _unpack_cpu, "CPU")
-_library.impl("rotate", _rotate_cpu, "CPU")
 
 # ---- gradient of the input ----
 
