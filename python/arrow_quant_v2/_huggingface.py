@@ -1,4 +1,4 @@
-"""What the quantization backends of diffusers and transformers share: the settings in `quantization_config`, which layers are chosen, and putting layers in place.
+"""What the quantization backends of diffusers and transformers share: settings, which layers are chosen, and putting layers in place.
 
 Both libraries build the model on the meta device, hand us the skeleton, and load tensors by name. On a first load each chosen weight is quantized as it arrives
 (methods without data: 'search' or 'rtn') and its layer replaced. A saved folder holds our buffers and, in config.json, the stored form of each layer, so on the

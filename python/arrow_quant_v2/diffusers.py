@@ -11,7 +11,7 @@ diffusers has no function to register a backend: two entries are put into the ta
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 try:
     import diffusers
@@ -28,7 +28,7 @@ from . import _huggingface
 __all__ = ["ArrowQuantConfig", "ArrowQuantizer"]
 
 
-class _Method(str, Enum):
+class _Method(StrEnum):
     ARROWQUANT = "arrowquant"
 
 
@@ -45,7 +45,7 @@ class ArrowQuantizer(DiffusersQuantizer):
     """Quantizes linear layers on load, or puts the layers of a saved model in place."""
 
     requires_calibration = False
-    required_packages = ["accelerate"]
+    required_packages = ["accelerate"]  # type: ignore[assignment]
     use_keep_in_fp32_modules = True
 
     def validate_environment(self, *args, **kwargs):
@@ -102,7 +102,9 @@ def _register():
     for table, ours in zip(_TABLES, (ArrowQuantizer, ArrowQuantConfig), strict=True):
         theirs = table.setdefault("arrowquant", ours)
         if theirs is not ours and (theirs.__module__, theirs.__qualname__) != (ours.__module__, ours.__qualname__):
-            raise ImportError(f"diffusers {diffusers.__version__} already has a quantization backend 'arrowquant' ({theirs.__module__}); ours is not registered")
+            raise ImportError(
+                f"diffusers {diffusers.__version__} already has a quantization backend 'arrowquant' ({theirs.__module__}); ours is not registered"
+            )
         table["arrowquant"] = ours
 
 

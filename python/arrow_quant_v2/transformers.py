@@ -11,7 +11,7 @@ Without this import transformers only warns about a saved folder and leaves its 
 from __future__ import annotations
 
 import os
-from enum import Enum
+from enum import StrEnum
 
 try:
     import transformers
@@ -32,7 +32,7 @@ without that import transformers leaves the quantized layers at random values, w
 """
 
 
-class _Method(str, Enum):
+class _Method(StrEnum):
     ARROWQUANT = "arrowquant"
 
 

@@ -101,9 +101,7 @@ def write_base_model(folder):
                 "time_group_params": [{"time_range": [a, b], "scale": 0.5, "zero_point": 1.0, "group_size": 64} for a, b in ((0, 500), (500, 1000))],
             }
         ),
-        "spatial_quant_json": json.dumps(
-            {"enabled": True, "channel_equalization": True, "activation_smoothing": False, "equalization_scales": equalization}
-        ),
+        "spatial_quant_json": json.dumps({"enabled": True, "channel_equalization": True, "activation_smoothing": False, "equalization_scales": equalization}),
         "activation_stats_json": json.dumps({"mean": [0.25, 0.5], "std": [1.0, 2.0], "min": [-3.0, -4.5], "max": [2.5, 5.0]}),
     }
     put("channels.int8", row, extended=True)

@@ -146,12 +146,7 @@ def test_importing_twice_registers_once_and_another_owner_is_refused():
     import importlib
 
     importlib.reload(ours)
-    code = (
-        "from diffusers.quantizers import auto\n"
-        "class Theirs: pass\n"
-        "auto.AUTO_QUANTIZER_MAPPING['arrowquant'] = Theirs\n"
-        "import arrow_quant_v2.diffusers\n"
-    )
+    code = "from diffusers.quantizers import auto\nclass Theirs: pass\nauto.AUTO_QUANTIZER_MAPPING['arrowquant'] = Theirs\nimport arrow_quant_v2.diffusers\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0 and "already has a quantization backend 'arrowquant'" in done.stderr
 
@@ -172,7 +167,9 @@ def encoders(tmp_path_factory):
     models = {
         "t5": transformers.T5EncoderModel(transformers.T5Config(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, **sizes)),
         "clip": transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, eos_token_id=2, bos_token_id=1, **sizes)
+            transformers.CLIPTextConfig(
+                hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, eos_token_id=2, bos_token_id=1, **sizes
+            )
         ),
         "masked-lm": transformers.BertForMaskedLM(
             transformers.BertConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, **sizes)

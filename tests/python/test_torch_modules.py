@@ -10,8 +10,7 @@ torch = pytest.importorskip("torch")
 
 import arrow_quant_v2 as aq  # noqa: E402
 from arrow_quant_v2 import _core  # noqa: E402
-from arrow_quant_v2.torch import QuantConv, QuantLinear, StoredForm, load_into, quantize_module  # noqa: E402
-from arrow_quant_v2.torch import ops, stored  # noqa: E402
+from arrow_quant_v2.torch import QuantConv, QuantLinear, StoredForm, load_into, ops, quantize_module, stored  # noqa: E402
 
 SAMPLE = pathlib.Path(__file__).resolve().parents[2] / "examples" / "dit-fashion"
 FORMS = [

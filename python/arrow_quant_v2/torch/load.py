@@ -46,8 +46,10 @@ def _quantized_layer(module, container, index, info):
     if info["axis"] != 1 or not isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
         return None
     form = _form_of(info)
-    layer = QuantConv(module, form, "meta") if isinstance(module, _CONVOLUTIONS) else QuantLinear(
-        module.in_features, module.out_features, form, module.bias, "meta"
+    layer = (
+        QuantConv(module, form, "meta")
+        if isinstance(module, _CONVOLUTIONS)
+        else QuantLinear(module.in_features, module.out_features, form, module.bias, "meta")
     )
     scales = info.get("input_scales")
     layer.set_stored(

@@ -16,6 +16,10 @@ from .stored import StoredForm, quantize_weight
 __all__ = ["QuantConv", "QuantLinear"]
 
 
+def _bytes(device, *shape):
+    return torch.empty(shape, dtype=torch.uint8, device=device)
+
+
 class _Quantized(nn.Module):
     """What both kinds share: the stored weight, seen as a matrix [rows, cols]."""
 
@@ -23,10 +27,9 @@ class _Quantized(nn.Module):
         super().__init__()
         self.form, self.rows, self.cols = form, rows, cols
         n_codes, n_params = form.row_bytes(cols)
-        buffer = lambda *shape: torch.empty(shape, dtype=torch.uint8, device=device)
-        self.register_buffer("qweight", buffer(rows, n_codes))
-        self.register_buffer("qparams", buffer(rows, n_params))
-        self.register_buffer("qinput_scales", buffer(4 * cols) if form.equalized else None)
+        self.register_buffer("qweight", _bytes(device, rows, n_codes))
+        self.register_buffer("qparams", _bytes(device, rows, n_params))
+        self.register_buffer("qinput_scales", _bytes(device, 4 * cols) if form.equalized else None)
         self.register_parameter("bias", bias)
 
     def set_stored(self, qweight, qparams, input_scales=None):
@@ -34,7 +37,9 @@ class _Quantized(nn.Module):
         for name, value in (("qweight", qweight), ("qparams", qparams), ("qinput_scales", input_scales)):
             have = getattr(self, name)
             if (value is None) != (have is None) or (value is not None and value.shape != have.shape):
-                raise ValueError(f"{name} must have the shape {None if have is None else tuple(have.shape)}, not {None if value is None else tuple(value.shape)}")
+                raise ValueError(
+                    f"{name} must have the shape {None if have is None else tuple(have.shape)}, not {None if value is None else tuple(value.shape)}"
+                )
             setattr(self, name, value)
 
     def input_scales(self):

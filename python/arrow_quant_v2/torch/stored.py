@@ -43,8 +43,8 @@ class StoredForm:
         if self.params == "two-level":
             sub, field = _SUB_WIDTH[self.bits], _FIELD_BITS[self.bits]
             whole, rest = divmod(cols, self.group_size)
-            record = lambda width: 4 + -(-(-(-width // sub) * 2 * field) // 8)
-            params = whole * record(self.group_size) + (record(rest) if rest else 0)
+            fields = [-(-width // sub) * 2 * field for width in (self.group_size, rest)]
+            params = whole * (4 + -(-fields[0] // 8)) + (4 + -(-fields[1] // 8) if rest else 0)
         else:
             params = groups * {"f16": 4, "f32": 8, "r2q": 6}[self.params]
         return -(-cols * self.bits // 8), params
@@ -92,14 +92,18 @@ def _two_level(qparams, form, cols):
     return torch.cat(scales, 1), torch.cat(offsets, 1)
 
 
+def _spread(values, width, cols):
+    return values.repeat_interleave(width, 1)[:, :cols]
+
+
 def unpack(qweight, qparams, form, cols):
     """The values [rows, cols] in float32, in torch operations on the tensors' device; the same bits as the C library gives."""
     q = _codes(qweight, form.bits, cols)
     if form.params == "r2q":
         m, a1, a2 = qparams.contiguous().view(torch.float16).float().view(len(qparams), -1, 3).unbind(-1)
-        spread = lambda x: x.repeat_interleave(form.group_size, 1)[:, :cols]
+        m, a1, a2 = (_spread(x, form.group_size, cols) for x in (m, a1, a2))
         b1, b2 = (q >> 1).float() * 2 - 1, (q & 1).float() * 2 - 1
-        return spread(m) + spread(a1) * b1 + spread(a2) * b2
+        return m + a1 * b1 + a2 * b2
     width = form.group_size
     if form.params == "two-level":
         width = _SUB_WIDTH[form.bits]
@@ -110,5 +114,4 @@ def unpack(qweight, qparams, form, cols):
         z = (0.0 - o) / s
     else:
         s, z = qparams.contiguous().view(torch.float32).view(len(qparams), -1, 2).unbind(-1)
-    spread = lambda x: x.repeat_interleave(width, 1)[:, :cols]
-    return (q.float() - spread(z)) * spread(s)
+    return (q.float() - _spread(z, width, cols)) * _spread(s, width, cols)
