@@ -20,8 +20,8 @@ try:
     from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
     _TABLES = (_auto.AUTO_QUANTIZER_MAPPING, _auto.AUTO_QUANTIZATION_CONFIG_MAPPING)
-except (ImportError, AttributeError) as error:
-    raise ImportError(f"arrow_quant_v2.diffusers needs diffusers 0.32 or newer with its quantizers ({error}): pip install -U diffusers accelerate") from error
+except (ImportError, AttributeError) as _error:
+    raise ImportError(f"arrow_quant_v2.diffusers needs diffusers 0.32 or newer with its quantizers ({_error}): pip install -U diffusers accelerate") from _error
 
 from . import _huggingface
 

@@ -19,8 +19,8 @@ try:
     from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
     from transformers.utils.quantization_config import QuantizationConfigMixin
-except ImportError as error:
-    raise ImportError(f"arrow_quant_v2.transformers needs transformers 5.0 or newer ({error}): pip install -U transformers accelerate") from error
+except ImportError as _error:
+    raise ImportError(f"arrow_quant_v2.transformers needs transformers 5.0 or newer ({_error}): pip install -U transformers accelerate") from _error
 
 from . import _huggingface
 

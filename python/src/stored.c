@@ -45,7 +45,7 @@ static PyObject *try_quantize(const aqpy_state *state, const aqpy_array *array, 
     return result;
 }
 
-PyDoc_STRVAR(quantize_doc, "_quantize_stored(array, bits, group_size, params, method)\n--\n\n"
+PyDoc_STRVAR(quantize_doc, "_quantize_stored($module, array, bits, group_size, params, method, /)\n--\n\n"
                            "(codes, parameters, form): the array, seen as [first axis, rest], in stored form, both flat uint8. method 'rtn' or 'search'.\n"
                            "The form is 'f32' instead of the one asked for where values do not fit half precision.\n");
 static PyObject *quantize_stored(PyObject *module, PyObject *args) {
@@ -88,7 +88,7 @@ static bool unpack_rows(void *context, size_t task) {
     return true;
 }
 
-PyDoc_STRVAR(dequantize_doc, "_dequantize_stored(codes, parameters, rows, cols, bits, group_size, params)\n--\n\n"
+PyDoc_STRVAR(dequantize_doc, "_dequantize_stored($module, codes, parameters, rows, cols, bits, group_size, params, /)\n--\n\n"
                              "The way back: float32, flat, rows * cols values.\n");
 static PyObject *dequantize_stored(PyObject *module, PyObject *args) {
     PyObject *codes, *params, *array = NULL;
@@ -121,7 +121,7 @@ done:
     return aqpy_array_over(array);
 }
 
-PyDoc_STRVAR(is_layer_doc, "_is_layer(name, shape)\n--\n\nTrue when the built-in rule would quantize a floating tensor of this name and shape.\n");
+PyDoc_STRVAR(is_layer_doc, "_is_layer($module, name, shape, /)\n--\n\nTrue when the built-in rule would quantize a floating tensor of this name and shape.\n");
 static PyObject *is_layer(PyObject *module, PyObject *args) {
     (void)module;
     const char *name;
