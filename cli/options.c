@@ -30,8 +30,12 @@ static const cli_command commands[] = {
     {"diff", "A B", 2, 2, NULL, "error between two models, tensor by tensor", "Each of A and B is a model or a container; B is measured against A.",
      "arrowquant diff model.safetensors model-int4\narrowquant diff model-int4 model-int8 -v", cli_run_diff},
     {"export", "PATH", 1, 1, NULL, "write a container as a model that other programs load",
-     "The folder layout of the source comes back: same names, shapes and side files. OUT may be a single .safetensors file.",
-     "arrowquant export model-int4 --to safetensors\narrowquant export model-int4 --to safetensors --dtype f16 -o model-f16.safetensors", cli_run_export},
+     "safetensors: the folder layout of the source comes back, same names, shapes and side files; OUT may be a single .safetensors file.\n"
+     "gguf: one file for stable-diffusion.cpp, ComfyUI-GGUF and diffusers.\n"
+     "Codes are taken over where the format's grid agrees with theirs; the error that coding anew adds is printed. Which program loads what: docs/exports.md.",
+     "arrowquant export model-int4 --to safetensors\narrowquant export model-int4 --to safetensors --dtype f16 -o model-f16.safetensors\n"
+     "arrowquant export model-int4 --to gguf -o model.gguf",
+     cli_run_export},
     {"version", "", 0, 0, NULL, "version of the program and its kernels", "With --json for programs.", "arrowquant version\narrowquant version --json",
      cli_run_version},
     {"help", "[COMMAND]", 0, 1, "*", "this help, or that of a command", "With --markdown the whole manual, which is docs/cli.md.",
@@ -92,10 +96,15 @@ static const cli_option table[] = {
     {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
     {"against", 0, "SOURCE", NULL, NULL, NULL, false, false, GROUP_QUALITY, "verify", "the source model: measure the error of each tensor"},
 
-    {"to", 0, "FORMAT", "safetensors", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write"},
-    {"dtype", 0, "TYPE", "f32|f16|bf16", NULL, NULL, false, false, GROUP_OUTPUT, "export", "element type of the weights (that of the source)"},
+    {"to", 0, "FORMAT", "safetensors|gguf", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write"},
+    {"type", 0, "TYPE", "auto|q8_0|q4_0|q4_1|q4_k|q2_k|f16", NULL, NULL, false, false, GROUP_OUTPUT, "export",
+     "gguf: blocks of the layers (auto: those that the codes fit)"},
+    {"source", 0, "MODEL", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "export",
+     "the original model: layers whose codes do not fit the format are coded from it, not from the dequantized weights"},
+    {"dtype", 0, "TYPE", "f32|f16|bf16", NULL, NULL, false, false, GROUP_OUTPUT, "export",
+     "element type of the weights, or of what has no codes (that of the source; gguf: f16)"},
     {"output", 'o', "OUT", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export",
-     "where to write (beside the input: NAME-int4 by the bits, or NAME-safetensors)"},
+     "where to write (beside the input: NAME-int4 by the bits, NAME-safetensors, NAME.gguf)"},
     {"overwrite", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "replace an existing output, once the new one is complete"},
     {"mkdir", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "create missing parent folders"},
     {"shard-size", 0, "SIZE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "begin a new file beyond this size (5GB)"},

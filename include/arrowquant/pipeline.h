@@ -57,10 +57,22 @@ AQ_API aq_status aq_verify(const char *path, const char *against, const aq_model
 AQ_API aq_status aq_diff(const char *a, const char *b, const aq_model_options *options, const aq_job_hooks *hooks, int n_threads, char **report_json,
                          aq_error *err);
 
-/* Exports a container. to: "safetensors". dtype: "f32", "f16", "bf16" or NULL (the source's). The layout of a diffusers or transformers source folder is
- * restored (same names, shapes and side files); out_path may also end in .safetensors for the file alone. "arrowquant.export/1". */
-AQ_API aq_status aq_export(const char *path, const char *to, const char *dtype, const char *out_path, bool overwrite, bool make_parents,
-                           const aq_job_hooks *hooks, int n_threads, char **report_json, aq_error *err);
+/* What an export writes. Zeroed, it has the defaults. */
+typedef struct aq_export_options {
+    const char *to;     /* "safetensors", "gguf", "comfy-int8" or "gptq" */
+    const char *dtype;  /* "f32", "f16", "bf16": of the weights (safetensors), or of what is not coded (others); NULL: the source's, for gguf f16 */
+    const char *type;   /* gguf: "auto" (or NULL), "q8_0", "q4_0", "q4_1", "q4_k", "q2_k", "f16" */
+    const char *source; /* the original model: coded from where the container's codes do not fit the target's grid; NULL: from the dequantized weights */
+    bool rotate;        /* comfy-int8: rotate the inputs in groups of 256 */
+    bool overwrite, make_parents;
+    int n_threads; /* 0: all */
+} aq_export_options;
+
+/* Exports a container for other programs (docs/exports.md). Codes are taken over where the target's grid agrees with ours; the error that recoding adds is in
+ * the report, per layer, and in a warning. safetensors and gptq restore the folder layout and side files of a diffusers or transformers source; safetensors
+ * with an out_path that ends so, gguf and comfy-int8 write one file. "arrowquant.export/1". */
+AQ_API aq_status aq_export(const char *path, const char *out_path, const aq_export_options *options, const aq_job_hooks *hooks, char **report_json,
+                           aq_error *err);
 
 AQ_API void aq_text_free(char *text);
 

@@ -213,26 +213,33 @@ static PyObject *run_diff(PyObject *module, PyObject *args, PyObject *kwargs) {
 }
 
 static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"path", "to", "dtype", "output_path", "tick", "log", "overwrite", "make_parents", "threads", NULL};
-    PyObject *path = NULL, *output = NULL, *tick = NULL, *log = NULL;
-    const char *to = NULL, *dtype = NULL;
-    int overwrite = 0, make_parents = 0, threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&szO&OO|$ppi:run_export", names, PyUnicode_FSConverter, &path, &to, &dtype, path_or_none, &output, &tick,
-                                     &log, &overwrite, &make_parents, &threads)) {
+    static char *names[] = {"path", "to", "output_path", "tick", "log", "dtype", "type", "source", "rotate", "overwrite", "make_parents", "threads", NULL};
+    PyObject *path = NULL, *output = NULL, *source = NULL, *tick = NULL, *log = NULL;
+    aq_export_options options = {0};
+    int rotate = 0, overwrite = 0, make_parents = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&pppi:run_export", names, PyUnicode_FSConverter, &path, &options.to, path_or_none, &output,
+                                     &tick, &log, &options.dtype, &options.type, path_or_none, &source, &rotate, &overwrite, &make_parents,
+                                     &options.n_threads)) {
         Py_XDECREF(path);
         Py_XDECREF(output);
+        Py_XDECREF(source);
         return NULL;
     }
+    options.source = bytes_or_null(source);
+    options.rotate = rotate;
+    options.overwrite = overwrite;
+    options.make_parents = make_parents;
     job j = job_of(module, tick, log);
     aq_job_hooks hooks = hooks_of(&j);
     aq_error err = {0};
     char *report = NULL;
     j.thread = PyEval_SaveThread();
-    aq_status status = aq_export(PyBytes_AsString(path), to, dtype, bytes_or_null(output), overwrite, make_parents, &hooks, threads, &report, &err);
+    aq_status status = aq_export(PyBytes_AsString(path), bytes_or_null(output), &options, &hooks, &report, &err);
     PyEval_RestoreThread(j.thread);
     PyObject *result = finish(&j, status, &err, report, false);
     Py_DECREF(path);
     Py_XDECREF(output);
+    Py_XDECREF(source);
     return result;
 }
 

@@ -1,92 +1,119 @@
-/* A container back to safetensors (see pipeline.h): same names and shapes as the source, its folder layout and side files restored.
+/* Exports of a container (see pipeline.h and export.h): plans every tensor, converts or recodes slabs of rows in several threads, writes them at their places.
  *
- * Tensors are converted in slabs by several threads and written in order as they come; what is in flight is bounded. A folder is built beside the target
- * (`OUT.exporting`, locked by its run) and renamed when it is complete; a single file is renamed by its writer.
+ * What is in flight is bounded, and the bytes do not depend on the number of threads. Where a target has codes of its own, the weights that its bytes mean are
+ * compared with the container's, so that an error added by another grid is always known.
  */
-#include <arrowquant/store.h>
+#include "pipeline/export.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/half.h"
 #include "base/mem.h"
-#include "base/ordered.h"
-#include "pipeline/job.h"
-#include "pipeline/quantize.h"
-#include "pipeline/report.h"
-#include "pipeline/source.h"
+#include "base/size.h"
 
-enum { MAX_THREADS = 256 };
 #define IN_FLIGHT_BYTES (UINT64_C(64) << 20)
 
-typedef struct {
-    aq_source source;
-    aq_job job;
-    const char *dtype; /* "F32", "F16", "BF16" or NULL */
-    const char *out_path;
-    bool overwrite, make_parents, single_file;
-    int n_threads;
-    json_t *metadata; /* of the container */
-    aq_st_entry *entries;
-    aq_st_writer *writer;
-    aq_slabs slabs;
-    void *open[AQ_ORDERED_WINDOW]; /* converted slabs */
-    float *scratch[MAX_THREADS];
-    uint64_t infinite[AQ_ORDERED_WINDOW]; /* finite values that became infinite, per open slab */
-    uint64_t n_infinite, bytes_done, n_done, n_converted;
-    aq_error errors[AQ_ORDERED_WINDOW];
-    aq_sentences warnings, files;
-} exporting;
+/* ---- plans ---- */
 
-/* Element type of a tensor in the output: what was asked for floating tensors, else the source's; reduced ones come out as BF16. */
-static aq_dtype target_dtype(const exporting *x, const aq_source_tensor *t) {
-    aq_dtype source = aq_dtype_from_name(t->dtype);
-    if (!t->is_float) return source;
-    if (x->dtype) return aq_dtype_from_name(x->dtype);
-    if (!t->stored->quantized) return t->stored->raw_dtype;
-    return source == AQ_F64 || source == AQ_F32 || source == AQ_F16 ? source : AQ_BF16;
+export_out *export_add(exporting *x, size_t tensor, const char *name, size_t name_length, const char *suffix) {
+    size_t n_suffix = suffix ? strlen(suffix) : 0;
+    if (x->n_outs == x->outs_capacity) {
+        size_t larger = x->outs_capacity ? 2 * x->outs_capacity : 64;
+        export_out *grown = aq_realloc(x->outs, larger, sizeof *grown);
+        if (!grown) return NULL;
+        x->outs = grown;
+        x->outs_capacity = larger;
+    }
+    export_out *out = &x->outs[x->n_outs];
+    *out = (export_out){.name = aq_alloc(name_length + n_suffix + 1)};
+    if (!out->name) return NULL;
+    memcpy(out->name, name, name_length);
+    if (suffix) memcpy(out->name + name_length, suffix, n_suffix);
+    out->name[name_length + n_suffix] = 0;
+    if (x->plans[tensor].n_outs++ == 0) x->plans[tensor].first_out = x->n_outs;
+    x->n_outs++;
+    return out;
 }
 
-static bool is_verbatim(const exporting *x, const aq_source_tensor *t) {
-    return !t->stored->quantized && (!t->is_float || target_dtype(x, t) == t->stored->raw_dtype);
+aq_dtype export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted) {
+    aq_dtype source = aq_dtype_from_name(t->dtype);
+    if (!t->is_float) return source;
+    if (wanted != AQ_DTYPE_OTHER) return wanted;
+    if (!t->stored->quantized) return t->stored->raw_dtype;
+    return source == AQ_F64 || source == AQ_F32 || source == AQ_F16 ? source : AQ_BF16; /* reduced ones come out as BF16 */
+}
+
+aq_status export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *t, aq_dtype dtype, aq_error *err) {
+    if (dtype == AQ_DTYPE_OTHER)
+        return aq_fail_at(err, AQ_ERR_FORMAT, aq_source_path(&x->source), t->name, "has the element type %s, which %s files here cannot hold", t->dtype,
+                          x->target->name);
+    export_out *out = export_add(x, tensor, t->name, strlen(t->name), NULL);
+    if (!out) return aq_fail_memory(err, strlen(t->name), "the tensor list");
+    bool same = !t->stored->quantized && (!t->is_float || dtype == t->stored->raw_dtype);
+    x->plans[tensor].from = same ? EXPORT_COPIED : EXPORT_CONVERTED;
+    x->plans[tensor].dtype = dtype;
+    out->dtype = aq_dtype_name(dtype);
+    out->shape = t->shape;
+    out->row_bytes = t->cols * aq_dtype_size(dtype);
+    out->size_bytes = t->count * aq_dtype_size(dtype);
+    return AQ_OK;
+}
+
+bool export_has_plain_codes(const aq_store_tensor *stored) {
+    return stored->quantized && stored->hadamard_group == 0 && stored->n_equalization_scales == 0 && stored->spec.params != AQ_PARAMS_R2Q;
+}
+
+aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err) {
+    size_t n = aq_store_tensor_at(x->source.store, tensor)->n_parts;
+    for (size_t i = 0; i < n; i++) {
+        aq_status status = aq_store_part(x->source.store, tensor, i, part, err);
+        if (status != AQ_OK) return status;
+        if (*row >= part->row_begin + part->row_count) continue;
+        *row -= part->row_begin;
+        return aq_quant_layout_init(layout, &part->spec, part->row_count, aq_store_tensor_at(x->source.store, tensor)->cols, err);
+    }
+    return aq_fail_at(err, AQ_ERR_INTERNAL, NULL, part->name, "row %llu is in no part", (unsigned long long)*row);
+}
+
+/* A matching tensor of --source may stand for the container's weights: the same name and shape. */
+static bool source_has(const exporting *x, const aq_source_tensor *t) {
+    int64_t at = x->options->source && t->stored->quantized && !t->stored->equalization_folded ? aq_source_find(&x->original, t->name) : -1;
+    aq_source_tensor other;
+    if (at < 0) return false;
+    aq_source_tensor_at(&x->original, (size_t)at, &other);
+    return other.is_float && other.rows == t->rows && other.cols == t->cols;
 }
 
 static void shape_of(void *user, size_t i, uint64_t *rows, uint64_t *cols) {
     const exporting *x = user;
     aq_source_tensor t;
     aq_source_tensor_at(&x->source, i, &t);
-    bool whole = is_verbatim(x, &t);
-    *rows = whole ? 1 : t.rows;
-    *cols = whole ? 1 : t.cols;
+    bool copied = x->plans[i].from == EXPORT_COPIED, whole = x->plans[i].whole && t.count > 0;
+    *rows = copied || whole ? 1 : t.rows;
+    *cols = copied ? 1 : whole ? t.count : t.cols;
 }
 
-static uint64_t stored_raw_bytes(const aq_source_tensor *t) { return t->count * aq_dtype_size(t->stored->raw_dtype); }
-
-static aq_status list_entries(exporting *x, aq_error *err) {
+static aq_status plan_all(exporting *x, aq_error *err) {
     size_t n = x->source.n_tensors;
-    if (!(x->entries = aq_calloc(n, sizeof *x->entries))) return aq_fail_memory(err, n * sizeof *x->entries, "the tensor list");
+    if (!(x->plans = aq_calloc(n, sizeof *x->plans))) return aq_fail_memory(err, n * sizeof *x->plans, "the tensor list");
     for (size_t i = 0; i < n; i++) {
         aq_source_tensor t;
         aq_source_tensor_at(&x->source, i, &t);
-        aq_dtype dtype = target_dtype(x, &t);
-        if (dtype == AQ_DTYPE_OTHER) {
-            aq_fail_at(err, AQ_ERR_FORMAT, aq_source_path(&x->source), t.name, "has the element type %s, which safetensors files here cannot hold", t.dtype);
-            return AQ_ERR_FORMAT;
-        }
-        bool verbatim = is_verbatim(x, &t);
-        x->entries[i] = (aq_st_entry){
-            .name = t.name, .dtype = aq_dtype_name(dtype), .shape = t.shape, .size_bytes = verbatim ? stored_raw_bytes(&t) : t.count * aq_dtype_size(dtype)};
-        x->n_converted += !verbatim;
-        x->job.bytes_total += x->entries[i].size_bytes;
+        x->plans[i].use_source = x->target->recodes && source_has(x, &t);
+        aq_status status = x->target->plan(x, i, &t, err);
+        if (status != AQ_OK) return status;
+        if (x->options->source && x->target->recodes && t.stored->quantized && x->plans[i].from == EXPORT_RECODED && !x->plans[i].use_source)
+            aq_sentences_add(&x->warnings,
+                             t.stored->equalization_folded ? "%s: its equalization is folded into the layer before it, so --source is not used for it"
+                                                           : "%s is not in --source with this shape",
+                             t.name);
     }
+    for (size_t i = 0; i < x->n_outs; i++) x->job.bytes_total += x->outs[i].size_bytes;
     x->job.n_total = n;
     return aq_slabs_init(&x->slabs, n, shape_of, x, err);
 }
@@ -116,71 +143,126 @@ static uint64_t convert(const float *from, uint64_t n, aq_dtype dtype, void *to)
     return lost;
 }
 
-typedef struct {
-    size_t tensor;
-    uint64_t row, n_rows;
-    aq_source_tensor t;
-    aq_dtype dtype;
-    bool verbatim;
-} slab;
+/* What the converted bytes mean. */
+static void read_back(const void *from, uint64_t n, aq_dtype dtype, float *out) {
+    if (dtype == AQ_F32)
+        memcpy(out, from, (size_t)n * 4);
+    else if (dtype == AQ_F64)
+        for (uint64_t i = 0; i < n; i++) out[i] = (float)((const double *)from)[i];
+    else
+        for (uint64_t i = 0; i < n; i++) out[i] = dtype == AQ_BF16 ? aq_bf16_to_f32(((const uint16_t *)from)[i]) : aq_f16_to_f32(((const uint16_t *)from)[i]);
+}
 
-static slab slab_at(const exporting *x, size_t item) {
-    slab s = {.tensor = aq_slabs_tensor(&x->slabs, item)};
+static export_slab slab_at(const exporting *x, size_t item) {
+    export_slab s = {.tensor = aq_slabs_tensor(&x->slabs, item)};
     aq_source_tensor_at(&x->source, s.tensor, &s.t);
-    s.dtype = target_dtype(x, &s.t);
-    s.verbatim = is_verbatim(x, &s.t);
-    uint64_t rows = aq_slab_rows(s.t.rows, s.t.cols, 1);
+    s.plan = &x->plans[s.tensor];
+    uint64_t rows = s.plan->whole ? s.t.rows : aq_slab_rows(s.t.rows, s.t.cols, 1);
     s.row = (item - x->slabs.first[s.tensor]) * rows;
-    if (!s.verbatim) s.n_rows = s.t.rows - s.row < rows ? s.t.rows - s.row : rows;
+    if (s.plan->from != EXPORT_COPIED) s.n_rows = s.t.rows - s.row < rows ? s.t.rows - s.row : rows;
     return s;
 }
 
+static uint64_t piece_bytes(const exporting *x, const export_slab *s) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < s->plan->n_outs; i++) bytes += s->n_rows * x->outs[s->plan->first_out + i].row_bytes;
+    return bytes;
+}
+
 static uint64_t slab_cost(void *context, size_t item) {
-    slab s = slab_at(context, item);
-    return s.n_rows * s.t.cols * aq_dtype_size(s.dtype);
+    export_slab s = slab_at(context, item);
+    return piece_bytes(context, &s);
+}
+
+static bool room(exporting *x, export_scratch *t) {
+    uint64_t n = x->slabs.max_values;
+    if (t->reference) return true;
+    t->reference = aq_alloc(n * sizeof(float));
+    if (x->target->recodes) t->result = aq_alloc(n * sizeof(float));
+    if (x->target->recodes && x->options->source) t->source = aq_alloc(n * sizeof(float));
+    if (x->target->recodes) t->encoder = aq_ggml_encoder_create();
+    return t->reference && (!x->target->recodes || (t->result && t->encoder && (!x->options->source || t->source)));
+}
+
+static aq_status read_values(exporting *x, const export_slab *s, export_scratch *t, aq_error *err) {
+    aq_status status = aq_source_read_f32(&x->source, s->tensor, s->row, s->n_rows, t->reference, err);
+    t->values = t->reference;
+    if (status != AQ_OK || !s->plan->use_source) return status;
+    status = aq_source_read_f32(&x->original, (size_t)aq_source_find(&x->original, s->t.name), s->row, s->n_rows, t->source, err);
+    t->values = t->source;
+    return status;
 }
 
 static bool do_slab(void *context, size_t item, size_t part, size_t thread) {
     (void)part;
     exporting *x = context;
-    slab s = slab_at(x, item);
-    size_t at = item % AQ_ORDERED_WINDOW;
-    aq_error *err = &x->errors[at];
-    x->infinite[at] = 0;
-    if (s.verbatim) return true; /* copied when it is its turn */
+    export_slab s = slab_at(x, item);
+    export_piece *piece = &x->pieces[item % AQ_ORDERED_WINDOW];
+    export_scratch *t = &x->scratch[thread];
     uint64_t n = s.n_rows * s.t.cols;
-    if (!x->scratch[thread]) x->scratch[thread] = aq_alloc(x->slabs.max_values * sizeof(float));
-    x->open[at] = aq_alloc(n * aq_dtype_size(s.dtype));
-    if (!x->scratch[thread] || !x->open[at]) {
-        aq_fail_memory(err, n * sizeof(float), "a slab of weights");
+    *piece = (export_piece){.bytes = NULL};
+    if (s.plan->from == EXPORT_COPIED) return true; /* when it is its turn */
+    piece->bytes = aq_alloc(piece_bytes(x, &s));
+    if (!room(x, t) || !piece->bytes) {
+        aq_fail_memory(&piece->error, n * sizeof(float), "a slab of weights");
         return false;
     }
-    if (aq_source_read_f32(&x->source, s.tensor, s.row, s.n_rows, x->scratch[thread], err) != AQ_OK) return false;
-    x->infinite[at] = convert(x->scratch[thread], n, s.dtype, x->open[at]);
+    if (read_values(x, &s, t, &piece->error) != AQ_OK) return false;
+    if (s.plan->from == EXPORT_RECODED) {
+        if (!x->target->make(x, &s, t, piece)) return false;
+    } else {
+        piece->n_infinite = convert(t->reference, n, s.plan->dtype, piece->bytes);
+        if (!x->target->recodes || !s.t.stored->quantized) return true;
+        read_back(piece->bytes, n, s.plan->dtype, t->result);
+    }
+    aq_quant_metrics_compute(t->reference, t->result, n, &piece->added);
+    if (!s.plan->use_source) return true;
+    aq_quant_metrics_compute(t->source, t->result, n, &piece->written);
+    aq_quant_metrics_compute(t->source, t->reference, n, &piece->before);
     return true;
 }
 
-static aq_status write_verbatim(exporting *x, size_t tensor, aq_error *err) {
+static aq_status write_copied(exporting *x, const export_slab *s, aq_error *err) {
+    uint64_t at = x->outs[s->plan->first_out].offset;
     for (size_t piece = 0;; piece++) {
         const void *data;
         uint64_t size;
-        aq_status status = aq_source_raw(&x->source, tensor, piece, &data, &size, err);
+        aq_status status = aq_source_raw(&x->source, s->tensor, piece, &data, &size, err);
         if (status != AQ_OK || size == 0) return status;
-        if ((status = aq_st_writer_write(x->writer, data, size, err)) != AQ_OK) return status;
+        if ((status = aq_outfile_write(x->file, at, data, size, err)) != AQ_OK) return status;
+        at += size;
     }
+}
+
+static aq_status write_piece(exporting *x, const export_slab *s, const export_piece *piece, aq_error *err) {
+    const uint8_t *bytes = piece->bytes;
+    for (size_t i = s->plan->first_out; i < s->plan->first_out + s->plan->n_outs; i++) {
+        const export_out *out = &x->outs[i];
+        if (out->blob) continue;
+        aq_status status = aq_outfile_write(x->file, out->offset + s->row * out->row_bytes, bytes, s->n_rows * out->row_bytes, err);
+        if (status != AQ_OK) return status;
+        bytes += s->n_rows * out->row_bytes;
+    }
+    return AQ_OK;
 }
 
 static bool commit_slab(void *context, size_t item) {
     exporting *x = context;
-    slab s = slab_at(x, item);
-    size_t at = item % AQ_ORDERED_WINDOW;
-    uint64_t size = s.n_rows * s.t.cols * aq_dtype_size(s.dtype);
-    aq_status status = s.verbatim ? write_verbatim(x, s.tensor, &x->errors[at]) : aq_st_writer_write(x->writer, x->open[at], size, &x->errors[at]);
-    aq_free(x->open[at]);
-    x->open[at] = NULL;
+    export_slab s = slab_at(x, item);
+    export_piece *piece = &x->pieces[item % AQ_ORDERED_WINDOW];
+    export_plan *plan = &x->plans[s.tensor];
+    bool copied = plan->from == EXPORT_COPIED;
+    aq_status status = copied ? write_copied(x, &s, &piece->error) : write_piece(x, &s, piece, &piece->error);
+    aq_free(piece->bytes);
+    piece->bytes = NULL;
     if (status != AQ_OK) return false;
-    x->bytes_done += s.verbatim ? x->entries[s.tensor].size_bytes : size;
-    x->n_infinite += x->infinite[at];
+    x->bytes_done += copied ? x->outs[plan->first_out].size_bytes : piece_bytes(x, &s);
+    x->n_infinite += piece->n_infinite;
+    plan->n_units += piece->n_units;
+    plan->n_taken += piece->n_taken;
+    aq_quant_metrics_add(&plan->added, &piece->added);
+    aq_quant_metrics_add(&plan->written, &piece->written);
+    aq_quant_metrics_add(&plan->before, &piece->before);
     if (item + 1 < x->slabs.first[s.tensor + 1]) return true;
     aq_source_release(&x->source, s.tensor);
     x->n_done++;
@@ -189,26 +271,12 @@ static bool commit_slab(void *context, size_t item) {
     return true;
 }
 
-static bool tick(void *context) {
+bool export_tick(void *context) {
     exporting *x = context;
     return aq_job_tell(&x->job, "export", NULL, NULL, x->n_done, x->bytes_done, 0);
 }
 
-/* __metadata__ of the source, or what loaders expect to find. */
-static char *header_metadata(const exporting *x) {
-    json_t *map = json_object_get(json_object_get(x->metadata, "source"), "metadata");
-    json_t *own = json_is_object(map) && json_object_size(map) > 0 ? json_incref(map) : json_pack("{s:s}", "format", "pt");
-    char *text = own ? json_dumps(own, JSON_COMPACT) : NULL;
-    json_decref(own);
-    return text;
-}
-
-static aq_status write_weights(exporting *x, const char *path, aq_error *err) {
-    char *metadata = header_metadata(x);
-    if (!metadata) return aq_fail_memory(err, 0, "the header");
-    aq_status status = aq_st_writer_create(&x->writer, path, x->entries, x->source.n_tensors, metadata, x->overwrite, err);
-    free(metadata);
-    if (status != AQ_OK) return status;
+static aq_status run_slabs(exporting *x, aq_error *err) {
     aq_ordered work = {.n_items = (size_t)x->slabs.n_slabs,
                        .n_threads = x->n_threads,
                        .budget = IN_FLIGHT_BYTES,
@@ -216,145 +284,86 @@ static aq_status write_weights(exporting *x, const char *path, aq_error *err) {
                        .cost = slab_cost,
                        .part = do_slab,
                        .commit = commit_slab,
-                       .tick = tick};
+                       .tick = export_tick};
     size_t failed;
     aq_ordered_result result = aq_ordered_run(&work, &failed);
     if (result == AQ_ORDERED_FAILED) {
-        status = x->errors[failed % AQ_ORDERED_WINDOW].code;
-        if (err) *err = x->errors[failed % AQ_ORDERED_WINDOW];
-    } else if (result == AQ_ORDERED_CANCELLED || x->job.cancelled) {
-        status = aq_job_cancelled(err, "nothing was written");
+        if (err) *err = x->pieces[failed % AQ_ORDERED_WINDOW].error;
+        return x->pieces[failed % AQ_ORDERED_WINDOW].error.code;
     }
-    if (status == AQ_OK) {
-        status = aq_st_writer_finish(x->writer, err);
-    } else {
-        aq_st_writer_abort(x->writer);
-    }
-    x->writer = NULL;
-    return status;
+    return result == AQ_ORDERED_CANCELLED || x->job.cancelled ? aq_job_cancelled(err, "nothing was written") : AQ_OK;
 }
 
-/* ---- folders ---- */
-
-/* A plain relative path: no "..", no root, nothing empty. Text from metadata.json is data from a file. */
-static bool is_safe_relative(const char *path) {
-    if (!path[0] || path[0] == '/' || strchr(path, '\\')) return false;
-    for (const char *p = path; *p;) {
-        size_t n = strcspn(p, "/");
-        if (n == 0 || (n == 1 && p[0] == '.') || (n == 2 && p[0] == '.' && p[1] == '.')) return false;
-        p += n;
-        if (*p == '/' && *++p == 0) return false;
-    }
-    return true;
-}
-
-/* root/relative, its folders made; aq_free. */
-static aq_status place(const char *root, const char *relative, char **out, aq_error *err) {
-    *out = NULL;
-    if (!is_safe_relative(relative)) return aq_fail(err, AQ_ERR_FORMAT, "the stored path \"%s\" is not a plain relative path", relative);
-    char *path = aq_path_join(root, relative), *dir = path ? aq_path_dirname(path) : NULL;
-    aq_status status = dir ? aq_make_dirs(dir, err) : aq_fail_memory(err, strlen(root) + strlen(relative), "a path");
-    aq_free(dir);
+aq_status export_weights(exporting *x, const char *path, aq_error *err) {
+    uint8_t *header = NULL;
+    uint64_t header_size = 0, file_size = 0;
+    aq_status status = x->target->header(x, &header, &header_size, &file_size, err);
+    if (status == AQ_OK) status = aq_outfile_create(&x->file, path, file_size, x->options->overwrite, err);
+    if (status == AQ_OK) status = aq_outfile_write(x->file, 0, header, header_size, err);
+    for (size_t i = 0; i < x->n_outs && status == AQ_OK; i++)
+        if (x->outs[i].blob) status = aq_outfile_write(x->file, x->outs[i].offset, x->outs[i].blob, x->outs[i].size_bytes, err);
+    if (status == AQ_OK) status = run_slabs(x, err);
     if (status == AQ_OK)
-        *out = path;
+        status = aq_outfile_finish(x->file, err);
     else
-        aq_free(path);
-    return status;
-}
-
-/* Path of the weights below the root: the source's own, or a name that loaders know. */
-static void weights_path(const exporting *x, char out[512]) {
-    json_t *source = json_object_get(x->metadata, "source");
-    const char *folder = json_string_value(json_object_get(source, "weights_folder")), *name = json_string_value(json_object_get(source, "weights_name"));
-    if (!name || !aq_text_ends_with(name, ".safetensors")) name = "model.safetensors";
-    snprintf(out, 512, "%s%s%s", folder ? folder : "", folder && folder[0] ? "/" : "", name);
-}
-
-static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
-    char relative[512], *path;
-    weights_path(x, relative);
-    aq_status status = place(root, relative, &path, err);
-    if (status != AQ_OK) return status;
-    status = write_weights(x, path, err);
-    aq_free(path);
-    if (status == AQ_OK) aq_sentences_add(&x->files, "%s", relative);
-    for (size_t i = 0; i < aq_store_n_side_files(x->source.store) && status == AQ_OK; i++) {
-        const char *absolute, *name = aq_side_file_original_name(aq_store_side_file(x->source.store, i, &absolute));
-        if ((status = place(root, name, &path, err)) != AQ_OK) break;
-        status = aq_file_copy_while(absolute, path, tick, x, err);
-        aq_free(path);
-        if (status == AQ_OK) aq_sentences_add(&x->files, "%s", name);
-        if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !tick(x))) status = aq_job_cancelled(err, "nothing was written");
-    }
-    return status;
-}
-
-/* Puts the finished folder where it belongs; an older one is swapped out and then removed, so that one of the two is there at every moment. */
-static aq_status move_into_place(const exporting *x, const char *work, aq_error *err) {
-    if (renameat2(AT_FDCWD, work, AT_FDCWD, x->out_path, RENAME_NOREPLACE) == 0) return AQ_OK;
-    if (errno == EEXIST && x->overwrite) {
-        if (renameat2(AT_FDCWD, work, AT_FDCWD, x->out_path, RENAME_EXCHANGE) != 0) return aq_fail_io(err, errno, x->out_path, "cannot replace the folder");
-        return aq_remove_tree(work, err);
-    }
-    if (errno == EINVAL && !aq_path_exists(x->out_path) && rename(work, x->out_path) == 0) return AQ_OK; /* a file system without the flag */
-    return aq_fail_io(err, errno, x->out_path, "cannot move the result into place");
-}
-
-static aq_status export_folder(exporting *x, aq_error *err) {
-    size_t n = strlen(x->out_path);
-    while (n > 1 && x->out_path[n - 1] == '/') n--;
-    char *work = aq_alloc(n + 16), *parent = NULL;
-    if (!work) return aq_fail_memory(err, n + 16, "a path");
-    snprintf(work, n + 16, "%.*s.exporting", (int)n, x->out_path);
-    int lock = -1;
-    aq_status status = mkdir(work, 0777) == 0 || errno == EEXIST ? AQ_OK : aq_fail_io(err, errno, work, "cannot create the folder");
-    if (status == AQ_OK && (lock = open(work, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0)
-        status = aq_fail_io(err, errno, work, "cannot open the folder");
-    if (status == AQ_OK && flock(lock, LOCK_EX | LOCK_NB) != 0) {
-        status = aq_fail_at(err, AQ_ERR_IO, work, NULL, "another export to the same output is running");
-        close(lock);
-        aq_free(work);
-        return status;
-    }
-    /* What a killed run left is removed; the folder itself stays, for the lock. */
-    aq_names left = {0};
-    if (status == AQ_OK) status = aq_list_dir(&left, work, UINT64_MAX, err);
-    for (size_t i = 0; i < left.n_names && status == AQ_OK; i++) {
-        char *path = aq_path_join(work, left.names[i]);
-        status = path ? aq_remove_tree(path, err) : aq_fail_memory(err, n, "a path");
-        aq_free(path);
-    }
-    aq_names_free(&left);
-    if (status == AQ_OK) status = fill_folder(x, work, err);
-    if (status == AQ_OK) status = aq_fsync_path(work, err);
-    if (status == AQ_OK) status = move_into_place(x, work, err);
-    if (status == AQ_OK && (parent = aq_path_dirname(x->out_path))) status = aq_fsync_path(parent, err);
-    if (status != AQ_OK) aq_remove_tree(work, NULL);
-    if (lock >= 0) close(lock);
-    aq_free(parent);
-    aq_free(work);
+        aq_outfile_abort(x->file);
+    x->file = NULL;
+    aq_free(header);
     return status;
 }
 
 /* ---- checks before work ---- */
 
-static aq_status check_request(exporting *x, const char *to, const char *dtype, aq_error *err) {
-    if (strcmp(to, "safetensors") != 0) {
-        aq_fail(err, AQ_ERR_USAGE, "unknown export format '%s'. Must be 'safetensors'", to);
+static const export_target *const targets[] = {&export_safetensors, &export_gguf};
+enum { N_TARGETS = sizeof targets / sizeof targets[0] };
+
+static aq_status check_target_name(exporting *x, aq_error *err) {
+    const char *to = x->options->to ? x->options->to : "";
+    char known[256] = "";
+    for (size_t i = 0; i < N_TARGETS; i++) {
+        if (strcmp(targets[i]->name, to) == 0) x->target = targets[i];
+        size_t at = strlen(known);
+        snprintf(known + at, sizeof known - at, "%s'%s'", i == 0 ? "" : i + 1 < N_TARGETS ? ", " : " or ", targets[i]->name);
+    }
+    return x->target ? AQ_OK : aq_fail(err, AQ_ERR_USAGE, "unknown export format '%s'. Must be %s", to, known);
+}
+
+static aq_status check_words(exporting *x, aq_error *err) {
+    static const char *const words[][2] = {{"f32", "F32"}, {"f16", "F16"}, {"bf16", "BF16"}};
+    const aq_export_options *o = x->options;
+    x->dtype = AQ_DTYPE_OTHER;
+    for (size_t i = 0; o->dtype && i < 3; i++)
+        if (strcmp(o->dtype, words[i][0]) == 0) x->dtype = aq_dtype_from_name(words[i][1]);
+    if (o->dtype && x->dtype == AQ_DTYPE_OTHER) return aq_fail(err, AQ_ERR_USAGE, "unknown element type '%s'. Must be 'f32', 'f16', or 'bf16'", o->dtype);
+    if (o->type && x->target != &export_gguf) return aq_fail(err, AQ_ERR_USAGE, "a type is for GGUF files only, not for %s", x->target->name);
+    if (o->source && !x->target->recodes) return aq_fail(err, AQ_ERR_USAGE, "the source weights are of no use for %s, which dequantizes", x->target->name);
+    if (o->rotate) return aq_fail(err, AQ_ERR_USAGE, "rotation is for comfy-int8 only, not for %s", x->target->name);
+    if (o->type && strcmp(o->type, "auto") != 0) {
+        const aq_ggml_format *f = aq_ggml_format_named(o->type);
+        if (!f || (f->type != AQ_GGML_F16 && !aq_ggml_can_encode(f)))
+            return aq_fail(err, AQ_ERR_USAGE, "unknown GGUF type '%s'. Must be auto, q8_0, q4_0, q4_1, q4_k, q2_k or f16", o->type);
+        x->format = f;
+    }
+    return AQ_OK;
+}
+
+static aq_status check_request(exporting *x, aq_error *err) {
+    aq_status status = check_target_name(x, err);
+    if (status == AQ_OK) status = check_words(x, err);
+    if (status != AQ_OK) return status;
+    if (!x->out_path || !x->out_path[0]) return aq_fail(err, AQ_ERR_USAGE, "the output path is empty");
+    x->single_file = x->target->file && aq_text_ends_with(x->out_path, x->target->suffix);
+    if (!x->single_file && !x->target->folder) {
+        aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "%s is one file, whose name must end in %s", x->target->name, x->target->suffix);
         return AQ_ERR_USAGE;
     }
-    static const char *const words[][2] = {{"f32", "F32"}, {"f16", "F16"}, {"bf16", "BF16"}};
-    for (size_t i = 0; dtype && i < 3; i++)
-        if (strcmp(dtype, words[i][0]) == 0) x->dtype = words[i][1];
-    if (dtype && !x->dtype) return aq_fail(err, AQ_ERR_USAGE, "unknown element type '%s'. Must be 'f32', 'f16', or 'bf16'", dtype);
-    if (!x->out_path || !x->out_path[0]) return aq_fail(err, AQ_ERR_USAGE, "the output path is empty");
     return AQ_OK;
 }
 
 /* Only a model folder like the one that is written is ever replaced: a wrong path must not cost a home folder. */
 static bool may_replace(const exporting *x) {
     char relative[512];
-    weights_path(x, relative);
+    export_weights_path(x, relative);
     char *weights = aq_path_join(x->out_path, relative);
     bool same_kind = weights && aq_path_is_file(weights);
     aq_free(weights);
@@ -377,7 +386,7 @@ static aq_status check_target(const exporting *x, aq_error *err) {
     if (aq_path_is_dir(x->out_path) && aq_path_is_inside(aq_source_path(&x->source), x->out_path))
         return aq_fail_at(err, AQ_ERR_USAGE, x->out_path, NULL, "the output is a folder that holds the container");
     if (aq_path_exists(x->out_path)) {
-        if (!x->overwrite) {
+        if (!x->options->overwrite) {
             aq_fail_at(err, AQ_ERR_IO, x->out_path, NULL, "exists already");
             if (err) err->os_errno = EEXIST;
             aq_hint(err, "--overwrite replaces it when the new one is complete");
@@ -396,58 +405,134 @@ static aq_status check_target(const exporting *x, aq_error *err) {
     if (!parent) return aq_fail_memory(err, strlen(x->out_path), "a path");
     aq_status status = AQ_OK;
     if (!aq_path_is_dir(parent)) {
-        status = x->make_parents ? aq_make_dirs(parent, err) : aq_fail_at(err, AQ_ERR_IO, parent, NULL, "the folder for the output does not exist");
-        if (!x->make_parents) aq_hint(err, "--mkdir creates it");
+        status = x->options->make_parents ? aq_make_dirs(parent, err) : aq_fail_at(err, AQ_ERR_IO, parent, NULL, "the folder for the output does not exist");
+        if (!x->options->make_parents) aq_hint(err, "--mkdir creates it");
     }
     aq_free(parent);
     return status;
 }
 
+/* ---- report ---- */
+
+/* How the values of a recoded tensor came about. */
+static const char *how(const export_plan *p) {
+    return p->from == EXPORT_CONVERTED || p->from == EXPORT_COPIED ? "converted"
+           : p->n_taken == p->n_units                              ? "codes"
+           : p->use_source                                         ? "source"
+                                                                   : "dequantized";
+}
+
+static json_t *tensor_report(const exporting *x, size_t i) {
+    const export_plan *p = &x->plans[i];
+    const export_out *out = &x->outs[p->first_out];
+    aq_source_tensor t;
+    aq_source_tensor_at(&x->source, i, &t);
+    json_t *entry = json_pack("{s:o, s:s, s:s, s:s, s:o, s:o, s:o}", "name", aq_report_text(t.name), "stored_as", t.stored_as, "type",
+                              p->format ? p->format->name : out->dtype, "from", how(p), "codes_kept",
+                              p->n_units ? aq_report_real((double)p->n_taken / (double)p->n_units) : json_null(), "added_sqnr_db",
+                              aq_report_real(aq_quant_metrics_sqnr_db(&p->added)), "refused", aq_report_text(p->refused));
+    if (p->use_source)
+        json_object_update_new(entry, json_pack("{s:o, s:o}", "sqnr_db", aq_report_real(aq_quant_metrics_sqnr_db(&p->written)), "container_sqnr_db",
+                                                aq_report_real(aq_quant_metrics_sqnr_db(&p->before))));
+    return entry;
+}
+
+/* Sums over the recoded tensors, and what must not go unsaid. */
+static json_t *recoding_report(exporting *x) {
+    aq_quant_metrics added = {0};
+    json_t *tensors = json_array();
+    size_t n_codes = 0, n_source = 0, n_dequantized = 0, n_refused = 0, worst = SIZE_MAX;
+    double worst_db = (double)INFINITY;
+    for (size_t i = 0; tensors && i < x->source.n_tensors; i++) {
+        const export_plan *p = &x->plans[i];
+        aq_source_tensor t;
+        aq_source_tensor_at(&x->source, i, &t);
+        if (!t.stored->quantized) continue;
+        json_array_append_new(tensors, tensor_report(x, i));
+        aq_quant_metrics_add(&added, &p->added);
+        const char *word = how(p);
+        n_codes += strcmp(word, "codes") == 0;
+        n_source += strcmp(word, "source") == 0;
+        n_refused += p->refused != NULL;
+        if (strcmp(word, "dequantized") != 0) continue;
+        n_dequantized++;
+        if (aq_quant_metrics_sqnr_db(&p->added) < worst_db) worst_db = aq_quant_metrics_sqnr_db(&p->added), worst = i;
+    }
+    if (n_dequantized > 0 && worst < SIZE_MAX) {
+        char all[32], least[32];
+        aq_source_tensor t;
+        aq_source_tensor_at(&x->source, worst, &t);
+        aq_sentences_add(&x->warnings,
+                         "%zu layers do not fit the grid of the target and were coded again from the dequantized weights: added error %s dB below the "
+                         "weights (all layers), %s dB in the worst, %s; with --source they are coded from the original weights",
+                         n_dequantized, aq_text_fixed(all, aq_quant_metrics_sqnr_db(&added), 1), aq_text_fixed(least, worst_db, 1), t.name);
+    }
+    return json_pack("{s:i, s:i, s:i, s:i, s:o, s:o}", "n_codes", (int)n_codes, "n_source", (int)n_source, "n_dequantized", (int)n_dequantized, "n_refused",
+                     (int)n_refused, "added_sqnr_db", aq_report_real(aq_quant_metrics_sqnr_db(&added)), "tensors", tensors);
+}
+
 static aq_status give_report(exporting *x, char **report_json, aq_error *err) {
+    size_t n_converted = 0;
+    for (size_t i = 0; i < x->source.n_tensors; i++) n_converted += x->plans[i].from == EXPORT_CONVERTED;
     if (x->n_infinite > 0)
-        aq_sentences_add(&x->warnings, "%llu values are too large for %s and became infinite", (unsigned long long)x->n_infinite,
-                         x->dtype ? x->dtype : "their type");
+        aq_sentences_add(&x->warnings, "%llu values are too large for %s and became infinite; --dtype f32 holds them", (unsigned long long)x->n_infinite,
+                         x->dtype == AQ_DTYPE_OTHER ? "their type" : aq_dtype_name(x->dtype));
+    json_t *recoding = x->target->recodes ? recoding_report(x) : json_null();
     for (size_t i = 0; i < x->warnings.n_items; i++) aq_job_log(&x->job, AQ_LOG_WARNING, "%s", x->warnings.items[i]);
-    json_t *report = json_pack("{s:s, s:o, s:s, s:o, s:{s:o, s:I, s:o}, s:I, s:I, s:o, s:{s:o}}", "schema", "arrowquant.export/1", "path",
-                               aq_report_text(aq_source_path(&x->source)), "to", "safetensors", "dtype", aq_report_text(x->dtype), "output", "path",
-                               aq_report_text(x->out_path), "size_bytes", (json_int_t)x->job.bytes_total, "files", aq_sentences_json(&x->files), "n_tensors",
-                               (json_int_t)x->source.n_tensors, "n_dequantized", (json_int_t)x->n_converted, "warnings", aq_sentences_json(&x->warnings),
-                               "time", "elapsed_s", aq_report_real(aq_now_s() - x->job.start_s));
+    json_t *report = json_pack("{s:s, s:o, s:s, s:o, s:o, s:{s:o, s:I, s:o}, s:I, s:I, s:o, s:o, s:{s:o}}", "schema", "arrowquant.export/1", "path",
+                               aq_report_text(aq_source_path(&x->source)), "to", x->target->name, "dtype",
+                               aq_report_text(x->dtype == AQ_DTYPE_OTHER ? NULL : aq_dtype_name(x->dtype)), "source", aq_report_text(x->options->source),
+                               "output", "path", aq_report_text(x->out_path), "size_bytes", (json_int_t)x->job.bytes_total, "files",
+                               aq_sentences_json(&x->files), "n_tensors", (json_int_t)x->source.n_tensors, "n_dequantized", (json_int_t)n_converted, "recoding",
+                               recoding, "warnings", aq_sentences_json(&x->warnings), "time", "elapsed_s", aq_report_real(aq_now_s() - x->job.start_s));
     return aq_report_finish(report, report_json, err);
 }
 
-aq_status aq_export(const char *path, const char *to, const char *dtype, const char *out_path, bool overwrite, bool make_parents, const aq_job_hooks *hooks,
-                    int n_threads, char **report_json, aq_error *err) {
+static void clean_up(exporting *x) {
+    for (size_t i = 0; i < AQ_ORDERED_WINDOW; i++) aq_free(x->pieces[i].bytes);
+    for (size_t i = 0; i < EXPORT_MAX_THREADS; i++) {
+        aq_free(x->scratch[i].reference);
+        aq_free(x->scratch[i].result);
+        aq_free(x->scratch[i].source);
+        aq_ggml_encoder_free(x->scratch[i].encoder);
+    }
+    for (size_t i = 0; i < x->n_outs; i++) {
+        aq_free(x->outs[i].name);
+        aq_free(x->outs[i].blob);
+    }
+    aq_slabs_free(&x->slabs);
+    aq_free(x->outs);
+    aq_free(x->plans);
+    aq_sentences_free(&x->warnings);
+    aq_sentences_free(&x->files);
+    json_decref(x->metadata);
+    aq_source_close(&x->source);
+    aq_source_close(&x->original);
+    aq_free(x);
+}
+
+aq_status aq_export(const char *path, const char *out_path, const aq_export_options *options, const aq_job_hooks *hooks, char **report_json, aq_error *err) {
     if (report_json) *report_json = NULL;
     aq_error_clear(err);
     exporting *x = aq_calloc(1, sizeof *x);
     if (!x) return aq_fail_memory(err, sizeof *x, "the export");
+    x->options = options;
     x->out_path = out_path;
-    x->overwrite = overwrite;
-    x->make_parents = make_parents;
-    x->n_threads = n_threads;
-    x->single_file = out_path && aq_text_ends_with(out_path, ".safetensors");
+    x->n_threads = options->n_threads;
     aq_job_init(&x->job, hooks, 0, 0);
-    aq_status status = check_request(x, to, dtype, err);
+    aq_status status = check_request(x, err);
     if (status == AQ_OK) status = aq_source_open(&x->source, path, NULL, err);
     if (status == AQ_OK && !x->source.store) status = aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a source model, not a container that ArrowQuant wrote");
+    if (status == AQ_OK && options->source) status = aq_source_open(&x->original, options->source, NULL, err);
     if (status == AQ_OK) x->metadata = aq_report_parsed(aq_store_metadata_json(x->source.store));
     if (status == AQ_OK) status = check_target(x, err);
-    if (status == AQ_OK) status = list_entries(x, err);
-    if (status == AQ_OK) status = x->single_file ? write_weights(x, out_path, err) : export_folder(x, err);
+    if (status == AQ_OK) status = plan_all(x, err);
+    if (status == AQ_OK) status = x->single_file ? export_weights(x, out_path, err) : export_folder(x, err);
     if (status == AQ_OK) {
         if (x->single_file) aq_sentences_add(&x->files, "%s", out_path);
         status = give_report(x, report_json, err);
     }
     if (status == AQ_OK) aq_job_tell(&x->job, "done", NULL, NULL, x->n_done, x->bytes_done, 1);
-    for (size_t i = 0; i < AQ_ORDERED_WINDOW; i++) aq_free(x->open[i]);
-    for (size_t i = 0; i < MAX_THREADS; i++) aq_free(x->scratch[i]);
-    aq_slabs_free(&x->slabs);
-    aq_free(x->entries);
-    aq_sentences_free(&x->warnings);
-    aq_sentences_free(&x->files);
-    json_decref(x->metadata);
-    aq_source_close(&x->source);
-    aq_free(x);
+    clean_up(x);
     return status;
 }

@@ -1,31 +1,24 @@
-/* Writing a safetensors file (docs/format.md): the header is known before the data, so that the data stream through and memory stays small.
- * Written beside the target as `PATH.partial-<pid>`, synced, renamed. */
+/* Writing a safetensors file (docs/format.md): the header is known before the data, so that the data stream through and memory stays small. */
 #include <arrowquant/store.h>
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/error.h"
-#include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "store/tensor_file.h"
+#include "store/outfile.h"
 
 #define HEADER_LIMIT UINT64_C(100000000)
 
 struct aq_st_writer {
-    char *path, *temp;
-    int fd;
-    bool overwrite;
-    uint64_t written, total; /* bytes of data */
+    aq_outfile *file;
+    uint64_t written, header, total; /* bytes of data, of the header, of all data */
 };
 
-/* The header as text, padded with spaces to a multiple of 8. Entries keep their order. */
-static aq_status build_header(char **out, uint64_t *size, uint64_t *total, const aq_st_entry *entries, size_t n, const char *metadata_json, aq_error *err) {
+aq_status aq_st_header_build(char **out, uint64_t *size, uint64_t *total, const aq_st_entry *entries, size_t n, const char *metadata_json, aq_error *err) {
     json_t *root = json_object(), *metadata = NULL;
     aq_status status = root ? AQ_OK : aq_fail_memory(err, 1, "a header");
     uint64_t at = 0;
@@ -83,43 +76,25 @@ aq_status aq_st_writer_create(aq_st_writer **out, const char *path, const aq_st_
                               aq_error *err) {
     *out = NULL;
     aq_error_clear(err);
-    if (aq_path_exists(path) && (!overwrite || aq_path_is_dir(path))) {
-        aq_fail_at(err, AQ_ERR_IO, path, NULL, aq_path_is_dir(path) ? "is a folder" : "exists already");
-        if (err) err->os_errno = aq_path_is_dir(path) ? EISDIR : EEXIST;
-        aq_hint(err, aq_path_is_dir(path) ? "choose another output" : "choose another output, or add --overwrite");
-        return AQ_ERR_IO;
-    }
     char *header = NULL;
-    uint64_t header_size = 0;
     aq_st_writer *w = aq_calloc(1, sizeof *w);
     if (!w) return aq_fail_memory(err, sizeof *w, "the writer");
-    w->fd = -1;
-    w->overwrite = overwrite;
-    size_t n = strlen(path) + 40;
-    w->path = aq_strdup(path);
-    w->temp = aq_alloc(n);
-    aq_status status =
-        w->path && w->temp ? build_header(&header, &header_size, &w->total, entries, n_entries, metadata_json, err) : aq_fail_memory(err, n, "a path");
-    if (status == AQ_OK && w->temp) {
-        snprintf(w->temp, n, "%s.partial-%ld", path, (long)getpid());
-        w->fd = open(w->temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (w->fd < 0) status = aq_fail_io(err, errno, path, "cannot create");
-    }
-    if (status == AQ_OK) status = aq_fd_write(w->fd, header, header_size, w->path, err);
+    aq_status status = aq_st_header_build(&header, &w->header, &w->total, entries, n_entries, metadata_json, err);
+    if (status == AQ_OK) status = aq_outfile_create(&w->file, path, w->header + w->total, overwrite, err);
+    if (status == AQ_OK) status = aq_outfile_write(w->file, 0, header, w->header, err);
     aq_free(header);
-    if (status != AQ_OK) {
+    if (status == AQ_OK)
+        *out = w;
+    else
         aq_st_writer_abort(w);
-        return status;
-    }
-    *out = w;
-    return AQ_OK;
+    return status;
 }
 
 aq_status aq_st_writer_write(aq_st_writer *w, const void *data, uint64_t size_bytes, aq_error *err) {
     aq_error_clear(err);
     if (size_bytes > w->total - w->written)
-        return aq_fail_at(err, AQ_ERR_USAGE, w->path, NULL, "more data are written than the entries have: %llu bytes", (unsigned long long)w->total);
-    aq_status status = aq_fd_write(w->fd, data, size_bytes, w->path, err);
+        return aq_fail(err, AQ_ERR_USAGE, "more data are written than the entries have: %llu bytes", (unsigned long long)w->total);
+    aq_status status = aq_outfile_write(w->file, w->header + w->written, data, size_bytes, err);
     if (status == AQ_OK) w->written += size_bytes;
     return status;
 }
@@ -127,38 +102,19 @@ aq_status aq_st_writer_write(aq_st_writer *w, const void *data, uint64_t size_by
 aq_status aq_st_writer_finish(aq_st_writer *w, aq_error *err) {
     aq_error_clear(err);
     aq_status status = AQ_OK;
-    char *dir = aq_path_dirname(w->path);
-    if (!dir) status = aq_fail_memory(err, 1, "a path");
-    if (status == AQ_OK && w->written != w->total)
-        status = aq_fail_at(err, AQ_ERR_USAGE, w->path, NULL, "%llu bytes were written of the %llu that the entries have", (unsigned long long)w->written,
-                            (unsigned long long)w->total);
-    if (status == AQ_OK && fsync(w->fd) != 0) status = aq_fail_io(err, errno, w->path, "cannot sync");
-    int fd = w->fd;
-    w->fd = -1;
-    if (close(fd) != 0 && status == AQ_OK) status = aq_fail_io(err, errno, w->path, "cannot close");
-    if (status == AQ_OK && !w->overwrite && renameat2(AT_FDCWD, w->temp, AT_FDCWD, w->path, RENAME_NOREPLACE) != 0) {
-        if (errno == EEXIST)
-            status = aq_fail_at(err, AQ_ERR_IO, w->path, NULL, "exists already: it was created while this run worked");
-        else if (rename(w->temp, w->path) != 0)
-            status = aq_fail_io(err, errno, w->path, "cannot rename into place");
-    } else if (status == AQ_OK && w->overwrite && rename(w->temp, w->path) != 0) {
-        status = aq_fail_io(err, errno, w->path, "cannot rename into place");
-    }
+    if (w->written != w->total)
+        status = aq_fail(err, AQ_ERR_USAGE, "%llu bytes were written of the %llu that the entries have", (unsigned long long)w->written,
+                         (unsigned long long)w->total);
     if (status == AQ_OK) {
-        w->temp[0] = 0;
-        status = aq_fsync_path(dir, err);
+        status = aq_outfile_finish(w->file, err);
+        w->file = NULL;
     }
-    aq_free(dir);
     aq_st_writer_abort(w);
     return status;
 }
 
 void aq_st_writer_abort(aq_st_writer *w) {
     if (!w) return;
-    bool created = w->fd >= 0 || (w->temp && w->temp[0]);
-    if (w->fd >= 0) close(w->fd);
-    if (created && w->temp && w->temp[0]) unlink(w->temp);
-    aq_free(w->path);
-    aq_free(w->temp);
+    aq_outfile_abort(w->file);
     aq_free(w);
 }

@@ -22,6 +22,12 @@
 
 /* ---- verify, diff, export, inspect ---- */
 
+static aq_status export_to(const char *path, const char *to, const char *dtype, const char *out, bool overwrite, bool make_parents, const aq_job_hooks *hooks,
+                           int n_threads, char **report, aq_error *err) {
+    aq_export_options options = {.to = to, .dtype = dtype, .overwrite = overwrite, .make_parents = make_parents, .n_threads = n_threads};
+    return aq_export(path, out, &options, hooks, report, err);
+}
+
 static void flip_bit(const char *path, long at) {
     FILE *f = fopen(path, "r+b");
     assert_non_null(f);
@@ -65,7 +71,7 @@ static void FA15_a_flipped_bit_is_found_and_its_tensor_named(void **state) {
     json_array_foreach(json_object_get(report, "problems"), i, problem) is_named |= strstr(json_string_value(problem), "blocks.0.ff.weight") != NULL;
     assert_true(is_named);
     /* Nor does an export pass damage on. */
-    assert_int_equal(aq_export(st_path("o"), "safetensors", "f32", st_path("e.safetensors"), false, false, NULL, 2, NULL, &err), AQ_ERR_FORMAT);
+    assert_int_equal(export_to(st_path("o"), "safetensors", "f32", st_path("e.safetensors"), false, false, NULL, 2, NULL, &err), AQ_ERR_FORMAT);
     assert_non_null(strstr(err.message, "blocks.0.ff.weight"));
     assert_int_equal(access(st_path("e.safetensors"), F_OK), -1);
     json_decref(report);
@@ -147,7 +153,7 @@ static void diff_tells_what_is_only_on_one_side(void **state) {
 static void export_(const char *from, const char *dtype, const char *to) {
     aq_error err;
     char *text = NULL;
-    if (aq_export(from, "safetensors", dtype, to, false, false, NULL, 3, &text, &err) != AQ_OK) fail_msg("%s", err.message);
+    if (export_to(from, "safetensors", dtype, to, false, false, NULL, 3, &text, &err) != AQ_OK) fail_msg("%s", err.message);
     assert_non_null(strstr(text, "arrowquant.export/1"));
     aq_text_free(text);
 }
@@ -217,8 +223,8 @@ static void a_diffusers_folder_is_restored_by_export(void **state) {
     aq_model_close(model);
     /* It exists now: replaced only when asked. */
     aq_error err;
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_IO);
-    assert_int_equal(aq_export(st_path("o"), "safetensors", "f16", st_path("e"), true, false, NULL, 1, NULL, &err), AQ_OK);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_IO);
+    assert_int_equal(export_to(st_path("o"), "safetensors", "f16", st_path("e"), true, false, NULL, 1, NULL, &err), AQ_OK);
     assert_nothing_left(st_path("e.")); /* no work folder */
 }
 
@@ -226,15 +232,15 @@ static void export_refuses_what_it_cannot_do_before_it_works(void **state) {
     (void)state;
     json_decref(quantize(mixed_model("m.safetensors"), st_path("o"), "bit_width=8"));
     aq_error err;
-    assert_int_equal(aq_export(st_path("o"), "pickle", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
-    assert_int_equal(aq_export(st_path("o"), "safetensors", "f8", st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("o"), true, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("o/inside"), true, true, NULL, 1, NULL, &err), AQ_ERR_USAGE);
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("no/such/e"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
-    assert_int_equal(aq_export(DIT, "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_FORMAT);
+    assert_int_equal(export_to(st_path("o"), "pickle", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(export_to(st_path("o"), "safetensors", "f8", st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("o"), true, false, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("o/inside"), true, true, NULL, 1, NULL, &err), AQ_ERR_USAGE);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("no/such/e"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
+    assert_int_equal(export_to(DIT, "safetensors", NULL, st_path("e"), false, false, NULL, 1, NULL, &err), AQ_ERR_FORMAT);
     /* Somebody's folder is not replaced, whatever the flags. */
     st_write_text("home/letter.txt", "dear");
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("home"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("home"), true, false, NULL, 1, NULL, &err), AQ_ERR_IO);
     assert_true(aq_path_is_file(st_path("home/letter.txt")));
     assert_nothing_left(st_path("e"));
 }
@@ -251,8 +257,8 @@ static void a_cancelled_job_leaves_nothing_behind(void **state) {
     json_decref(quantize(model, st_path("o"), "bit_width=8"));
     aq_job_hooks hooks = {.progress = cancel_at_once};
     aq_error err;
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("e"), false, false, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
-    assert_int_equal(aq_export(st_path("o"), "safetensors", NULL, st_path("e.safetensors"), false, false, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("e"), false, false, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
+    assert_int_equal(export_to(st_path("o"), "safetensors", NULL, st_path("e.safetensors"), false, false, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
     assert_int_equal(aq_verify(st_path("o"), NULL, NULL, &hooks, 2, -1, NULL, &err), AQ_ERR_INTERRUPTED);
     assert_int_equal(aq_diff(st_path("o"), st_path("o"), NULL, &hooks, 2, NULL, &err), AQ_ERR_INTERRUPTED);
     assert_int_equal(quantize_with(model, st_path("e"), "bit_width=4", NULL, &hooks).status, AQ_ERR_INTERRUPTED);
@@ -289,7 +295,7 @@ static aq_status reading_job(int job, const char *model, char **text, aq_error *
     switch (job) {
     case 0: return aq_verify(st_path("o"), model, NULL, NULL, 1, 0.5, text, err);
     case 1: return aq_diff(model, st_path("o"), NULL, NULL, 1, text, err);
-    case 2: return aq_export(st_path("o"), "safetensors", "f16", st_path("e"), true, false, NULL, 1, text, err);
+    case 2: return export_to(st_path("o"), "safetensors", "f16", st_path("e"), true, false, NULL, 1, text, err);
     default: return aq_inspect(st_path("o"), NULL, NULL, text, err);
     }
 }

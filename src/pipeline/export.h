@@ -1,0 +1,140 @@
+/* Inside of aq_export. A target says what becomes of each tensor (plan), and turns slabs of rows into bytes (make); export.c runs it over all tensors with
+ * several threads, writes what comes at fixed places of the file, and adds up the error that the target's grid adds.
+ *   export.c         the run, checks before work, report
+ *   export_folder.c  folders: layout and side files of the source, put into place at once
+ *   export_plain.c   safetensors; export_gguf.c, export_comfy.c, export_gptq.c
+ */
+#ifndef AQ_PIPELINE_EXPORT_H
+#define AQ_PIPELINE_EXPORT_H
+
+#include <arrowquant/pipeline.h>
+#include <arrowquant/store.h>
+#include <jansson.h>
+
+#include "base/ordered.h"
+#include "pipeline/job.h"
+#include "pipeline/report.h"
+#include "pipeline/source.h"
+#include "quant/ggml.h"
+#include "store/outfile.h"
+#include "store/tensor_file.h"
+
+enum { EXPORT_MAX_THREADS = 256 };
+
+/* One tensor of the output. Rows of the source tensor follow each other in it with `row_bytes` each; or it is written once, from `blob`. */
+typedef struct export_out {
+    char *name;        /* owned */
+    const char *dtype; /* safetensors word; GGUF: ggml type in `type` */
+    uint32_t type;
+    aq_shape shape;
+    uint64_t size_bytes, row_bytes, offset;
+    uint8_t *blob; /* owned, size_bytes; NULL: by rows */
+} export_out;
+
+typedef enum export_from {
+    EXPORT_COPIED,    /* the stored bytes */
+    EXPORT_CONVERTED, /* another element type */
+    EXPORT_RECODED    /* codes of the target's own format */
+} export_from;
+
+/* What becomes of one tensor of the container, and what it cost. */
+typedef struct export_plan {
+    size_t first_out, n_outs;
+    export_from from;
+    aq_dtype dtype;                   /* of what is converted */
+    const aq_ggml_format *format;     /* GGUF blocks */
+    uint32_t group;                   /* comfy-int8: inputs that are rotated together, 0: none; gptq: inputs of a group */
+    bool whole;                       /* the target wants all rows at once */
+    bool use_source;                  /* values come from --source where the grids differ */
+    const char *refused;              /* why it is not in the format that was asked for; static text */
+    uint64_t n_units, n_taken;        /* blocks or groups, and those whose codes were taken over */
+    aq_quant_metrics added;           /* the container's weights against what was written */
+    aq_quant_metrics written, before; /* with --source: source against what was written, and against the container */
+} export_plan;
+
+typedef struct export_slab {
+    size_t tensor;
+    uint64_t row, n_rows;
+    aq_source_tensor t;
+    const export_plan *plan;
+} export_slab;
+
+/* A slab on its way. */
+typedef struct export_piece {
+    uint8_t *bytes; /* n_rows * row_bytes of each output by rows, one after the other */
+    uint64_t n_infinite, n_units, n_taken;
+    aq_quant_metrics added, written, before;
+    aq_error error;
+} export_piece;
+
+/* Scratch of one thread, [slabs.max_values] each. */
+typedef struct export_scratch {
+    float *reference; /* the container's weights */
+    float *values;    /* what is to be coded: of the source, or the same pointer as reference */
+    float *result;    /* what the bytes mean: filled by make */
+    float *source;    /* with --source */
+    aq_ggml_encoder *encoder;
+} export_scratch;
+
+typedef struct exporting exporting;
+
+typedef struct export_target {
+    const char *name;   /* of --to */
+    const char *suffix; /* of a file */
+    bool file, folder;  /* what the output may be */
+    bool recodes;       /* has codes of its own: takes --source, reports the added error */
+    aq_status (*plan)(exporting *x, size_t tensor, const aq_source_tensor *t, aq_error *err);
+    bool (*make)(exporting *x, const export_slab *slab, export_scratch *scratch, export_piece *piece); /* NULL: only conversions */
+    aq_status (*header)(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
+    /* Changes config.json on its way into a folder; NULL: copied. */
+    aq_status (*config)(exporting *x, json_t *config, aq_error *err);
+} export_target;
+
+extern const export_target export_safetensors, export_gguf;
+
+struct exporting {
+    const export_target *target;
+    const aq_export_options *options;
+    aq_source source;   /* the container */
+    aq_source original; /* --source, when given */
+    aq_job job;
+    aq_dtype dtype;               /* --dtype, or AQ_DTYPE_OTHER */
+    const aq_ggml_format *format; /* --type; NULL: auto */
+    const char *out_path;
+    bool single_file;
+    int n_threads;
+    json_t *metadata;   /* of the container */
+    export_plan *plans; /* [source.n_tensors] */
+    export_out *outs;
+    size_t n_outs, outs_capacity;
+    aq_outfile *file;
+    aq_slabs slabs;
+    export_piece pieces[AQ_ORDERED_WINDOW];
+    export_scratch scratch[EXPORT_MAX_THREADS];
+    uint64_t n_infinite, bytes_done, n_done;
+    aq_sentences warnings, files;
+};
+
+/* Adds an output tensor to the plan of `tensor`, which must be the last one planned. The name is copied; `suffix` may be NULL. NULL: no memory. */
+export_out *export_add(exporting *x, size_t tensor, const char *name, size_t name_length, const char *suffix);
+/* Element type that a tensor keeps or gets when it is not recoded: `wanted` for floating ones (AQ_DTYPE_OTHER: what the source had). */
+aq_dtype export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted);
+/* Plans a tensor as it is, converted to `dtype` where it has another one. */
+aq_status export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *t, aq_dtype dtype, aq_error *err);
+/* A quantized tensor whose stored codes are those of the weight itself: not rotated, not equalized. */
+bool export_has_plain_codes(const aq_store_tensor *stored);
+/* The stored codes and parameters around a row: `part` is the part, `row` becomes the row in it. */
+aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err);
+/* Header of a safetensors file with all outputs; `key` and `value`, when not NULL, are added to its metadata. */
+aq_status export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
+/* Writes the weights to a file that appears at once. */
+aq_status export_weights(exporting *x, const char *path, aq_error *err);
+/* True while nobody cancelled; for aq_file_copy_while. */
+bool export_tick(void *context);
+
+/* export_folder.c */
+aq_status export_folder(exporting *x, aq_error *err);
+/* Path of the weights below the root of a folder. */
+void export_weights_path(const exporting *x, char out[512]);
+
+#endif
