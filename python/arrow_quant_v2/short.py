@@ -94,26 +94,36 @@ def export(
     *,
     to: str = "safetensors",
     dtype: str | None = None,
+    type: str | None = None,
+    source: Path | None = None,
     overwrite: bool = False,
     mkdir: bool = False,
     threads: int = 0,
     progress: ProgressLike = None,
 ) -> dict[str, Any]:
-    """Exports a container to a format that other programs load.
+    """Exports a container to a format that other programs load (docs/exports.md).
 
-    output: the folder or file to write (None: "PATH-safetensors"); to: 'safetensors'; dtype: 'f32', 'f16', 'bf16' or None (the source's).
-    Names, shapes and side files of a diffusers or transformers source are restored. Returns the report (docs/json.md) as a dict.
+    to: 'safetensors' (dequantized; a folder like the source's, or one file) or 'gguf' (one file). output: the folder or file to write (None: beside the
+    container). dtype: 'f32', 'f16', 'bf16' or None (the source's). type: the blocks of a GGUF file, 'auto', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q2_k', 'f16'.
+    source: the original model; layers whose codes do not fit the format's grid are coded from it, not from the dequantized weights.
+    Returns the report (docs/json.md) as a dict; its 'recoding' tells per layer the error that the format adds.
     Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
     >>> import arrow_quant_v2 as aq
     >>> e = aq.export('dit-int4', 'dit-plain', dtype='f16')
     >>> e['dtype'], e['n_dequantized'] > 0
     ('F16', True)
+    >>> aq.export('dit-int4', 'dit.gguf', to='gguf')['recoding']['n_dequantized']
+    0
     """
-    source = _jobs.require_model(path)
-    target = f"{source.rstrip('/')}-{to}" if output is None else _jobs.path_of(output)
+    container = _jobs.require_model(path)
+    suffix = {"gguf": ".gguf", "comfy-int8": "-comfy-int8.safetensors"}.get(to, f"-{to}")
+    target = container.rstrip("/") + suffix if output is None else _jobs.path_of(output)
+    options: dict[str, Any] = {"dtype": dtype, "type": type, "overwrite": overwrite, "make_parents": mkdir, "threads": threads}
+    if source is not None:
+        options["source"] = _jobs.require_model(source)
     with Watch(progress) as watch:
-        return _jobs.loads(_core.run_export(source, to, dtype, target, watch, _jobs.log, overwrite=overwrite, make_parents=mkdir, threads=threads))
+        return _jobs.loads(_core.run_export(container, to, target, watch, _jobs.log, **options))
 
 
 def inspect(path: Path, *, component: str | None = None, variant: str | None = None, **settings: Any) -> dict[str, Any]:

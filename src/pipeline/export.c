@@ -459,13 +459,14 @@ static json_t *recoding_report(exporting *x) {
         if (aq_quant_metrics_sqnr_db(&p->added) < worst_db) worst_db = aq_quant_metrics_sqnr_db(&p->added), worst = i;
     }
     if (n_dequantized > 0 && worst < SIZE_MAX) {
-        char all[32], least[32];
+        char all[32], least[32], name[256];
         aq_source_tensor t;
         aq_source_tensor_at(&x->source, worst, &t);
         aq_sentences_add(&x->warnings,
                          "%zu layers do not fit the grid of the target and were coded again from the dequantized weights: added error %s dB below the "
                          "weights (all layers), %s dB in the worst, %s; with --source they are coded from the original weights",
-                         n_dequantized, aq_text_fixed(all, aq_quant_metrics_sqnr_db(&added), 1), aq_text_fixed(least, worst_db, 1), t.name);
+                         n_dequantized, aq_text_fixed(all, aq_quant_metrics_sqnr_db(&added), 1), aq_text_fixed(least, worst_db, 1),
+                         aq_escape(name, sizeof name, t.name, strlen(t.name)));
     }
     return json_pack("{s:i, s:i, s:i, s:i, s:o, s:o}", "n_codes", (int)n_codes, "n_source", (int)n_source, "n_dequantized", (int)n_dequantized, "n_refused",
                      (int)n_refused, "added_sqnr_db", aq_report_real(aq_quant_metrics_sqnr_db(&added)), "tensors", tensors);

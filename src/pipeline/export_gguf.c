@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "pipeline/export.h"
 
@@ -55,17 +56,31 @@ static const char *architecture(const exporting *x, bool *diffusers) {
     return NULL;
 }
 
+/* Whether the zero points stand in the middle. A container does not say; the first groups, of which an asymmetric tensor has others, do. */
+static bool is_symmetric(const exporting *x, size_t tensor, const aq_store_tensor *t) {
+    aq_store_record part;
+    aq_quant_layout layout;
+    uint64_t row = 0;
+    if (t->rows == 0 || t->cols == 0 || t->spec.params != AQ_PARAMS_F16 || export_codes_at(x, tensor, &row, &part, &layout, NULL) != AQ_OK) return false;
+    const uint8_t *halves = part.params;
+    for (uint64_t i = 0; i < layout.n_groups && i < 64; i++, halves += 4) {
+        float s = aq_f16_to_f32((uint16_t)(halves[0] | halves[1] << 8)), o = aq_f16_to_f32((uint16_t)(halves[2] | halves[3] << 8));
+        if (o != -(float)(1 << (t->spec.bits - 1)) * s) return false;
+    }
+    return true;
+}
+
 /* The type that loses least of what a tensor's codes are, when none was asked for. */
-static uint32_t natural_type(const aq_store_tensor *t) {
+static uint32_t natural_type(const exporting *x, size_t tensor, const aq_store_tensor *t) {
     if (t->spec.bits == 8) return AQ_GGML_Q8_0;
     if (t->spec.bits == 2) return AQ_GGML_Q2_K;
     if (t->spec.params == AQ_PARAMS_TWO_LEVEL) return AQ_GGML_Q4_K;
-    return t->spec.symmetric ? AQ_GGML_Q4_0 : AQ_GGML_Q4_1;
+    return is_symmetric(x, tensor, t) ? AQ_GGML_Q4_0 : AQ_GGML_Q4_1;
 }
 
 /* The blocks for a quantized tensor, NULL when there are none; why it is not the type wanted. */
-static const aq_ggml_format *choose(const exporting *x, const aq_source_tensor *t, const char **refused) {
-    const aq_ggml_format *f = x->format ? x->format : aq_ggml_format_of(natural_type(t->stored));
+static const aq_ggml_format *choose(const exporting *x, size_t tensor, const aq_source_tensor *t, const char **refused) {
+    const aq_ggml_format *f = x->format ? x->format : aq_ggml_format_of(natural_type(x, tensor, t->stored));
     if (f->type == AQ_GGML_F16) return NULL;
     if (t->shape.rank != 2) {
         *refused = "a convolution kernel has no rows of whole blocks";
@@ -111,7 +126,7 @@ static aq_status plan(exporting *x, size_t tensor, const aq_source_tensor *t, aq
     if (strlen(t->name) > LONGEST_NAME)
         return aq_fail_at(err, AQ_ERR_FORMAT, aq_source_path(&x->source), t->name, "its name is longer than %d bytes, the most that GGUF loaders take",
                           LONGEST_NAME);
-    p->format = t->stored->quantized ? choose(x, t, &p->refused) : NULL;
+    p->format = t->stored->quantized ? choose(x, tensor, t, &p->refused) : NULL;
     if (p->format) {
         export_out *out = export_add(x, tensor, t->name, strlen(t->name), NULL);
         if (!out) return aq_fail_memory(err, strlen(t->name), "the tensor list");
@@ -198,11 +213,12 @@ static uint32_t file_type(const exporting *x) {
 static void warn_loaders(exporting *x, const char *arch, bool diffusers) {
     size_t n_long = 0;
     const char *first = NULL;
+    char name[256];
     for (size_t i = 0; i < x->n_outs; i++)
         if (strlen(x->outs[i].name) > STOCK_NAME && n_long++ == 0) first = x->outs[i].name;
     if (n_long > 0)
         aq_sentences_add(&x->warnings, "%zu names are longer than the %d bytes of stock ggml; builds for image models take %d: %s", n_long, STOCK_NAME,
-                         LONGEST_NAME, first);
+                         LONGEST_NAME, aq_escape(name, sizeof name, first, strlen(first)));
     if (!arch)
         aq_sentences_add(&x->warnings, "the architecture is none that ComfyUI-GGUF knows; diffusers and readers that go by names load the file");
     else if (diffusers)
