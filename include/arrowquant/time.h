@@ -31,6 +31,30 @@ AQ_API int32_t aq_time_group_channels(size_t group, size_t n_groups);
  * as 0. */
 AQ_API void aq_activation_pair(float min, float max, float *scale, float *zero_point);
 
+/* What was seen of a layer's input at one timestep (or in one group): all channels together. std is that of the population. count 0: nothing. */
+typedef struct aq_time_stats {
+    int32_t timestep;
+    uint64_t count; /* values */
+    double mean, std;
+    float min, max;
+} aq_time_stats;
+/* Of n values, which must be finite. */
+AQ_API void aq_time_stats_of(const float *x, uint64_t n, int32_t timestep, aq_time_stats *out);
+/* The statistics of both sets together, exactly (Chan et al. 1983); the timestep of `into` stays. */
+AQ_API void aq_time_stats_combine(aq_time_stats *into, const aq_time_stats *part);
+/* All channels of a layer together from sums per channel (aq_calib_group), the channels multiplied by s [n] first (NULL: 1). The timestep of `out` stays. */
+AQ_API void aq_activation_channels(uint64_t count, const double *sum, const double *sum_sq, const float *min, const float *max, const float *s, uint64_t n,
+                                   aq_time_stats *out);
+/* Clip search: the ends of [*min, *max] (widened to contain 0) times 1, 0.975 … 0.3, each end for itself, with the least expected squared error of 8-bit codes
+ * when values are a mixture of normals, one for each part (channel or timestep), and at least one value of each part lies at its minimum and maximum. */
+AQ_API void aq_activation_clip(const aq_time_stats *parts, size_t n, float *min, float *max);
+
+/* Parameters of groups whose start and end are filled: scale and zero point of the combined statistics of the timesteps in each (beyond the table: in the
+ * nearest group), group size by aq_time_group_channels. clip: by aq_activation_clip over the timesteps. A group without statistics takes the pair of the
+ * nearest one that has some. combined [n_groups] may be NULL. AQ_ERR_FORMAT names a timestep whose statistics cannot be; AQ_ERR_USAGE: nothing at all. */
+AQ_API aq_status aq_time_groups_params(const aq_time_stats *stats, size_t n, bool clip, aq_time_group *groups, size_t n_groups, aq_time_stats *combined,
+                                       aq_error *err);
+
 /* Smoothing of neighbouring groups (enable_transition_optimization). u(t) of the three: t, t^2 (3 - 2t), a logistic from -6 to 6 brought to 0..1. */
 typedef enum aq_smoothing { AQ_SMOOTH_LINEAR, AQ_SMOOTH_CUBIC, AQ_SMOOTH_SIGMOID } aq_smoothing;
 /* Where the scale jumps by more than `threshold` (relative, as in the figures below), the smaller side is raised: its k-th group from the boundary, k = 1 ..

@@ -88,6 +88,143 @@ static void pairs_are_finite_for_every_range(void **state) {
         }
 }
 
+static void statistics_combine_to_those_of_all_values(void **state) {
+    (void)state;
+    float x[1000];
+    uint32_t seed = 8;
+    for (int i = 0; i < 1000; i++) x[i] = 1000 + next(&seed) * (i < 300 ? 1.0f : 10.0f);
+    aq_time_stats all, sum = {.timestep = 7};
+    aq_time_stats_of(x, 1000, 7, &all);
+    double mean = 0, sq = 0;
+    for (int i = 0; i < 1000; i++) mean += (double)x[i] / 1000;
+    for (int i = 0; i < 1000; i++) sq += ((double)x[i] - mean) * ((double)x[i] - mean) / 1000;
+    expect_near(all.mean, mean, 1e-9);
+    expect_near(all.std, sqrt(sq), 1e-9);
+    for (int at = 0, n; at < 1000; at += n) {
+        aq_time_stats part;
+        n = 1 + (int)(200 * fabsf(next(&seed)));
+        n = at + n > 1000 ? 1000 - at : n;
+        aq_time_stats_of(x + at, (uint64_t)n, 99, &part);
+        aq_time_stats_combine(&sum, &part);
+        aq_time_stats_combine(&sum, &(aq_time_stats){.mean = 5}); /* nothing: changes nothing */
+    }
+    assert_int_equal(sum.timestep, 7);
+    assert_int_equal(sum.count, 1000);
+    expect_near(sum.mean, all.mean, 1e-9);
+    expect_near(sum.std, all.std, 1e-9);
+    assert_true(sum.min == all.min && sum.max == all.max);
+    /* The same from sums per channel, each channel scaled. */
+    double sums[10] = {0}, squares[10] = {0};
+    float lo[10], hi[10], s[10], scaled[1000];
+    for (int c = 0; c < 10; c++) {
+        lo[c] = INFINITY, hi[c] = -INFINITY, s[c] = 0.5f + (float)c;
+        for (int r = 0; r < 100; r++) {
+            float v = x[r * 10 + c];
+            sums[c] += (double)v;
+            squares[c] += (double)v * (double)v;
+            lo[c] = fminf(lo[c], v);
+            hi[c] = fmaxf(hi[c], v);
+            scaled[r * 10 + c] = v * s[c];
+        }
+    }
+    aq_time_stats channels = {0};
+    aq_activation_channels(100, sums, squares, lo, hi, s, 10, &channels);
+    aq_time_stats_of(scaled, 1000, 0, &all);
+    expect_near(channels.mean, all.mean, 1e-3);
+    expect_near(channels.std, all.std, 1e-3);
+    assert_true(channels.min == all.min && channels.max == all.max);
+    aq_activation_channels(0, sums, squares, lo, hi, NULL, 10, &channels);
+    assert_int_equal(channels.count, 0);
+}
+
+static void parameters_are_those_of_each_groups_own_timesteps(void **state) {
+    (void)state;
+    aq_error err;
+    aq_time_group g[4];
+    aq_time_stats stats[40], combined[4];
+    aq_time_groups_split(40, 4, g);
+    for (int t = 0; t < 40; t++) /* group 2 is never seen, and timestep 39 is beyond the schedule */
+        stats[t] = (aq_time_stats){t == 39 ? 1000 : t, t / 10 == 2 ? 0 : 100, 0, 1, -1 - (float)(t / 10), 1 + (float)t / 10};
+    assert_int_equal(aq_time_groups_params(stats, 40, false, g, 4, combined, &err), AQ_OK);
+    for (int i = 0; i < 4; i++) {
+        int from = i == 2 ? 1 : i; /* the nearest with statistics, the earlier of two */
+        float lo = -1 - (float)from, hi = 1 + (float)(10 * from + 9) / 10, s, z;
+        aq_activation_pair(lo, hi, &s, &z);
+        assert_true(g[i].scale == s && g[i].zero_point == z);
+        assert_int_equal(combined[i].count, i == 2 ? 0 : 1000);
+        assert_int_equal(g[i].group_size, aq_time_group_channels((size_t)i, 4));
+    }
+    aq_time_group alone = {.end = 10};
+    assert_int_equal(aq_time_groups_params(stats, 10, false, &alone, 1, NULL, &err), AQ_OK);
+    assert_true(alone.scale == g[0].scale); /* one group does not depend on another's timesteps */
+    stats[3].std = -1;
+    assert_int_equal(aq_time_groups_params(stats, 40, false, g, 4, NULL, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "timestep 3"));
+    assert_int_equal(aq_time_groups_params(stats, 0, false, g, 4, NULL, &err), AQ_ERR_USAGE);
+}
+
+static void CA02_statistics_that_are_not_finite_are_refused(void **state) {
+    (void)state;
+    aq_error err;
+    aq_time_group g = {.end = 10};
+    aq_time_stats good = {.timestep = 3, .count = 5, .std = 1, .min = -1, .max = 1}, bad[6];
+    for (int i = 0; i < 6; i++) bad[i] = good;
+    bad[0].mean = NAN, bad[1].std = NAN, bad[2].min = NAN, bad[3].max = INFINITY, bad[4].min = -INFINITY, bad[5].min = 2;
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(aq_time_groups_params(&bad[i], 1, true, &g, 1, NULL, &err), AQ_ERR_FORMAT);
+        assert_non_null(strstr(err.message, "timestep 3"));
+    }
+}
+
+/* Mean squared error of 8-bit codes of values under the pair of a range. */
+static double coding_error(const float *x, size_t n, float lo, float hi) {
+    float s, z;
+    double error = 0;
+    aq_activation_pair(lo, hi, &s, &z);
+    for (size_t i = 0; i < n; i++) {
+        uint8_t q;
+        aq_activation_quantize(&x[i], 1, 1, &s, &z, 0, &q);
+        double d = (double)((float)q - z) * (double)s - (double)x[i];
+        error += d * d / (double)n;
+    }
+    return error;
+}
+
+static void clipping_lowers_the_error_and_keeps_outlier_channels(void **state) {
+    (void)state;
+    enum { N = 400000 };
+    float *x = aq_alloc(N * sizeof *x);
+    uint32_t seed = 6;
+    for (int i = 0; i < N; i++) { /* normal by a sum of twelve */
+        x[i] = 0;
+        for (int k = 0; k < 12; k++) x[i] += next(&seed) / 2;
+    }
+    static const float far[] = {5, 9, 20, 400};
+    for (size_t i = 0; i < sizeof far / sizeof *far; i++) {
+        aq_time_stats st;
+        x[7] = far[i];
+        aq_time_stats_of(x, N, 0, &st);
+        float lo = st.min, hi = st.max;
+        aq_activation_clip(&st, 1, &lo, &hi);
+        assert_true(lo >= st.min && hi <= st.max && (i < 1 || hi < st.max));
+        assert_true(coding_error(x, N, lo, hi) <= 1.001 * coding_error(x, N, st.min, st.max));
+        if (i == 1) assert_true(coding_error(x, N, lo, hi) < 0.8 * coding_error(x, N, st.min, st.max));
+    }
+    aq_free(x);
+    /* A channel in ten that is far out stays inside: it is no accident. So does the far value of a small set. */
+    aq_time_stats parts[10];
+    for (int i = 0; i < 10; i++) parts[i] = (aq_time_stats){.count = 1000, .std = i == 3 ? 10 : 1, .min = i == 3 ? -40 : -4, .max = i == 3 ? 40 : 4};
+    float lo = -40, hi = 40;
+    aq_activation_clip(parts, 10, &lo, &hi);
+    assert_true(hi >= 25 && lo <= -25);
+    lo = -2, hi = 8;
+    aq_activation_clip(&(aq_time_stats){.count = 50, .std = 1, .min = -2, .max = 8}, 1, &lo, &hi);
+    assert_true(hi >= 7);
+    lo = 0, hi = 5; /* one-sided stays one-sided; nothing known keeps the range */
+    aq_activation_clip(parts, 0, &lo, &hi);
+    assert_true(lo == 0 && hi == 5);
+}
+
 static aq_time_group group_of(float scale, float zero) { return (aq_time_group){.scale = scale, .zero_point = zero, .end = 1}; }
 
 static void smoothness_figures_follow_their_definition(void **state) {
@@ -372,6 +509,10 @@ int main(void) {
         cmocka_unit_test(each_timestep_is_in_exactly_one_group),
         cmocka_unit_test(channel_groups_grow_from_64_to_256_with_the_noise),
         cmocka_unit_test(pairs_are_finite_for_every_range),
+        cmocka_unit_test(statistics_combine_to_those_of_all_values),
+        cmocka_unit_test(parameters_are_those_of_each_groups_own_timesteps),
+        cmocka_unit_test(CA02_statistics_that_are_not_finite_are_refused),
+        cmocka_unit_test(clipping_lowers_the_error_and_keeps_outlier_channels),
         cmocka_unit_test(smoothness_figures_follow_their_definition),
         cmocka_unit_test(a_jump_becomes_a_ramp_on_its_smaller_side),
         cmocka_unit_test(smoothing_never_makes_a_range_smaller),
