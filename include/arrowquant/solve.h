@@ -12,9 +12,16 @@
 extern "C" {
 #endif
 
+/* The order in which inputs are coded. In an order other than their own, groups keep their inputs and get their parameters first, from the original weights. */
+typedef enum aq_solve_order {
+    AQ_ORDER_BALANCED, /* the input that the rest explains best last, and so on: pivots of the factor as equal as can be; the best known */
+    AQ_ORDER_ENERGY,   /* by falling H_ii ("act_order") */
+    AQ_ORDER_INPUTS    /* as they stand; groups get their parameters when they are entered, on the updated weights */
+} aq_solve_order;
+
 typedef struct aq_solve_options {
     double damp;       /* fraction of mean diag H that is added to the diagonal: 0.01; x10 up to 1 when the factorization fails */
-    bool act_order;    /* visit inputs by falling H_ii; groups keep their inputs and get their parameters first, from the original weights */
+    aq_solve_order order;
     int refine_sweeps; /* rounds of refine after GPTQ (0: none; default 3): no round raises tr(E H E^T) */
     bool no_feedback;  /* only the search with diag H, then refine when asked */
 } aq_solve_options;

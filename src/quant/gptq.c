@@ -113,7 +113,7 @@ static bool feed_back(aq_slab *s, uint64_t begin, uint64_t end, uint64_t from, u
     return false;
 }
 
-static bool go_on(aq_slab *s) {
+bool aq_slab_going(aq_slab *s) {
     if (s->keep_going && !s->keep_going(s->user)) s->interrupted = true;
     return !s->interrupted;
 }
@@ -124,7 +124,7 @@ static bool code_block(aq_slab *s, uint64_t begin, uint64_t end) {
         uint64_t input = s->hessian->order ? s->hessian->order[i] : i;
         memcpy(s->t + (i - begin) * s->lanes, s->w + input * s->lanes, s->lanes * sizeof *s->t);
     }
-    if (!go_on(s) || !feed_back(s, begin, end, 0, begin, s->t)) return false;
+    if (!aq_slab_going(s) || !feed_back(s, begin, end, 0, begin, s->t)) return false;
     code_inputs(s, begin, end, end, s->t);
     return true;
 }
@@ -137,16 +137,15 @@ static bool enter_groups(aq_slab *s, uint64_t begin, uint64_t end) {
     for (uint64_t i = begin; i < end; i += step) {
         uint64_t next = at_most(i + step, end);
         float *x = s->t + (i - begin) * s->lanes;
-        if (!go_on(s) || (i % size == 0 && !search_group(s, i / size, x))) return false;
+        if (!aq_slab_going(s) || (i % size == 0 && !search_group(s, i / size, x))) return false;
         if (size > AQ_SOLVE_BLOCK && !feed_back(s, i, next, begin, i, x)) return false;
         code_inputs(s, i, next, size > AQ_SOLVE_BLOCK ? next : end, x);
     }
     return true;
 }
 
-/* E in the order of the inputs, from codes and levels. */
-static void recompute_errors(aq_slab *s) {
-    for (uint64_t i = 0; i < s->n; i++)
+void aq_slab_errors(aq_slab *s, uint64_t begin, uint64_t end) {
+    for (uint64_t i = begin; i < end; i++)
         for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
             float values[AQ_LANES];
             uint64_t at = i * s->lanes + lane;
@@ -158,14 +157,14 @@ static void recompute_errors(aq_slab *s) {
 bool aq_slab_search(aq_slab *s) {
     uint64_t size = group_size(s);
     for (uint64_t begin = 0; begin < s->n; begin += size)
-        if (!go_on(s) || !search_group(s, begin / size, s->w + begin * s->lanes)) return false;
+        if (!aq_slab_going(s) || !search_group(s, begin / size, s->w + begin * s->lanes)) return false;
     for (uint64_t i = 0; i < s->n; i++)
         for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
             float values[AQ_LANES];
             uint64_t at = i * s->lanes + lane;
             aq_levels_round(s->spec, aq_slab_levels(s, i / s->layout->pair_width, lane), s->w + at, s->q + at, values);
         }
-    recompute_errors(s);
+    aq_slab_errors(s, 0, s->n);
     return true;
 }
 
@@ -180,6 +179,6 @@ bool aq_slab_gptq(aq_slab *s) {
         if (!search_group(s, begin / size, s->w + begin * s->lanes)) return false;
     for (uint64_t begin = 0; begin < s->n; begin += AQ_SOLVE_BLOCK)
         if (!code_block(s, begin, at_most(begin + AQ_SOLVE_BLOCK, s->n))) return false;
-    recompute_errors(s);
+    aq_slab_errors(s, 0, s->n);
     return true;
 }

@@ -2,7 +2,8 @@
  *
  * GPTQ takes the upper Cholesky factor of H's inverse. The same choice of codes comes from this factor of H itself (Babai's nearest plane; Chen et al.,
  * 2025, arXiv 2507.18553): the value that code j is chosen for is w_j + sum_{i<j} e_i U_ij, with e = w - v of what was coded before. No inverse is needed, and
- * the error is a sum of squares, e H e^T = sum_j d_j (e (I + U))_j^2. The factor is computed in double, blocked, from the last input to the first.
+ * the error is a sum of squares, e H e^T = sum_j d_j (e (I + U))_j^2. The factor is computed in double, blocked, from the last input to the first; the order of
+ * the inputs is chosen on the way.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -15,64 +16,78 @@
 #include "kernels/gemm.h"
 #include "quant/solve_internal.h"
 
-enum { FACTOR_BLOCK = 128 };
+enum { FACTOR_BLOCK = 64 };
 #define MOST_DAMPING 1.0
 
-void aq_solve_options_init(aq_solve_options *options) { *options = (aq_solve_options){.damp = 0.01, .refine_sweeps = 3}; }
+void aq_solve_options_init(aq_solve_options *options) { *options = (aq_solve_options){.damp = 0.01, .order = AQ_ORDER_BALANCED, .refine_sweeps = 3}; }
 
-/* A = C C^T of the upper triangle of A [n, n] (rows `stride` apart), in place, C upper. False when A is not positive definite. */
-static bool factor_block(double *a, uint64_t n, uint64_t stride) {
-    for (uint64_t j = n; j-- > 0;) {
-        double pivot = a[j * stride + j];
-        for (uint64_t k = j + 1; k < n; k++) pivot -= a[j * stride + k] * a[j * stride + k];
-        if (!(pivot > 0 && isfinite(pivot))) return false;
-        pivot = sqrt(pivot);
-        a[j * stride + j] = pivot;
-        for (uint64_t i = 0; i < j; i++) {
-            double sum = a[i * stride + j];
-            for (uint64_t k = j + 1; k < n; k++) sum -= a[i * stride + k] * a[j * stride + k];
-            a[i * stride + j] = sum / pivot;
-        }
+typedef struct factor_scratch {
+    double *panel; /* [FACTOR_BLOCK, n] columns of C that are not yet in the rest of A, transposed */
+    double *left;  /* [n] diagonal of what is left of A */
+} factor_scratch;
+
+static void swap(double *a, double *b) {
+    double t = *a;
+    *a = *b;
+    *b = t;
+}
+
+/* Swaps inputs p < q of the symmetric A, whose upper triangle is stored, and of what was already made of columns after q. */
+static void swap_inputs(double *a, uint64_t n, uint64_t p, uint64_t q) {
+    for (uint64_t i = 0; i < p; i++) swap(&a[i * n + p], &a[i * n + q]);
+    swap(&a[p * n + p], &a[q * n + q]);
+    for (uint64_t k = p + 1; k < q; k++) swap(&a[p * n + k], &a[k * n + q]);
+    for (uint64_t k = q + 1; k < n; k++) swap(&a[p * n + k], &a[q * n + k]);
+}
+
+/* The input with the smallest pivot among those that are left goes to place j, the last of them: pivots come out as equal as they can be, and their sum, which
+ * is what the error is proportional to, small (sorted QR decomposition: Wübben et al., 2001, Electronics Letters 37(22)). */
+static void balance(double *a, uint64_t n, uint64_t j, uint64_t n_panel, factor_scratch *t, uint64_t *order) {
+    uint64_t p = j;
+    for (uint64_t i = j; i-- > 0;)
+        if (t->left[i] < t->left[p]) p = i;
+    if (p == j) return;
+    swap_inputs(a, n, p, j);
+    swap(&t->left[p], &t->left[j]);
+    for (uint64_t k = 0; k < n_panel; k++) swap(&t->panel[k * n + p], &t->panel[k * n + j]);
+    uint64_t kept = order[p];
+    order[p] = order[j];
+    order[j] = kept;
+}
+
+/* Column j of C from that of A: what the panel's columns took from it, divided by the root of its pivot. False when there is none. */
+static bool factor_column(double *a, uint64_t n, uint64_t j, uint64_t n_panel, factor_scratch *t) {
+    double *column = t->panel + n_panel * n;
+    for (uint64_t i = 0; i <= j; i++) column[i] = a[i * n + j];
+    for (uint64_t k = 0; k < n_panel; k++) {
+        const double *earlier = t->panel + k * n;
+        double f = earlier[j];
+        for (uint64_t i = 0; i <= j; i++) column[i] -= f * earlier[i];
     }
+    double pivot = column[j];
+    if (!(pivot > 0 && isfinite(pivot))) return false;
+    pivot = sqrt(pivot);
+    for (uint64_t i = 0; i < j; i++) column[i] /= pivot;
+    column[j] = pivot;
+    for (uint64_t i = 0; i < j; i++) t->left[i] -= column[i] * column[i];
+    for (uint64_t i = 0; i <= j; i++) a[i * n + j] = column[i];
     return true;
 }
 
-/* inverse [n, n] of the upper triangular C, 0 below the diagonal. */
-static void invert_block(const double *c, uint64_t n, uint64_t stride, double *inverse) {
-    memset(inverse, 0, n * n * sizeof *inverse);
-    for (uint64_t j = 0; j < n; j++) {
-        inverse[j * n + j] = 1 / c[j * stride + j];
-        for (uint64_t i = j; i-- > 0;) {
-            double sum = 0;
-            for (uint64_t k = i + 1; k <= j; k++) sum += c[i * stride + k] * inverse[k * n + j];
-            inverse[i * n + j] = -sum / c[i * stride + i];
-        }
-    }
-}
-
-typedef struct factor_scratch {
-    double inverse[FACTOR_BLOCK * FACTOR_BLOCK];
-    double *panel; /* [n, FACTOR_BLOCK] */
-} factor_scratch;
-
-/* A = C C^T, upper triangles, from the last block to the first: the block itself, the panel above it times C_bb^-T, and its square off the rest. */
-static bool factor(double *a, uint64_t n, factor_scratch *t, int n_threads, bool *no_memory) {
+/* A = C C^T, upper triangles, from the last column to the first; every FACTOR_BLOCK columns their square is taken off the rest by one product. `order` is
+ * permuted along when it is to be balanced. */
+static bool factor(double *a, uint64_t n, bool balanced, uint64_t *order, factor_scratch *t, int n_threads, bool *no_memory) {
+    for (uint64_t i = 0; i < n; i++) t->left[i] = a[i * n + i];
     for (uint64_t end = n; end > 0;) {
-        uint64_t begin = end > FACTOR_BLOCK ? (end - 1) / FACTOR_BLOCK * FACTOR_BLOCK : 0, width = end - begin;
-        double *diagonal = a + begin * n + begin, *above = a + begin;
-        if (!factor_block(diagonal, width, n)) return false;
-        if (begin > 0) {
-            invert_block(diagonal, width, n, t->inverse);
-            for (uint64_t i = 0; i < begin; i++) {
-                memcpy(t->panel + i * width, above + i * n, width * sizeof *above);
-                memset(above + i * n, 0, width * sizeof *above);
-            }
-            aq_matrix_f64 panel = {t->panel, width, 1}, transposed = {t->inverse, 1, width}, left = {above, n, 1}, right = {above, 1, n};
-            if (!aq_gemm_f64(begin, width, width, panel, transposed, above, n, false, AQ_GEMM_FULL, n_threads) ||
-                !aq_gemm_f64(begin, begin, width, left, right, a, n, true, AQ_GEMM_UPPER, n_threads)) {
-                *no_memory = true;
-                return false;
-            }
+        uint64_t begin = end > FACTOR_BLOCK ? end - FACTOR_BLOCK : 0;
+        for (uint64_t j = end; j-- > begin;) {
+            if (balanced) balance(a, n, j, end - 1 - j, t, order);
+            if (!factor_column(a, n, j, end - 1 - j, t)) return false;
+        }
+        aq_matrix_f64 left = {t->panel, 1, n}, right = {t->panel, n, 1};
+        if (begin > 0 && !aq_gemm_f64(begin, begin, end - begin, left, right, a, n, true, AQ_GEMM_UPPER, n_threads)) {
+            *no_memory = true;
+            return false;
         }
         end = begin;
     }
@@ -140,12 +155,13 @@ static int by_falling_key(const void *a, const void *b) {
     return x->index < y->index ? -1 : x->index > y->index;
 }
 
-static bool make_order(aq_hessian *h) {
+/* The order to start with. */
+static bool make_order(aq_hessian *h, bool by_energy) {
     ranked *all = aq_calloc(h->n, sizeof *all);
     h->order = aq_calloc(h->n, sizeof *h->order);
     if (all && h->order) {
         for (uint64_t i = 0; i < h->n; i++) all[i] = (ranked){h->importance[i], i};
-        qsort(all, (size_t)h->n, sizeof *all, by_falling_key);
+        if (by_energy) qsort(all, (size_t)h->n, sizeof *all, by_falling_key);
         for (uint64_t i = 0; i < h->n; i++) h->order[i] = all[i].index;
     }
     aq_free(all);
@@ -155,20 +171,33 @@ static bool make_order(aq_hessian *h) {
 uint64_t aq_hessian_bytes(uint64_t n) {
     uint64_t square, bytes;
     /* doubles while it is made, half of that afterwards; a panel, and vectors */
-    if (!aq_mul(n, n, &square) || !aq_mul(square, 8, &bytes) || !aq_add(bytes, n * (FACTOR_BLOCK + 4) * 8 + sizeof(factor_scratch), &bytes)) return UINT64_MAX;
+    if (!aq_mul(n, n, &square) || !aq_mul(square, 8, &bytes) || !aq_add(bytes, n * (FACTOR_BLOCK + 6) * 8, &bytes)) return UINT64_MAX;
     return bytes;
 }
 
-/* Factors with the first damping of the ladder that works. The doubles are `a`. */
-static aq_status climb(const float *h, aq_hessian *to, double *a, double first, double mean, factor_scratch *t, int n_threads, aq_error *err) {
+/* Factors with the first damping of the ladder that works. */
+static aq_status climb(const float *h, aq_hessian *to, double *a, const aq_solve_options *options, double mean, factor_scratch *t, int n_threads,
+                       aq_error *err) {
     bool no_memory = false;
-    for (to->damping = first;; to->damping = to->damping > 0 ? to->damping * 10 : 1e-6) {
+    for (to->damping = options->damp;; to->damping = to->damping > 0 ? to->damping * 10 : 1e-6) {
         if (to->damping > MOST_DAMPING * (1 + 1e-9))
             return aq_fail(err, AQ_ERR_QUALITY, "the second moment of the inputs is not positive definite, even with a damping of %g", MOST_DAMPING);
         fill(a, h, to, to->damping * mean);
-        if (factor(a, to->n, t, n_threads, &no_memory)) return AQ_OK;
+        if (factor(a, to->n, options->order == AQ_ORDER_BALANCED, to->order, t, n_threads, &no_memory)) return AQ_OK;
         if (no_memory) return aq_fail_memory(err, aq_hessian_bytes(to->n), "the factor of a second moment");
     }
+}
+
+static aq_status make(aq_hessian *to, const float *h, const aq_solve_options *options, double *a, double *scales, factor_scratch *t, int n_threads,
+                      aq_error *err) {
+    double mean = 1;
+    aq_status status = survey(h, to, &mean, err);
+    if (status != AQ_OK) return status;
+    if (options->order != AQ_ORDER_INPUTS && !make_order(to, options->order == AQ_ORDER_ENERGY))
+        return aq_fail_memory(err, to->n * sizeof(ranked), "the order of the inputs");
+    status = climb(h, to, a, options, mean, t, n_threads, err);
+    if (status == AQ_OK) pack(a, h, to, scales, t->panel);
+    return status;
 }
 
 aq_status aq_hessian_create(aq_hessian **out, const float *h, uint64_t n, const aq_solve_options *options, int n_threads, aq_error *err) {
@@ -180,33 +209,28 @@ aq_status aq_hessian_create(aq_hessian **out, const float *h, uint64_t n, const 
     uint64_t count, bytes;
     if (!aq_mul(n, n, &count) || !aq_mul(count, sizeof(double), &bytes)) return aq_fail_memory(err, UINT64_MAX, "the factor of a second moment");
     aq_hessian *made = aq_calloc(1, sizeof *made);
-    factor_scratch *t = aq_alloc(sizeof *t);
+    factor_scratch t = {aq_calloc(n, FACTOR_BLOCK * sizeof *t.panel), aq_calloc(n, sizeof *t.left)};
     double *a = aq_alloc(bytes), *scales = aq_calloc(n, sizeof *scales);
-    if (t) t->panel = aq_calloc(n, FACTOR_BLOCK * sizeof *t->panel);
     if (made) {
         made->n = n;
         made->pivots = aq_calloc(n, sizeof *made->pivots);
         made->importance = aq_calloc(n, sizeof *made->importance);
     }
-    aq_fp_state fp = aq_fp_enter();
     aq_status status = AQ_OK;
-    double mean = 1;
-    if (!made || !t || !a || !scales || !t->panel || !made->pivots || !made->importance)
+    if (!made || !a || !scales || !t.panel || !t.left || !made->pivots || !made->importance)
         status = aq_fail_memory(err, aq_hessian_bytes(n), "the factor of a second moment");
-    if (status == AQ_OK) status = survey(h, made, &mean, err);
-    if (status == AQ_OK && options->act_order && !make_order(made)) status = aq_fail_memory(err, n * sizeof(ranked), "the order of the inputs");
-    if (status == AQ_OK) status = climb(h, made, a, options->damp, mean, t, n_threads, err);
+    aq_fp_state fp = aq_fp_enter();
+    if (status == AQ_OK) status = make(made, h, options, a, scales, &t, n_threads, err);
+    aq_fp_leave(fp);
     if (status == AQ_OK) {
-        pack(a, h, made, scales, t->panel);
         void *smaller = aq_realloc(a, count, sizeof(float));
         made->packed = smaller ? smaller : made->packed;
         a = NULL;
     }
-    aq_fp_leave(fp);
     aq_free(a);
     aq_free(scales);
-    if (t) aq_free(t->panel);
-    aq_free(t);
+    aq_free(t.panel);
+    aq_free(t.left);
     if (status == AQ_OK)
         *out = made;
     else

@@ -17,18 +17,24 @@ double aq_output_sqnr_db(const aq_output_error *e) {
 static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static uint64_t most(uint64_t a, uint64_t b) { return a > b ? a : b; }
 
+void aq_hessian_block(const aq_hessian *h, uint64_t begin, uint64_t end, float *block, uint64_t stride) {
+    for (uint64_t i = begin; i < end; i++)
+        for (uint64_t k = begin; k < end; k++) block[(i - begin) * stride + (k - begin)] = i >= k ? h->packed[i * h->n + k] : h->packed[k * h->n + i];
+}
+
 /* Columns [k0, k1) of the square block of H at [begin, end) in full, its lower triangle being what is stored. */
 static void expand(const aq_hessian *h, uint64_t begin, uint64_t end, uint64_t k0, uint64_t k1, float *block) {
     for (uint64_t i = begin; i < end; i++)
         for (uint64_t k = k0; k < k1; k++) *block++ = i >= k ? h->packed[i * h->n + k] : h->packed[k * h->n + i];
 }
 
+/* Adds H[begin .. end, k0 .. k1) x, where x holds inputs k0 to k1. */
 static bool times_block(const aq_hessian *h, uint64_t begin, uint64_t end, uint64_t k0, uint64_t k1, const float *x, uint64_t lanes, float *y) {
     float block[AQ_SOLVE_BLOCK * AQ_SOLVE_BLOCK];
     uint64_t before = most(least(begin, k1), k0), after = least(most(end, k0), k1);
     aq_matrix_f32 lower = {h->packed + begin * h->n + k0, h->n, 1}, upper = {h->packed + after * h->n + begin, 1, h->n};
-    aq_matrix_f32 middle = {block, after - before, 1}, first = {x + k0 * lanes, lanes, 1}, second = {x + before * lanes, lanes, 1};
-    aq_matrix_f32 third = {x + after * lanes, lanes, 1};
+    aq_matrix_f32 middle = {block, after - before, 1}, first = {x, lanes, 1}, second = {x + (before - k0) * lanes, lanes, 1};
+    aq_matrix_f32 third = {x + (after - k0) * lanes, lanes, 1};
     uint64_t rows = end - begin;
     if (after > before) expand(h, begin, end, before, after, block);
     return (before == k0 || aq_gemm_f32(rows, lanes, before - k0, lower, first, y, lanes, false, AQ_GEMM_FULL, 1)) &&
@@ -57,7 +63,7 @@ bool aq_hessian_square(const aq_hessian *h, const float *x, uint64_t lanes, floa
         uint64_t end = least(begin + AQ_SOLVE_BLOCK, h->n);
         if (!aq_times_hessian(h, begin, end, 0, begin, x, lanes, scratch)) return false;
         add_products(x + begin * lanes, scratch, end - begin, lanes, 2, sums);
-        if (!aq_times_hessian(h, begin, end, begin, end, x, lanes, scratch)) return false;
+        if (!aq_times_hessian(h, begin, end, begin, end, x + begin * lanes, lanes, scratch)) return false;
         add_products(x + begin * lanes, scratch, end - begin, lanes, 1, sums);
     }
     return true;

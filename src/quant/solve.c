@@ -79,6 +79,7 @@ static bool measure(aq_slab *s, solve_job *j) {
 static bool run_slab(aq_slab *s, solve_job *j) {
     fill(s, j->w);
     bool solved = j->options->no_feedback ? aq_slab_search(s) : aq_slab_gptq(s);
+    if (solved && j->options->refine_sweeps > 0) solved = aq_slab_refine(s, j->options->refine_sweeps);
     if (!solved) return false;
     if (deliver(s, j) && (!j->output || measure(s, j))) return true;
     s->no_memory = true;

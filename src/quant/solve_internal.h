@@ -61,9 +61,17 @@ void aq_slab_load_levels(aq_slab *s, uint64_t group);
 bool aq_slab_gptq(aq_slab *s);
 /* Search only: each group's parameters from W, codes by rounding. */
 bool aq_slab_search(aq_slab *s);
+/* Rounds of refine (refine.c) on what stands in codes, levels, parameters and E. */
+bool aq_slab_refine(aq_slab *s, int rounds);
+/* E of inputs [begin, end), in their order, from codes and levels. */
+void aq_slab_errors(aq_slab *s, uint64_t begin, uint64_t end);
+/* False, and noted, when the caller wants to stop. */
+bool aq_slab_going(aq_slab *s);
 
-/* y [end - begin] = sum over k in [k0, k1) of H[i][k] x[k], for i in [begin, end): transposed like the slab. y is overwritten. */
+/* y [end - begin] = sum over k in [k0, k1) of H[i][k] x[k - k0], for i in [begin, end): transposed like the slab. y is overwritten. */
 bool aq_times_hessian(const aq_hessian *h, uint64_t begin, uint64_t end, uint64_t k0, uint64_t k1, const float *x, uint64_t lanes, float *y);
+/* The square block of H at [begin, end) in full, rows `stride` apart. */
+void aq_hessian_block(const aq_hessian *h, uint64_t begin, uint64_t end, float *block, uint64_t stride);
 /* Adds x H x^T (in H's own unit) of each lane to sums [lanes]. */
 bool aq_hessian_square(const aq_hessian *h, const float *x, uint64_t lanes, float *scratch, double *sums);
 

@@ -72,7 +72,7 @@ static void codes_are_those_of_the_textbook(void **state) {
             for (uint64_t group = 0; group <= 256; group = group ? group * 2 : 32) {
                 if (group == 0 && form == AQ_PARAMS_TWO_LEVEL) continue;
                 aq_quant_spec spec = {.bits = bits, .group_size = group, .axis = 1, .params = (aq_params_form)form, .method = AQ_METHOD_GPTQ};
-                aq_solve_options options = {.damp = 0.01};
+                aq_solve_options options = {.damp = 0.01, .order = AQ_ORDER_INPUTS};
                 solved s = solve(&t, spec, options, 1);
                 assert_int_equal(s.status, AQ_OK);
                 assert_true(textbook_disagreements(&t, &s, 0.01) <= 2); /* values that fall between two codes to rounding */
@@ -90,8 +90,8 @@ static void feedback_beats_search_beats_nothing(void **state) {
     for (int bits = 2; bits <= 8; bits *= 2) {
         aq_quant_spec spec = {.bits = bits, .group_size = 64, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_GPTQ};
         solved search = solve(&t, spec, (aq_solve_options){.damp = 0.01, .no_feedback = true}, 1);
-        solved gptq = solve(&t, spec, (aq_solve_options){.damp = 0.01}, 1);
-        solved ordered = solve(&t, spec, (aq_solve_options){.damp = 0.01, .act_order = true}, 1);
+        solved gptq = solve(&t, spec, (aq_solve_options){.damp = 0.01, .order = AQ_ORDER_INPUTS}, 1);
+        solved ordered = solve(&t, spec, (aq_solve_options){.damp = 0.01, .order = AQ_ORDER_ENERGY}, 1);
         assert_true(aq_output_sqnr_db(&gptq.output) > aq_output_sqnr_db(&search.output) + 1);
         assert_true(aq_output_sqnr_db(&ordered.output) > aq_output_sqnr_db(&search.output) + 1);
         done(&search);
@@ -104,9 +104,9 @@ static void feedback_beats_search_beats_nothing(void **state) {
 static void the_reported_error_is_that_of_the_values(void **state) {
     (void)state;
     sample t = make_sample(19, 300);
-    for (int ordered = 0; ordered <= 1; ordered++) {
+    for (int ordered = 0; ordered <= 2; ordered++) {
         aq_quant_spec spec = {.bits = 4, .group_size = 128, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_GPTQ};
-        solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .act_order = ordered, .refine_sweeps = 2}, 2);
+        solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .order = (aq_solve_order)ordered, .refine_sweeps = 2}, 2);
         aq_output_error exact = {0};
         double brute = 0;
         assert_int_equal(aq_output_error_add(t.w, s.v, t.rows, t.n, t.h, 2, &exact, NULL), AQ_OK);
@@ -129,9 +129,9 @@ static void cuts_threads_and_kernels_change_no_byte(void **state) {
     (void)state;
     sample t = make_sample(70, 160);
     for (int form = AQ_PARAMS_F16; form <= AQ_PARAMS_TWO_LEVEL; form++)
-        for (int ordered = 0; ordered <= 1; ordered++) {
+        for (int ordered = 0; ordered <= 2; ordered++) {
             aq_quant_spec spec = {.bits = 2, .group_size = 32, .axis = 1, .params = (aq_params_form)form, .method = AQ_METHOD_GPTQ};
-            aq_solve_options options = {.damp = 0.01, .act_order = ordered, .refine_sweeps = 2};
+            aq_solve_options options = {.damp = 0.01, .order = (aq_solve_order)ordered, .refine_sweeps = 2};
             solved whole = solve(&t, spec, options, 1), threads = solve(&t, spec, options, 4);
             spec.no_simd = true;
             solved plain = solve(&t, spec, options, 2);
@@ -159,8 +159,8 @@ static void dead_inputs_get_weight_zero(void **state) {
     for (size_t k = 0; k < t.n; k++) t.h[17 * t.n + k] = t.h[k * t.n + 17] = t.h[40 * t.n + k] = t.h[k * t.n + 40] = 0;
     for (size_t r = 0; r < t.rows; r++) t.w[r * t.n + 17] = 100; /* would ruin its group */
     aq_quant_spec spec = {.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F32, .method = AQ_METHOD_GPTQ};
-    for (int ordered = 0; ordered <= 1; ordered++) {
-        solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .act_order = ordered, .refine_sweeps = 2}, 1);
+    for (int ordered = 0; ordered <= 2; ordered++) {
+        solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .order = (aq_solve_order)ordered, .refine_sweeps = 2}, 1);
         for (size_t r = 0; r < t.rows; r++) assert_true(fabsf(s.v[r * t.n + 17]) <= s.scales[r * 3] && fabsf(s.v[r * t.n + 40]) <= s.scales[r * 3 + 1]);
         assert_true(aq_output_sqnr_db(&s.output) > 15);
         done(&s);
@@ -247,7 +247,7 @@ static void it_stops_when_told(void **state) {
     (void)state;
     sample t = make_sample(16, 512);
     aq_quant_spec spec = {.bits = 4, .group_size = 64, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_GPTQ};
-    aq_solve_options options = {.damp = 0.01, .refine_sweeps = 1};
+    aq_solve_options options = {.damp = 0.01, .order = AQ_ORDER_INPUTS, .refine_sweeps = 1};
     int asked = 1000000;
     solved s = solve_asking(&t, spec, options, 1, count_down, &asked);
     assert_int_equal(s.status, AQ_OK);
@@ -270,7 +270,7 @@ static void every_allocation_may_fail(void **state) {
     int failures = 0;
     for (int64_t n = 0;; n++) {
         aq_mem_fail_after(n);
-        solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .act_order = n % 2, .refine_sweeps = 1}, 1);
+        solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .order = n % 2 ? AQ_ORDER_ENERGY : AQ_ORDER_INPUTS, .refine_sweeps = 1}, 1);
         aq_mem_fail_after(-1);
         bool finished = s.status == AQ_OK;
         if (!finished) assert_int_equal(s.status, AQ_ERR_MEMORY);
