@@ -1,6 +1,7 @@
 /* AVX2, F16C and FMA kernels: the template with registers of 8 floats. Compiled with -mavx2 -mf16c -mfma. */
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define VECTOR_BYTES 32
 #define KERNELS_NAME "avx2"
@@ -28,15 +29,19 @@ static inline vd vd_low(vf v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)
 static inline vd vd_high(vf v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
 static inline vd vd_max(vd a, vd b) { return _mm256_max_pd(a, b); }
 static inline vd vd_abs(vd a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
+static inline vf v_narrow(vd low, vd high) { return _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low)); }
 
 static inline vf half_load(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 static inline void half_store(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 
-static inline void codes_store(uint8_t *p, const vf *q) {
-    __m256i words = _mm256_packus_epi32(_mm256_cvttps_epi32(q[0]), _mm256_cvttps_epi32(q[1])); /* 128-bit halves of q0 q1 q0 q1 */
+static inline __m128i code_bytes(const vf *q) {
+    __m256i low = _mm256_set1_epi32(0xFF);
+    __m256i words = _mm256_packus_epi32(_mm256_and_si256(_mm256_castps_si256(q[0]), low),
+                                        _mm256_and_si256(_mm256_castps_si256(q[1]), low)); /* 128-bit halves of q0 q1 q0 q1 */
     words = _mm256_permute4x64_epi64(words, 0xD8);
-    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    return _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
+#include "kernels/codes_x86.h"
 
 static inline void codes_load(const uint8_t *p, vf *q) {
     __m128i bytes = _mm_loadu_si128((const __m128i *)p);

@@ -1,6 +1,7 @@
 /* AVX-512 kernels (F, BW, DQ, VL): the template with registers of 16 floats. Compiled with the matching -m flags. */
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define VECTOR_BYTES 64
 #define KERNELS_NAME "avx512"
@@ -20,11 +21,20 @@ static inline vd vd_low(vf v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)
 static inline vd vd_high(vf v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
 static inline vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
 static inline vd vd_abs(vd a) { return _mm512_abs_pd(a); }
+static inline vf v_narrow(vd low, vd high) { return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1); }
 
 static inline vf half_load(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline void half_store(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 
-static inline void codes_store(uint8_t *p, const vf *q) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvttps_epi32(q[0]))); }
+static inline __m128i code_bytes(const vf *q) { return _mm512_cvtepi32_epi8(_mm512_castps_si512(q[0])); }
+#define HAS_CODES_PACK4
+/* Each 64 bits hold two codes, which become their lowest byte: first, or second where the mask is 0. */
+static inline void codes_pack4(uint8_t *p, const vf *q) {
+    __m512i pairs = _mm512_castps_si512(q[0]);
+    __m512i bytes = _mm512_ternarylogic_epi64(_mm512_set1_epi64(0x0F), pairs, _mm512_srli_epi64(pairs, 28), 0xCA);
+    _mm_storel_epi64((__m128i *)p, _mm512_cvtepi64_epi8(bytes));
+}
+#include "kernels/codes_x86.h"
 static inline void codes_load(const uint8_t *p, vf *q) { q[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }

@@ -86,6 +86,9 @@ typedef struct aq_kernels {
 
     /* codes[i] = clamp(rint(x[i] * (1 / s) + z), 0, q_max), one byte each; half to even; x[i] / s when s < AQ_TINY_SCALE. s > 0. */
     void (*quantize)(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes);
+    /* The same codes, q_max 3 and 15, packed as pack2 and pack4 do. */
+    void (*quantize2)(const float *x, size_t n, float s, float z, uint8_t *packed);
+    void (*quantize4)(const float *x, size_t n, float s, float z, uint8_t *packed);
     /* out[i] = ((float)codes[i] - z) * s */
     void (*dequantize)(const uint8_t *codes, size_t n, float s, float z, float *out);
     /* One code a byte <-> 8 / bits codes a byte, little-endian; unused bits of the last byte are 0. */
@@ -93,6 +96,11 @@ typedef struct aq_kernels {
     void (*pack4)(const uint8_t *codes, size_t n, uint8_t *packed);
     void (*unpack2)(const uint8_t *packed, size_t n, uint8_t *codes);
     void (*unpack4)(const uint8_t *packed, size_t n, uint8_t *codes);
+
+    /* Min-max pairs (rtn.c) of 16 finite ranges; s[i] = z[i] = 0 for those that are left to the caller: equal ends, scales near the ends of the range of F32.
+     * The f16 form stores halves of scale and offset at slots[2 i] and gives the pairs that come back; the caller checks that they fit. */
+    void (*rtn_f32)(const float *lo, const float *hi, int q_max, float *s, float *z);
+    void (*rtn_f16)(const float *lo, const float *hi, int q_max, uint16_t *slots, float *s, float *z);
 
     /* Sums over n elements, in the order of aq_error_sums. */
     void (*error_sums)(const float *w, const float *v, size_t n, aq_error_sums *out);

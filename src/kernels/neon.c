@@ -1,6 +1,7 @@
 /* NEON kernels: the template with registers of 4 floats. AArch64 has these instructions everywhere. */
 #include <arm_neon.h>
 #include <stdint.h>
+#include <string.h>
 
 #define VECTOR_BYTES 16
 #define KERNELS_NAME "neon"
@@ -21,14 +22,27 @@ static inline vd vd_low(vf v) { return vcvt_f64_f32(vget_low_f32(v)); }
 static inline vd vd_high(vf v) { return vcvt_high_f64_f32(v); }
 static inline vd vd_max(vd a, vd b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
 static inline vd vd_abs(vd a) { return vabsq_f64(a); }
+static inline vf v_narrow(vd low, vd high) { return vcvt_high_f32_f64(vcvt_f32_f64(low), high); }
 
 static inline vf half_load(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 static inline void half_store(uint16_t *p, vf v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 
-static inline void codes_store(uint8_t *p, const vf *q) {
-    uint16x8_t low = vcombine_u16(vmovn_u32(vcvtq_u32_f32(q[0])), vmovn_u32(vcvtq_u32_f32(q[1])));
-    uint16x8_t high = vcombine_u16(vmovn_u32(vcvtq_u32_f32(q[2])), vmovn_u32(vcvtq_u32_f32(q[3])));
-    vst1q_u8(p, vcombine_u8(vmovn_u16(low), vmovn_u16(high)));
+static inline uint8x16_t code_bytes(const vf *q) {
+    uint16x8_t low = vcombine_u16(vmovn_u32(vreinterpretq_u32_f32(q[0])), vmovn_u32(vreinterpretq_u32_f32(q[1])));
+    uint16x8_t high = vcombine_u16(vmovn_u32(vreinterpretq_u32_f32(q[2])), vmovn_u32(vreinterpretq_u32_f32(q[3])));
+    return vcombine_u8(vmovn_u16(low), vmovn_u16(high));
+}
+static inline void codes_store(uint8_t *p, const vf *q) { vst1q_u8(p, code_bytes(q)); }
+
+static inline void codes_pack4(uint8_t *p, const vf *q) {
+    uint8x16_t codes = code_bytes(q);
+    vst1_u8(p, vget_low_u8(vsliq_n_u8(vuzp1q_u8(codes, codes), vuzp2q_u8(codes, codes), 4)));
+}
+
+static inline void codes_pack2(uint8_t *p, const vf *q) {
+    uint8x16_t codes = code_bytes(q), fours = vsliq_n_u8(vuzp1q_u8(codes, codes), vuzp2q_u8(codes, codes), 2);
+    uint32_t bytes = vgetq_lane_u32(vreinterpretq_u32_u8(vsliq_n_u8(vuzp1q_u8(fours, fours), vuzp2q_u8(fours, fours), 4)), 0);
+    memcpy(p, &bytes, 4);
 }
 
 static inline void codes_load(const uint8_t *p, vf *q) {

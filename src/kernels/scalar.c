@@ -1,6 +1,7 @@
 /* Scalar kernels: the definition of right (see kernels.h). Written to be read; the vector forms must give the same bits. */
 #include "kernels/kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -60,6 +61,43 @@ static float round_code(float t, float top) { return clamp(t, 0.0f, top) + 12582
 static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
     float top = (float)q_max, inverse = 1.0f / s;
     for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)round_code((s < AQ_TINY_SCALE ? x[i] / s : x[i] * inverse) + z, top);
+}
+
+static void quantize_packed(const float *x, size_t n, float s, float z, size_t bits, uint8_t *packed) {
+    for (size_t i = 0; i < n; i++) {
+        uint8_t code;
+        quantize(x + i, 1, s, z, (1 << bits) - 1, &code);
+        size_t at = i * bits;
+        packed[at / 8] = (uint8_t)((at % 8 ? packed[at / 8] : 0) | code << at % 8);
+    }
+}
+static void quantize2(const float *x, size_t n, float s, float z, uint8_t *packed) { quantize_packed(x, n, s, z, 2, packed); }
+static void quantize4(const float *x, size_t n, float s, float z, uint8_t *packed) { quantize_packed(x, n, s, z, 4, packed); }
+
+/* s, 0 where it is left to the caller; the lower end, widened to contain 0. */
+static float rtn_scale(float lo, float hi, float q_max, float *low) {
+    float a = lo < 0 ? lo : 0.0f, b = hi > 0 ? hi : 0.0f, s = (float)(((double)b - (double)a) / (double)q_max);
+    *low = a;
+    return lo != hi && s >= FLT_MIN && s * q_max < INFINITY ? s : 0.0f;
+}
+
+static void rtn_f32(const float *lo, const float *hi, int q_max, float *s, float *z) {
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        float low, top = (float)q_max;
+        s[j] = rtn_scale(lo[j], hi[j], top, &low);
+        z[j] = s[j] > 0 ? (float)(-(double)low / (double)s[j] + 0x1.8p52 - 0x1.8p52) : 0.0f;
+        z[j] = z[j] < top ? z[j] : top;
+    }
+}
+
+static void rtn_f16(const float *lo, const float *hi, int q_max, uint16_t *slots, float *s, float *z) {
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        float low, scale = rtn_scale(lo[j], hi[j], (float)q_max, &low);
+        slots[2 * j] = aq_f32_to_f16(scale);
+        slots[2 * j + 1] = aq_f32_to_f16(low);
+        s[j] = aq_f16_to_f32(slots[2 * j]);
+        z[j] = s[j] > 0 ? (0.0f - aq_f16_to_f32(slots[2 * j + 1])) / s[j] : 0.0f;
+    }
 }
 
 static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
@@ -254,6 +292,10 @@ const aq_kernels aq_kernels_scalar = {
     .range = range,
     .column_stats = column_stats,
     .quantize = quantize,
+    .quantize2 = quantize2,
+    .quantize4 = quantize4,
+    .rtn_f32 = rtn_f32,
+    .rtn_f16 = rtn_f16,
     .dequantize = dequantize,
     .pack2 = pack2,
     .pack4 = pack4,

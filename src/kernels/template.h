@@ -3,10 +3,13 @@
  *   v_min, v_max             a < b ? a : b and a > b ? a : b, b when unordered
  *   v_reduce_min, v_reduce_max, v_all_zero
  *                            over the lanes of one register; v_all_zero is false when one is NaN
- *   codes_store, codes_load  16 floats that hold integers 0..255 <-> 16 bytes
+ *   codes_store, codes_pack4, codes_pack2
+ *                            16 floats 1.5 * 2^23 + code, whose lowest byte is the code, -> 16, 8 or 4 bytes
+ *   codes_load               16 bytes -> 16 floats
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
  *                            a register of doubles; W / 2 floats from memory or from a register's lower or upper half
+ *   v_narrow                 two registers of doubles -> one of floats
  *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
  *   TILE_ROWS, TILE_VECTORS  of matrix products (gemm_tile.h): what fills the registers
  *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
@@ -15,6 +18,7 @@
  */
 #include "kernels/kernels.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -33,7 +37,9 @@ static inline void v_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 static inline vf v_set(float x) { return x - (vf){0}; }
 static inline vf v_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 static inline vf v_clamp(vf t, vf low, vf high) { return v_min(v_max(t, low), high); }
-static inline vf v_round_code(vf t, vf top) { return v_clamp(t, v_set(0.0f), top) + 12582912.0f - 12582912.0f; }
+/* As the integer in the lowest bits; as a float. */
+static inline vf v_code_bits(vf t, vf top) { return v_clamp(t, v_set(0.0f), top) + 12582912.0f; }
+static inline vf v_round_code(vf t, vf top) { return v_code_bits(t, top) - 12582912.0f; }
 /* ---- conversions ---- */
 
 static void f16_to_f32(const uint16_t *in, float *out, size_t n) {
@@ -85,7 +91,7 @@ static bool range(const float *x, size_t n, float *lo, float *hi) {
                 vf v = v_load(x + i + u * W);
                 a[u] = v_min(v, a[u]);
                 b[u] = v_max(v, b[u]);
-                c[u % 2] += v * 0.0f;
+                c[u % 2] = v_fma(v, (vf){0}, c[u % 2]);
             }
         low = v_reduce_min(v_min(v_min(a[0], a[1]), v_min(a[2], a[3])));
         high = v_reduce_max(v_max(v_max(b[0], b[1]), v_max(b[2], b[3])));
@@ -151,32 +157,53 @@ static void column_stats(const float *x, size_t rows, size_t stride, size_t n, d
 
 /* ---- codes ---- */
 
-static inline __attribute__((always_inline)) void quantize_16(const float *x, bool tiny, vf inverse, vf scale, vf zero, vf top, uint8_t *codes) {
+static inline __attribute__((always_inline)) void quantize_16(const float *x, bool tiny, vf inverse, vf scale, vf zero, int bits, vf top, uint8_t *codes) {
     vf q[PARTS];
     for (size_t u = 0; u < PARTS; u++) {
         vf v = v_load(x + u * W);
-        q[u] = v_round_code((tiny ? v / scale : v * inverse) + zero, top);
+        q[u] = v_code_bits((tiny ? v / scale : v * inverse) + zero, top);
     }
-    codes_store(codes, q);
+    if (bits == 8)
+        codes_store(codes, q);
+    else if (bits == 4)
+        codes_pack4(codes, q);
+    else
+        codes_pack2(codes, q);
 }
 
-static inline __attribute__((always_inline)) void quantize_any(const float *x, size_t n, bool tiny, float s, float z, int q_max, uint8_t *codes) {
-    vf scale = v_set(s), inverse = 1.0f / scale, zero = v_set(z), top = v_set((float)q_max);
-    size_t i = 0;
-    for (; i + AQ_LANES <= n; i += AQ_LANES) quantize_16(x + i, tiny, inverse, scale, zero, top, codes + i);
+static inline __attribute__((always_inline)) void quantize_any(const float *x, size_t n, bool tiny, float s, float z, int bits, int q_max, uint8_t *codes) {
+    vf scale = v_set(s), inverse = v_set(1.0f / s), zero = v_set(z), top = v_set((float)q_max);
+    size_t i = 0, step = AQ_LANES * (size_t)bits / 8;
+    for (; i + AQ_LANES <= n; i += AQ_LANES, codes += step) quantize_16(x + i, tiny, inverse, scale, zero, bits, top, codes);
     if (i == n) return;
     float tail[AQ_LANES] = {0};
     uint8_t last[AQ_LANES];
     memcpy(tail, x + i, (n - i) * sizeof *x);
-    quantize_16(tail, tiny, inverse, scale, zero, top, last);
-    memcpy(codes + i, last, n - i);
+    quantize_16(tail, tiny, inverse, scale, zero, bits, top, last);
+    size_t used = (n - i) * (size_t)bits;
+    if (used % 8) last[used / 8] &= (uint8_t)((1 << used % 8) - 1);
+    memcpy(codes, last, (used + 7) / 8);
 }
 
 static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
     if (s < AQ_TINY_SCALE)
-        quantize_any(x, n, true, s, z, q_max, codes);
+        quantize_any(x, n, true, s, z, 8, q_max, codes);
     else
-        quantize_any(x, n, false, s, z, q_max, codes);
+        quantize_any(x, n, false, s, z, 8, q_max, codes);
+}
+
+static void quantize2(const float *x, size_t n, float s, float z, uint8_t *packed) {
+    if (s < AQ_TINY_SCALE)
+        quantize_any(x, n, true, s, z, 2, 3, packed);
+    else
+        quantize_any(x, n, false, s, z, 2, 3, packed);
+}
+
+static void quantize4(const float *x, size_t n, float s, float z, uint8_t *packed) {
+    if (s < AQ_TINY_SCALE)
+        quantize_any(x, n, true, s, z, 4, 15, packed);
+    else
+        quantize_any(x, n, false, s, z, 4, 15, packed);
 }
 
 static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
@@ -188,6 +215,45 @@ static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *
         for (size_t u = 0; u < PARTS; u++) v_store(out + i + u * W, (q[u] - zero) * scale);
     }
     for (; i < n; i++) out[i] = ((float)codes[i] - z) * s;
+}
+
+/* s, and the ends of the range widened to contain 0. */
+static inline vf rtn_scale(const float *lo, const float *hi, float q_max, vf *low, vf *high, vi *plain) {
+    vf zero = v_set(0.0f), first = v_load(lo), last = v_load(hi), a = v_min(first, zero), b = v_max(last, zero);
+    vf s = v_narrow((vd_low(b) - vd_low(a)) / (double)q_max, (vd_high(b) - vd_high(a)) / (double)q_max);
+    *plain = (first != last) & (s >= v_set(FLT_MIN)) & (s * q_max < v_set(INFINITY));
+    *low = a;
+    *high = b;
+    return s;
+}
+
+static void rtn_f32(const float *lo, const float *hi, int q_max, float *s, float *z) {
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf low, high, scale, top = v_set((float)q_max);
+        vi plain;
+        scale = rtn_scale(lo + j, hi + j, (float)q_max, &low, &high, &plain);
+        vd first = -vd_low(low) / vd_low(scale) + 0x1.8p52 - 0x1.8p52, second = -vd_high(low) / vd_high(scale) + 0x1.8p52 - 0x1.8p52;
+        v_store(s + j, v_select(plain, scale, v_set(0.0f)));
+        v_store(z + j, v_select(plain, v_min(v_narrow(first, second), top), v_set(0.0f)));
+    }
+}
+
+static void rtn_f16(const float *lo, const float *hi, int q_max, uint16_t *slots, float *s, float *z) {
+    uint16_t halves[2][AQ_LANES];
+    for (size_t j = 0; j < AQ_LANES; j += W) {
+        vf low, high, scale;
+        vi plain;
+        scale = rtn_scale(lo + j, hi + j, (float)q_max, &low, &high, &plain);
+        half_store(halves[0] + j, v_select(plain, scale, v_set(0.0f)));
+        half_store(halves[1] + j, low);
+        vf stored = half_load(halves[0] + j), offset = half_load(halves[1] + j);
+        v_store(s + j, stored);
+        v_store(z + j, v_select(stored > v_set(0.0f), (0.0f - offset) / stored, v_set(0.0f)));
+    }
+    for (size_t j = 0; j < AQ_LANES; j++) {
+        slots[2 * j] = halves[0][j];
+        slots[2 * j + 1] = halves[1][j];
+    }
 }
 
 /* Plain loops over bytes: compilers turn them into shuffles of the instruction set that this file is compiled for. */
@@ -503,6 +569,10 @@ const aq_kernels KERNELS = {
     .range = range,
     .column_stats = column_stats,
     .quantize = quantize,
+    .quantize2 = quantize2,
+    .quantize4 = quantize4,
+    .rtn_f32 = rtn_f32,
+    .rtn_f16 = rtn_f16,
     .dequantize = dequantize,
     .pack2 = pack2,
     .pack4 = pack4,

@@ -124,6 +124,14 @@ static uint64_t pairs_of_group(const aq_quant_spec *spec, const aq_quant_layout 
 }
 
 void aq_quant_pairs(const aq_quant_spec *spec, const aq_quant_layout *layout, const void *params, float *scales, float *zero_points) {
+    if (spec->params == AQ_PARAMS_F32) {
+        const char *at = params;
+        for (uint64_t i = 0; i < layout->n_pairs; i++, at += 8) {
+            memcpy(scales + i, at, 4);
+            memcpy(zero_points + i, at + 4, 4);
+        }
+        return;
+    }
     aq_fp_state fp = aq_fp_enter();
     for (uint64_t row = 0, i = 0; row < param_rows(spec, layout); row++)
         for (uint64_t group = 0; group < layout->groups_per_row; group++) {

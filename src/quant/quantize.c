@@ -2,7 +2,7 @@
  *
  * The matrix is cut into strips: a few thousand consecutive values of a row that hold whole groups and whole bytes of codes (axis 0: one group of
  * rows). A task is a fixed number of strips, whatever the number of threads, and sums its own part of the metrics; the parts are added in order.
- * Min-max reads a strip from memory once: its ranges are taken, then it is coded, packed and compared in pieces that stay in the first-level cache.
+ * Min-max reads a strip from memory once: ranges and pairs of 16 groups at a time, then codes, packed (and compared) while they stay in the first-level cache.
  * The search first finds the parameters of all groups of a task, then codes the strips.
  */
 #include "quant/quant_internal.h"
@@ -23,7 +23,6 @@ typedef struct scratch {
     uint8_t codes[PIECE];
     float values[PIECE];
     aq_pair pairs[PIECE];
-    aq_range ranges[PIECE];
 } scratch;
 
 typedef struct job {
@@ -66,11 +65,33 @@ static inline void prefetch(const float *x, uint64_t n) {
     for (uint64_t i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)(x + i) + PIECE * sizeof *x), 0, 2);
 }
 
+/* Codes and packs n values that start on a byte boundary, as does every pair's run of `width` values. */
+static void code_packed(job *j, const aq_pair *pair, const float *x, uint64_t n, uint64_t width, uint8_t *out) {
+    const aq_kernels *k = j->kernels;
+    uint64_t bits = (uint64_t)j->spec->bits, next, pair_end = width;
+    for (uint64_t at = 0; at < n; at = next) {
+        next = pair_end - at < PIECE ? pair_end : at + PIECE;
+        next = next < n ? next : n;
+        prefetch(x + at, next - at);
+        if (bits == 8)
+            k->quantize(x + at, next - at, pair->s, pair->z, 255, out + at);
+        else
+            (bits == 4 ? k->quantize4 : k->quantize2)(x + at, next - at, pair->s, pair->z, out + at * bits / 8);
+        if (next < pair_end) continue;
+        pair++;
+        pair_end += width;
+    }
+}
+
 /* Codes, packs and compares n values that start on a byte boundary; each pair covers `width` of them. */
 static void code_run(job *j, scratch *t, const float *x, uint64_t n, uint64_t width, uint8_t *out, aq_quant_metrics *m) {
     const aq_kernels *k = j->kernels;
     const aq_pair *pair = t->pairs;
     int q_max = aq_quant_q_max(j->spec), bits = j->spec->bits;
+    if (!m && (width >= n || width * (uint64_t)bits % 8 == 0)) {
+        code_packed(j, pair, x, n, width, out);
+        return;
+    }
     uint64_t pair_end = width;
     for (uint64_t begin = 0; begin < n; begin += PIECE) {
         uint64_t end = begin + PIECE < n ? begin + PIECE : n;
@@ -138,17 +159,44 @@ static bool strip_is_finite(job *j, const strip *s) {
     return true;
 }
 
-/* Min-max parameters of a strip. All ranges first: the pairs' long chains of divisions then overlap each other. */
+/* Min-max parameters of n <= 16 groups from `first` on: side by side, and alone those that the kernels leave. */
+static bool round_groups(job *j, scratch *t, const strip *s, uint64_t first, uint64_t n) {
+    const aq_kernels *k = j->kernels;
+    float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0}, scale[AQ_LANES] = {0}, zero[AQ_LANES];
+    uint16_t halves[2 * AQ_LANES];
+    for (uint64_t i = 0; i < n; i++) {
+        aq_values values = group_values(j, s, s->group + first + i);
+        aq_range range;
+        bool finite = values.n_rows == 1 ? k->range(values.x, values.n, &range.lo, &range.hi) : aq_values_range(k, &values, &range);
+        if (!finite) return strip_is_finite(j, s);
+        lo[i] = range.lo;
+        hi[i] = range.hi;
+    }
+    bool f16 = j->spec->params == AQ_PARAMS_F16;
+    uint8_t *slots = group_slot(j, s, s->group + first);
+    if (!j->spec->symmetric && f16)
+        k->rtn_f16(lo, hi, aq_quant_q_max(j->spec), halves, scale, zero);
+    else if (!j->spec->symmetric)
+        k->rtn_f32(lo, hi, aq_quant_q_max(j->spec), scale, zero);
+    for (uint64_t i = 0; i < n; i++) {
+        aq_pair *pair = &t->pairs[first + i];
+        *pair = (aq_pair){scale[i], zero[i]};
+        if (f16 ? scale[i] >= AQ_MIN_HALF_SCALE && isfinite(scale[i]) && isfinite(zero[i]) : scale[i] > 0) {
+            if (f16)
+                memcpy(slots + 4 * i, halves + 2 * i, 4);
+            else
+                memcpy(slots + 8 * i, pair, 8);
+        } else if (!aq_rtn_pair(j->spec, (aq_range){lo[i], hi[i]}, slots + i * aq_pair_bytes(j->spec), pair)) {
+            note_failure(j, group_values(j, s, s->group + first + i).x, true);
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool round_strip(job *j, scratch *t, const strip *s) {
-    for (uint64_t g = 0; g < s->n_groups; g++) {
-        aq_values values = group_values(j, s, s->group + g);
-        if (!aq_values_range(j->kernels, &values, &t->ranges[g])) return strip_is_finite(j, s);
-    }
-    for (uint64_t g = 0; g < s->n_groups; g++) {
-        if (aq_rtn_pair(j->spec, t->ranges[g], group_slot(j, s, s->group + g), &t->pairs[g])) continue;
-        note_failure(j, group_values(j, s, s->group + g).x, true);
-        return false;
-    }
+    for (uint64_t g = 0; g < s->n_groups; g += AQ_LANES)
+        if (!round_groups(j, t, s, g, s->n_groups - g < AQ_LANES ? s->n_groups - g : AQ_LANES)) return false;
     return true;
 }
 
@@ -299,6 +347,14 @@ static aq_status run_job(job *j, int n_threads, aq_quant_metrics *metrics, bool 
     return ok ? AQ_OK : report(j, needs_f32, err);
 }
 
+/* Rows of whole groups and whole bytes, one after the other, are one long row: its strips hold many groups however short the rows are. Only without metrics,
+ * whose order of summation begins anew in each row. */
+static bool is_one_row(const aq_quant_spec *spec, const aq_quant_layout *l, const aq_quant_metrics *metrics) {
+    uint64_t size = spec->group_size ? spec->group_size : l->cols;
+    return !metrics && spec->method == AQ_METHOD_RTN && spec->axis == 1 && spec->params != AQ_PARAMS_TWO_LEVEL && l->cols % size == 0 &&
+           l->cols * (uint64_t)spec->bits % 8 == 0;
+}
+
 aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_layout *layout, const float *importance, int n_threads, uint8_t *codes,
                       void *params, aq_quant_metrics *metrics, bool *needs_f32, aq_error *err) {
     job j = {.kernels = aq_quant_kernels(spec), .spec = spec, .layout = layout, .w = w, .codes = codes, .params = params};
@@ -308,6 +364,18 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
     if (spec->method != AQ_METHOD_RTN && spec->method != AQ_METHOD_SEARCH)
         return aq_fail(err, AQ_ERR_USAGE, "method '%s' needs the second moment of the inputs (aq_solve)", aq_method_name(spec->method));
     if (layout->rows == 0 || layout->cols == 0 || layout->groups_per_row == 0) return AQ_OK; /* nothing to do; the last follows from the second */
+
+    aq_quant_spec one_spec = *spec;
+    aq_quant_layout one_row = *layout;
+    if (is_one_row(spec, layout, metrics)) {
+        one_spec.group_size = layout->pair_width;
+        one_row = (aq_quant_layout){.rows = 1, .cols = layout->rows * layout->cols, .row_bytes = layout->codes_bytes, .codes_bytes = layout->codes_bytes};
+        one_row.groups_per_row = one_row.pairs_per_row = one_row.n_groups = one_row.n_pairs = layout->n_groups;
+        one_row.pair_width = layout->pair_width;
+        one_row.params_bytes = layout->params_bytes;
+        j.spec = &one_spec;
+        j.layout = &one_row;
+    }
 
     aq_fp_state fp = aq_fp_enter();
     float *weights = NULL;

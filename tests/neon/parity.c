@@ -72,6 +72,8 @@ static void codes(const aq_kernels *k) {
             float s = (lo_hi[1] - lo_hi[0]) / (float)((1 << bits) - 1) + 1e-12f, z = -lo_hi[0] / s;
             k->quantize(x, n, s, z, (1 << bits) - 1, code);
             q = digest_of(q, code, n);
+            (bits == 2 ? k->quantize2 : k->quantize4)(x, n, s, z, packed);
+            if (bits < 8) packed_digest = digest_of(packed_digest, packed, (n * (size_t)bits + 7) / 8);
             k->dequantize(code, n, s, z, v);
             v_digest = digest_of(v_digest, v, n * sizeof *v);
             aq_error_sums sums;

@@ -173,12 +173,42 @@ static void codes_agree(void **state) {
             (bits == 2 ? aq_kernels_scalar.pack2 : aq_kernels_scalar.pack4)(a, n, pa);
             (bits == 2 ? k->pack2 : k->pack4)(a, n, pb);
             assert_memory_equal(pa, pb, MAX);
+            memset(pb, 0xEE, MAX);
+            (bits == 2 ? k->quantize2 : k->quantize4)(x, n, s, z, pb);
+            assert_memory_equal(pa, pb, MAX);
+            memset(pb, 0xEE, MAX);
+            (bits == 2 ? aq_kernels_scalar.quantize2 : aq_kernels_scalar.quantize4)(x, n, s, z, pb);
+            assert_memory_equal(pa, pb, MAX);
             memset(b, 0xEE, MAX);
             (bits == 2 ? aq_kernels_scalar.unpack2 : aq_kernels_scalar.unpack4)(pa, n, b);
             assert_memory_equal(a, b, MAX);
             memset(b, 0xEE, MAX);
             (bits == 2 ? k->unpack2 : k->unpack4)(pa, n, b);
             assert_memory_equal(a, b, MAX);
+        }
+}
+
+static void min_max_pairs_agree(void **state) {
+    (void)state;
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (int trial = 0; trial < 400; trial++) {
+            float lo[AQ_LANES], hi[AQ_LANES], a[2][AQ_LANES], b[2][AQ_LANES];
+            uint16_t ha[2 * AQ_LANES], hb[2 * AQ_LANES];
+            int q_max = (1 << (2 << trial % 3)) - 1;
+            for (size_t i = 0; i < AQ_LANES; i++) {
+                float u = value_of(kind), v = i % 5 ? value_of(kind) : u;
+                lo[i] = (u < v ? u : v) + 0.0f;
+                hi[i] = (u < v ? v : u) + 0.0f;
+            }
+            aq_kernels_scalar.rtn_f32(lo, hi, q_max, a[0], a[1]);
+            k->rtn_f32(lo, hi, q_max, b[0], b[1]);
+            assert_memory_equal(a, b, sizeof a);
+            for (size_t i = 0; i < AQ_LANES; i++) assert_true(a[0][i] > 0 ? lo[i] < hi[i] && a[1][i] >= 0 && a[1][i] <= (float)q_max : a[1][i] == 0);
+            aq_kernels_scalar.rtn_f16(lo, hi, q_max, ha, a[0], a[1]);
+            k->rtn_f16(lo, hi, q_max, hb, b[0], b[1]);
+            assert_memory_equal(a, b, sizeof a);
+            assert_memory_equal(ha, hb, sizeof ha);
         }
 }
 
@@ -324,15 +354,11 @@ int main(void) {
     FOR_EACH_TABLE(k) printf(" %s", k->name);
     printf(", best %s\n", aq_isa_name());
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(conversions_agree),
-        cmocka_unit_test(finite_check_finds_the_first_index),
-        cmocka_unit_test(range_agrees),
-        cmocka_unit_test(column_stats_agree),
-        cmocka_unit_test(codes_agree),
-        cmocka_unit_test(error_sums_agree),
-        cmocka_unit_test(search_kernels_agree),
-        cmocka_unit_test(spreading_agrees),
-        cmocka_unit_test(an_instruction_set_is_selected_by_name),
+        cmocka_unit_test(conversions_agree), cmocka_unit_test(finite_check_finds_the_first_index),
+        cmocka_unit_test(range_agrees),      cmocka_unit_test(column_stats_agree),
+        cmocka_unit_test(codes_agree),       cmocka_unit_test(min_max_pairs_agree),
+        cmocka_unit_test(error_sums_agree),  cmocka_unit_test(search_kernels_agree),
+        cmocka_unit_test(spreading_agrees),  cmocka_unit_test(an_instruction_set_is_selected_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
