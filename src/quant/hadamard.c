@@ -1,50 +1,46 @@
-/* Hadamard rotation of inputs (declared in solve.h): blocks of size 4^k are multiplied by the k-th Kronecker power of the regular H4, in place.
+/* Hadamard rotation of a layer's inputs: y = W x = (W R) (R x), where W R has fewer outliers (QuIP#: Tseng et al., ICML 2024; QuaRot: Ashkboos et al., 2024).
  *
- * Each factor mixes four values that lie 1, 4, 16 … apart, so a block costs k passes instead of 4^k products. H4 / 2 is symmetric and orthogonal, so the
- * rotation undoes itself (to rounding). The order of the sums is fixed: the same bytes everywhere. */
+ * R is block-diagonal, each block a Kronecker power of the regular H4 = [[1,1,1,-1],[1,1,-1,1],[1,-1,1,1],[-1,1,1,1]] / 2: symmetric, orthogonal, and without a
+ * row of equal signs, so that no output gathers the mean of the inputs. With t = (a + b + c + d) / 2, H4 (a, b, c, d) = (t - d, t - c, t - b, t - a).
+ */
 #include <arrowquant/solve.h>
 
-/* One block. y = H4 (a, b, c, d) / 2 by four sums of two. */
-static void rotate(float *x, uint64_t size) {
-    for (uint64_t step = 1; step < size; step *= 4)
-        for (uint64_t i = 0; i < size; i += 4 * step)
-            for (uint64_t k = i; k < i + step; k++) {
-                float a = x[k], b = x[k + step], c = x[k + 2 * step], d = x[k + 3 * step];
-                float s = a + b, t = c - d, u = a - b, v = c + d;
-                x[k] = 0.5f * (s + t);
-                x[k + step] = 0.5f * (s - t);
-                x[k + 2 * step] = 0.5f * (u + v);
-                x[k + 3 * step] = 0.5f * (v - u);
-            }
+#include "base/threads.h"
+
+/* One stage on four runs of n values, in place. */
+static void mix(float *restrict a, float *restrict b, float *restrict c, float *restrict d, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++) {
+        float t = ((a[i] + b[i]) + (c[i] + d[i])) * 0.5f, first = t - d[i], second = t - c[i], third = t - b[i], fourth = t - a[i];
+        a[i] = first;
+        b[i] = second;
+        c[i] = third;
+        d[i] = fourth;
+    }
+}
+
+/* Every stage on n values of which `run` neighbours always go together. */
+static void rotate(float *x, uint64_t n, uint64_t run, uint64_t size) {
+    for (uint64_t step = run; step < size * run; step *= 4)
+        for (uint64_t i = 0; i < n; i += 4 * step) mix(x + i, x + i + step, x + i + 2 * step, x + i + 3 * step, step);
 }
 
 void aq_hadamard(float *x, uint64_t rows, uint64_t n, uint64_t size) {
-    if (size < 4) return;
-    for (uint64_t r = 0; r < rows; r++)
-        for (uint64_t i = 0; i + size <= n; i += size) rotate(x + r * n + i, size);
+    aq_fp_state fp = aq_fp_enter();
+    for (uint64_t r = 0; r < rows; r++) rotate(x + r * n, n, 1, size);
+    aq_fp_leave(fp);
 }
 
 void aq_hadamard_hessian(float *h, uint64_t n, uint64_t size) {
-    if (size < 4) return;
     aq_hadamard(h, n, n, size);
-    /* The other side: columns of a block of rows, which are `n` apart. */
-    for (uint64_t block = 0; block + size <= n; block += size)
-        for (uint64_t step = 1; step < size; step *= 4)
-            for (uint64_t i = block; i < block + size; i += 4 * step)
-                for (uint64_t k = i; k < i + step; k++) {
-                    float *p = h + k * n, *q = p + step * n, *r = q + step * n, *w = r + step * n;
-                    for (uint64_t c = 0; c < n; c++) {
-                        float s = p[c] + q[c], t = r[c] - w[c], u = p[c] - q[c], v = r[c] + w[c];
-                        p[c] = 0.5f * (s + t);
-                        q[c] = 0.5f * (s - t);
-                        r[c] = 0.5f * (u + v);
-                        w[c] = 0.5f * (v - u);
-                    }
-                }
+    aq_fp_state fp = aq_fp_enter();
+    rotate(h, n * n, n, size); /* whole rows together: from the left */
+    for (uint64_t i = 0; i < n; i++)
+        for (uint64_t j = 0; j < i; j++) h[i * n + j] = h[j * n + i]; /* symmetric to the last bit */
+    aq_fp_leave(fp);
 }
 
 uint64_t aq_hadamard_size(uint64_t n) {
     uint64_t size = 1;
-    while (size < 256 && n && n % (4 * size) == 0) size *= 4;
+    while (size < 256 && n > 0 && n % (4 * size) == 0) size *= 4;
     return size;
 }
