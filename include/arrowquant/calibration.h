@@ -80,6 +80,8 @@ AQ_API aq_status aq_calib_merge(aq_calib *into, const aq_calib *from, aq_error *
  * A damaged or foreign file is AQ_ERR_FORMAT with the reason. */
 AQ_API aq_status aq_calib_save(const aq_calib *calib, const char *path, bool overwrite, aq_error *err);
 AQ_API aq_status aq_calib_open(aq_calib **out, const char *path, aq_error *err);
+/* Compares every stored H with its hash, which else happens when it is first used. AQ_ERR_FORMAT names the layer. */
+AQ_API aq_status aq_calib_verify(const aq_calib *calib, aq_error *err);
 
 /* ---- reading ---- */
 

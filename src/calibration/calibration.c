@@ -101,6 +101,8 @@ void aq_calib_free(aq_calib *c) {
     aq_free((void *)(uintptr_t)c->options.data_name);
     aq_free((void *)(uintptr_t)c->options.data_sha256);
     aq_free((void *)(uintptr_t)c->options.spill_folder);
+    for (size_t i = 0; i < c->n_owned; i++) aq_free(c->owned[i]);
+    aq_free(c->owned);
     aq_free(c->layers);
     aq_free(c->table);
     aq_free(c->path);
@@ -193,6 +195,7 @@ aq_status aq_calib_add_layer(aq_calib *c, const char *name, uint64_t n_inputs, c
         return status;
     }
     size_t at = slot(c, name);
+    atomic_store(&c->is_changed, true);
     c->layers[c->n_layers] = layer;
     c->table[at] = (uint32_t)++c->n_layers;
     if (index) *index = c->n_layers - 1;
@@ -408,25 +411,31 @@ aq_status aq_calib_hessian(const aq_calib *c, size_t layer, const double *weight
 
 /* ---- gradients ---- */
 
+bool aq_gradient_reserve(aq_calib_layer *l, uint64_t rows) {
+    if (!l->gradient_rows) l->gradient_rows = aq_calloc(rows, sizeof(double));
+    if (!l->gradient_cols) l->gradient_cols = aq_calloc(l->n_inputs, sizeof(double));
+    if (!l->gradient_rows_mean) l->gradient_rows_mean = aq_calloc(rows, sizeof(double));
+    if (!l->gradient_cols_mean) l->gradient_cols_mean = aq_calloc(l->n_inputs, sizeof(double));
+    l->n_gradient_rows = rows; /* all calls for a layer agree on it */
+    return l->gradient_rows && l->gradient_cols && l->gradient_rows_mean && l->gradient_cols_mean;
+}
+
+void aq_gradient_finish(aq_calib_layer *l) {
+    double of_rows = 1 / ((double)l->n_inputs * (double)l->n_gradients), of_cols = 1 / ((double)l->n_gradient_rows * (double)l->n_gradients);
+    for (uint64_t i = 0; i < l->n_gradient_rows; i++) l->gradient_rows_mean[i] = l->gradient_rows[i] * of_rows;
+    for (uint64_t j = 0; j < l->n_inputs; j++) l->gradient_cols_mean[j] = l->gradient_cols[j] * of_cols;
+}
+
 aq_status aq_calib_add_gradient(aq_calib *c, size_t layer, const float *gradient, uint64_t rows, aq_error *err) {
     aq_error_clear(err);
     if (layer >= c->n_layers) return aq_fail(err, AQ_ERR_USAGE, "there is no layer %zu", layer);
     aq_calib_layer *l = &c->layers[layer];
     uint64_t n = l->n_inputs;
-    if (rows == 0 || rows > AQ_CALIB_LIMIT_INPUTS || (l->n_gradients > 0 && rows != l->n_gradient_rows))
+    if (rows == 0 || rows > AQ_CALIB_LIMIT_INPUTS || (l->gradient_rows && rows != l->n_gradient_rows))
         return aq_fail_at(err, AQ_ERR_USAGE, NULL, l->name, "a gradient has %llu rows, the ones before %llu", (unsigned long long)rows,
                           (unsigned long long)l->n_gradient_rows);
-    if (!l->gradient_rows) {
-        l->gradient_rows = aq_calloc(rows, sizeof(double));
-        l->gradient_cols = aq_calloc(n, sizeof(double));
-        l->gradient_rows_mean = aq_calloc(rows, sizeof(double));
-        l->gradient_cols_mean = aq_calloc(n, sizeof(double));
-        l->n_gradient_rows = rows;
-    }
     double *row_sums = aq_alloc(rows * sizeof *row_sums), *col_sums = aq_calloc(n, sizeof *col_sums);
-    aq_status status = AQ_OK;
-    if (!l->gradient_rows || !l->gradient_cols || !l->gradient_rows_mean || !l->gradient_cols_mean || !row_sums || !col_sums)
-        status = aq_fail_memory(err, 8 * (rows + n), "a gradient");
+    aq_status status = aq_gradient_reserve(l, rows) && row_sums && col_sums ? AQ_OK : aq_fail_memory(err, 8 * (rows + n), "a gradient");
     for (uint64_t i = 0; status == AQ_OK && i < rows; i++) {
         double sum = 0;
         for (uint64_t j = 0; j < n; j++) {
@@ -439,9 +448,10 @@ aq_status aq_calib_add_gradient(aq_calib *c, size_t layer, const float *gradient
     }
     if (status == AQ_OK) {
         l->n_gradients++;
-        double of_rows = 1 / ((double)n * (double)l->n_gradients), of_cols = 1 / ((double)rows * (double)l->n_gradients);
-        for (uint64_t i = 0; i < rows; i++) l->gradient_rows_mean[i] = (l->gradient_rows[i] += row_sums[i]) * of_rows;
-        for (uint64_t j = 0; j < n; j++) l->gradient_cols_mean[j] = (l->gradient_cols[j] += col_sums[j]) * of_cols;
+        for (uint64_t i = 0; i < rows; i++) l->gradient_rows[i] += row_sums[i];
+        for (uint64_t j = 0; j < n; j++) l->gradient_cols[j] += col_sums[j];
+        aq_gradient_finish(l);
+        atomic_store(&c->is_changed, true);
     }
     aq_free(row_sums);
     aq_free(col_sums);

@@ -45,6 +45,10 @@ struct aq_calib {
     aq_moment_pool pool;
     char *path;      /* of the file it was read from, or NULL */
     aq_file_map map; /* of that file: stored triangles lie in it */
+    void **owned;    /* those that do not */
+    size_t n_owned;
+    char fingerprint[65];   /* of the content as it was read, "" before */
+    atomic_bool is_changed; /* since then */
 };
 
 /* ---- layers ---- */
@@ -59,6 +63,10 @@ uint32_t aq_calib_group_of(const aq_calib *c, int32_t timestep);
 aq_status aq_calib_keep_text(const char **to, const char *text, aq_error *err);
 /* All gathered rows into their triangles: what readers see is complete. Logically const. */
 aq_status aq_calib_settle(const aq_calib *c, const aq_calib_layer *layer, aq_error *err);
+
+/* Room for gradients of so many rows; false: no memory. And the means that are shown, from the sums. */
+bool aq_gradient_reserve(aq_calib_layer *layer, uint64_t rows);
+void aq_gradient_finish(aq_calib_layer *layer);
 
 /* ---- sums ---- */
 

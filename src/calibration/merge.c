@@ -54,7 +54,7 @@ static aq_status check_layers(const aq_calib *into, const aq_calib *from, aq_err
         if (t->n_inputs != f->n_inputs)
             return aq_fail_at(err, AQ_ERR_USAGE, NULL, f->name, "has %llu inputs in one collection and %llu in the other", (unsigned long long)t->n_inputs,
                               (unsigned long long)f->n_inputs);
-        if (t->n_gradients > 0 && f->n_gradients > 0 && t->n_gradient_rows != f->n_gradient_rows)
+        if (t->gradient_rows && f->n_gradients > 0 && t->n_gradient_rows != f->n_gradient_rows)
             return aq_fail_at(err, AQ_ERR_USAGE, NULL, f->name, "has gradients of %llu rows in one collection and of %llu in the other",
                               (unsigned long long)t->n_gradient_rows, (unsigned long long)f->n_gradient_rows);
         /* A layer that shares its statistics here must share the same ones there, or they would be added twice or not at all. */
@@ -84,18 +84,11 @@ static aq_status add_stats(aq_calib *into, aq_calib_layer *t, const aq_calib *fr
 static aq_status add_gradients(aq_calib_layer *t, const aq_calib_layer *f, aq_error *err) {
     uint64_t rows = f->n_gradient_rows, n = f->n_inputs;
     if (f->n_gradients == 0) return AQ_OK;
-    if (!t->gradient_rows) {
-        t->gradient_rows = aq_calloc(rows, sizeof(double));
-        t->gradient_cols = aq_calloc(n, sizeof(double));
-        t->gradient_rows_mean = aq_calloc(rows, sizeof(double));
-        t->gradient_cols_mean = aq_calloc(n, sizeof(double));
-        t->n_gradient_rows = rows;
-    }
-    if (!t->gradient_rows || !t->gradient_cols || !t->gradient_rows_mean || !t->gradient_cols_mean) return aq_fail_memory(err, 8 * (rows + n), "a gradient");
+    if (!aq_gradient_reserve(t, rows)) return aq_fail_memory(err, 8 * (rows + n), "a gradient");
     t->n_gradients += f->n_gradients;
-    double of_rows = 1 / ((double)n * (double)t->n_gradients), of_cols = 1 / ((double)rows * (double)t->n_gradients);
-    for (uint64_t i = 0; i < rows; i++) t->gradient_rows_mean[i] = (t->gradient_rows[i] += f->gradient_rows[i]) * of_rows;
-    for (uint64_t j = 0; j < n; j++) t->gradient_cols_mean[j] = (t->gradient_cols[j] += f->gradient_cols[j]) * of_cols;
+    for (uint64_t i = 0; i < rows; i++) t->gradient_rows[i] += f->gradient_rows[i];
+    for (uint64_t j = 0; j < n; j++) t->gradient_cols[j] += f->gradient_cols[j];
+    aq_gradient_finish(t);
     return AQ_OK;
 }
 
@@ -116,6 +109,10 @@ aq_status aq_calib_merge(aq_calib *into, const aq_calib *from, aq_error *err) {
     aq_status status = check_settings(&into->options, &from->options, err);
     if (status == AQ_OK) status = check_layers(into, from, err);
     aq_calib_options *o = &into->options;
+    if (status == AQ_OK) {
+        atomic_store(&into->is_changed, true);
+        if (from->options.hessian_most > o->hessian_most) o->hessian_most = from->options.hessian_most;
+    }
     if (status == AQ_OK && !o->hessian && from->options.hessian) { /* layers that are new have theirs */
         o->hessian = true;
         o->hessian_pooled = from->options.hessian_pooled;

@@ -216,9 +216,8 @@ static bool add_panel(void *context, size_t p) {
 
 /* Gives the triangle its place, with what the stored form holds. */
 static aq_status settle(aq_moment *m, aq_moment_pool *pool, aq_error *err) {
-    if (m->sum || m->is_spilled) return AQ_OK;
     aq_status status = aq_moment_check(m, err);
-    if (status != AQ_OK) return status;
+    if (status != AQ_OK || m->sum || m->is_spilled) return status;
     if (m->spilled) {
         status = reserve_spill(m, pool, err);
         if (status != AQ_OK) return status;
@@ -233,6 +232,7 @@ static aq_status settle(aq_moment *m, aq_moment_pool *pool, aq_error *err) {
     aq_moment stored = {.n = m->n, .stored_count = m->stored_count, .parts = m->parts, .n_parts = m->n_parts};
     addition a = {.m = m, .pool = pool, .from = &stored, .from_pool = pool, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};
     aq_parallel_for(aq_moment_n_panels(m->n), 1, add_panel, &a);
+    if (a.status != AQ_OK) m->is_broken = true;
     if (a.status != AQ_OK) return a.status;
     aq_free(m->parts);
     m->parts = NULL;
@@ -251,6 +251,7 @@ static aq_status add_rows(aq_moment *m, aq_moment_pool *pool, const float *x, ui
     if (status != AQ_OK) return status;
     addition a = {.m = m, .pool = pool, .x = x, .n_rows = n_rows, .stride = stride, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};
     aq_parallel_for(aq_moment_n_panels(m->n), threads_for(m->n, n_rows, n_threads), add_panel, &a);
+    if (a.status != AQ_OK) m->is_broken = true;
     return a.status;
 }
 
@@ -265,6 +266,8 @@ static uint64_t block_rows(const aq_moment *m) {
 
 aq_status aq_moment_flush(aq_moment *m, aq_moment_pool *pool, int n_threads, aq_error *err) {
     if (m->n_rows == 0) return AQ_OK;
+    aq_status status = settle(m, pool, err);
+    if (status != AQ_OK) return status; /* the rows are still there */
     uint64_t n_rows = m->n_rows;
     m->n_rows = 0;
     return add_rows(m, pool, m->rows, n_rows, m->n, n_threads, err);
@@ -296,8 +299,8 @@ aq_status aq_moment_add(aq_moment *m, aq_moment_pool *pool, const float *x, uint
             if (i < n_rows) status = gather(m, pool, x + i++ * stride, n_threads, err);
         } else if (m->n_rows == 0 && (n_rows - i >= block || m->spilled)) {
             uint64_t k = n_rows - i < block ? n_rows - i : block;
-            m->count += k;
             status = add_rows(m, pool, x + i * stride, k, stride, n_threads, err);
+            if (status == AQ_OK) m->count += k;
             i += k;
         } else {
             status = gather(m, pool, x + i++ * stride, n_threads, err);
@@ -316,12 +319,14 @@ aq_status aq_moment_merge(aq_moment *into, aq_moment_pool *pool, const aq_moment
     aq_parallel_for(aq_moment_n_panels(into->n), 1, add_panel, &a);
     into->count += from->count;
     into->n_offered += from->n_offered;
+    if (a.status != AQ_OK) into->is_broken = true;
     return a.status;
 }
 
 /* ---- reading ---- */
 
 aq_status aq_moment_check(const aq_moment *m, aq_error *err) {
+    if (m->is_broken) return aq_fail(err, AQ_ERR_MEMORY, "a second moment is not complete: memory or disk space ran out while it was added to");
     if (!m->parts || atomic_load(&m->is_checked)) return AQ_OK;
     for (size_t k = 0; k < m->n_parts; k++) {
         const aq_moment_part *part = &m->parts[k];

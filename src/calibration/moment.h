@@ -35,6 +35,7 @@ typedef struct aq_moment {
     uint64_t n;         /* inputs */
     uint64_t count;     /* rows so far, the gathered ones included */
     uint64_t n_offered; /* rows offered, of which every so-many-th is taken */
+    bool is_broken;     /* an addition failed half-way: it cannot be used any more */
     bool spilled;       /* the triangle belongs into the spill file */
     bool is_spilled;    /* and is there, at spill_at */
     uint64_t spill_at;  /* byte in the spill file */
@@ -74,7 +75,7 @@ void aq_moment_panel_rows(uint64_t n, uint64_t p, uint64_t *begin, uint64_t *end
 uint64_t aq_moment_panel_size(uint64_t n);
 /* Sums of panel p: in `buffer`, or where they lie. count > 0. */
 aq_status aq_moment_panel(const aq_moment *moment, const aq_moment_pool *pool, uint64_t p, double *buffer, const double **out, aq_error *err);
-/* Compares the stored parts with their hashes, once. AQ_ERR_FORMAT names the layer. */
+/* Compares the stored parts with their hashes, once: AQ_ERR_FORMAT names the layer. AQ_ERR_MEMORY when an addition failed before. Before panels are read. */
 aq_status aq_moment_check(const aq_moment *moment, aq_error *err);
 
 #endif

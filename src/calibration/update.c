@@ -169,6 +169,7 @@ static aq_status add_moments(update *u, int n_threads, aq_error *err) {
 static aq_status add_rows(aq_calib *c, aq_calib_layer *layer, const float *x, uint64_t n_rows, uint64_t stride, const int32_t *timesteps, int32_t timestep,
                           uint64_t rows_per_timestep, int n_threads, aq_error *err) {
     if (n_rows == 0) return AQ_OK;
+    atomic_store(&c->is_changed, true);
     update u = {.calib = c, .layer = layer, .x = x, .stride = stride};
     aq_status status = find_runs(&u, timesteps, timestep, n_rows, rows_per_timestep, err);
     if (status == AQ_OK && !reserve(&u)) status = aq_fail_memory(err, layer->n_inputs * 28, "the statistics of a call");

@@ -608,6 +608,45 @@ static void gradients_are_means_of_squares(void **state) {
     aq_calib_free(b);
 }
 
+static void count_missing(void *user, const char *name) {
+    char *names = user;
+    strcat(strcat(names, name), " ");
+}
+
+static void CA01_statistics_of_another_model_are_refused_by_name(void **state) {
+    (void)state;
+    aq_model *model;
+    aq_error err;
+    assert_int_equal(aq_model_open(&model, AQ_SOURCE_DIR "/examples/dit-fashion", NULL, &err), AQ_OK);
+    aq_calib_options o = with_hessian(0, 1);
+    aq_calib *c;
+    assert_int_equal(aq_calib_create(&c, &o, NULL), AQ_OK);
+    size_t n_layers = 0;
+    const char *left_out = NULL;
+    for (size_t i = 0; i < aq_model_n_tensors(model); i++) {
+        const aq_tensor_info *t = aq_model_tensor(model, i);
+        uint64_t rows, cols;
+        aq_shape_matrix(&t->shape, &rows, &cols);
+        if (t->role != AQ_ROLE_LAYER) continue;
+        if (n_layers++ == 3)
+            left_out = t->name;
+        else
+            assert_int_equal(aq_calib_add_layer(c, t->name, cols, NULL, NULL, NULL), AQ_OK);
+    }
+    char missing[1000] = "";
+    assert_true(n_layers > 4);
+    assert_int_equal(aq_calib_check(c, model, count_missing, missing, &err), AQ_OK);
+    assert_int_equal(strlen(missing), strlen(left_out) + 1);
+    assert_memory_equal(missing, left_out, strlen(left_out));
+    assert_int_equal(aq_calib_add_layer(c, "other.weight", 3, NULL, NULL, NULL), AQ_OK);
+    assert_int_equal(aq_calib_add_layer(c, left_out, 3, NULL, NULL, NULL), AQ_OK);
+    assert_int_equal(aq_calib_check(c, model, count_missing, missing, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "\"other.weight\" is no tensor of the model"));
+    assert_non_null(strstr(err.message, "has 3 inputs in the statistics and"));
+    aq_calib_free(c);
+    aq_model_close(model);
+}
+
 static void every_allocation_may_fail(void **state) {
     (void)state;
     enum { N = 70 };
@@ -660,6 +699,7 @@ int main(void) {
         cmocka_unit_test(CA02_little_data_gives_plain_figures),
         cmocka_unit_test(options_and_layers_that_make_no_sense_are_refused),
         cmocka_unit_test(gradients_are_means_of_squares),
+        cmocka_unit_test(CA01_statistics_of_another_model_are_refused_by_name),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
