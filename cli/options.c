@@ -7,7 +7,7 @@
 #include "args.h"
 #include "fields.h"
 
-#define MODELS "A path is a .safetensors file, an *.index.json, a folder (diffusers, transformers, or plain), or a written container."
+#define MODELS "A path is a .safetensors or .gguf file, an *.index.json, a folder (diffusers, transformers, or plain), or a written container."
 
 static const cli_command commands[] = {
     {"inspect", "PATH", 1, 1, NULL, "show what a model or container holds",

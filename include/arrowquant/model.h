@@ -1,9 +1,9 @@
 /* ArrowQuant model: reading models.
  *
- * A model is a list of named tensors in memory-mapped safetensors files, in source order (shards by name, then by offset in the file), the
+ * A model is a list of named tensors in memory-mapped safetensors files or a GGUF file, in source order (shards by name, then by offset in the file), the
  * JSON files beside them, a modality, and for each tensor the decision whether it is a layer to quantize and why not.
  *
- * Accepted paths: a .safetensors file; an *.index.json; a diffusers folder (model_index.json); a component or transformers-style folder
+ * Accepted paths: a .safetensors file; a .gguf file; an *.index.json; a diffusers folder (model_index.json); a component or transformers-style folder
  * (config.json + *.safetensors or index); a plain folder with metadata.json and safetensors files.
  * A written container (Parquet folder) is opened by store.h; aq_model_open refuses it with a hint.
  *
@@ -79,6 +79,9 @@ struct aq_tensor_info {
     uint64_t offset;     /* absolute, in that file */
     aq_role role;        /* by the built-in rule; patterns are applied by the pipeline */
     int64_t scale_index; /* fp8 with a scale: index of the scale tensor, else -1 */
+    uint32_t block_type; /* GGUF blocks: their type number, dtype is AQ_F32 and dtype_name the type's; 0: plain elements */
+    bool is_computed;    /* the values are not the bytes of the file: fp8 with a scale, GGUF blocks, merged adapters. Only aq_model_read_f32 gives them */
+    aq_dtype kept_dtype; /* element type that holds the values of a kept tensor: BF16 of scaled fp8, F32 of blocks, else dtype */
 };
 
 /* Opens and checks a model. `*out` is freed by aq_model_close. options may be NULL.
@@ -101,7 +104,7 @@ AQ_API const char *aq_model_component(const aq_model *model);    /* "transformer
 AQ_API const char *aq_model_weights_dir(const aq_model *model);  /* folder of the weights files */
 AQ_API const char *aq_model_weights_name(const aq_model *model); /* base name without shard number: "diffusion_pytorch_model.safetensors" */
 AQ_API const char *
-aq_model_format(const aq_model *model); /* "safetensors", "sharded safetensors", "diffusers", "diffusers component", "transformers", "folder" */
+aq_model_format(const aq_model *model); /* "safetensors", "gguf", "sharded safetensors", "diffusers", "diffusers component", "transformers", "folder" */
 AQ_API const char *aq_model_class(const aq_model *model); /* class or architecture of the config, "" when unknown */
 AQ_API aq_modality aq_model_modality(const aq_model *model);
 AQ_API const char *aq_model_modality_source(const aq_model *model); /* where it was read: "metadata.json", "config.json _class_name", "option" … */

@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "kernels/kernels.h"
 #include "model/internal.h"
+#include "quant/ggml.h"
 
 enum { PIECE_BYTES = 64 << 10 };
 
@@ -63,6 +64,34 @@ static aq_status read_pieces(const aq_weights_file *file, const aq_tensor_info *
     return status;
 }
 
+/* Elements of GGUF blocks: whole blocks are decoded, those at the ends in part. */
+static aq_status read_blocks(const aq_weights_file *file, const aq_tensor_info *t, uint64_t begin, uint64_t count, float *out, aq_error *err) {
+    const aq_ggml_format *f = aq_ggml_format_of(t->block_type);
+    uint64_t per_piece = PIECE_BYTES / f->n_bytes, end = begin + count;
+    unsigned char *raw = aq_alloc(PIECE_BYTES);
+    if (!raw) return aq_fail_memory(err, PIECE_BYTES, "reading a tensor");
+    int fd;
+    aq_status status = aq_weights_file_reopen(&fd, file, err);
+    for (uint64_t block = begin / f->n_values, last = (end + f->n_values - 1) / f->n_values; block < last && status == AQ_OK;) {
+        uint64_t n = last - block < per_piece ? last - block : per_piece;
+        status = aq_file_pread(fd, raw, n * f->n_bytes, t->offset + block * f->n_bytes, file->path, err);
+        for (uint64_t i = 0; i < n && status == AQ_OK; i++, block++) {
+            uint64_t at = block * f->n_values;
+            float v[AQ_GGML_MAX_BLOCK];
+            if (at >= begin && at + f->n_values <= end) {
+                f->decode(raw + i * f->n_bytes, out + (at - begin));
+                continue;
+            }
+            f->decode(raw + i * f->n_bytes, v);
+            uint64_t from = at > begin ? at : begin, to = at + f->n_values < end ? at + f->n_values : end;
+            memcpy(out + (from - begin), v + (from - at), (size_t)(to - from) * sizeof *v);
+        }
+    }
+    if (fd >= 0) aq_weights_file_done(fd);
+    aq_free(raw);
+    return status;
+}
+
 /* Multiplies elements [begin, begin + count) by their scales. */
 static aq_status apply_scale(const aq_model *model, const aq_tensor_info *t, uint64_t begin, uint64_t count, float *out, aq_error *err) {
     const aq_tensor_info *scale = &model->tensors[t->scale_index];
@@ -101,6 +130,7 @@ aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin,
         return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "elements %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)count,
                           (unsigned long long)t->count);
     if (count == 0) return AQ_OK;
+    if (t->block_type != 0) return read_blocks(file, t, begin, count, out, err);
     if (t->dtype == AQ_F32) return aq_weights_file_read(file, t->offset + begin * 4, out, count * 4, err);
     aq_status status = read_pieces(file, t, begin, count, out, err);
     return status == AQ_OK && t->scale_index >= 0 ? apply_scale(model, t, begin, count, out, err) : status;

@@ -1,4 +1,4 @@
-/* One safetensors file of a model: opened, its header read into owned memory, checked, its data mapped.
+/* One weights file of a model, safetensors or GGUF: opened, its header read into owned memory, checked, its data mapped.
  *
  * Tensors are read with pread, not through the map: a file that shrinks meanwhile is then an error and not a SIGBUS, and resident memory does not grow
  * with what was read. Each read opens the file again and compares it with what was seen first, so no descriptor is held.
@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/mem.h"
+#include "model/gguf.h"
 #include "model/internal.h"
 
 static bool take_stamp(aq_file_stamp *out, int fd) {
@@ -21,7 +22,6 @@ static bool take_stamp(aq_file_stamp *out, int fd) {
 
 /* What a file that is no safetensors file seems to be, by its first bytes; NULL when that can't be told. */
 static const char *kind_of(const unsigned char *magic) {
-    if (memcmp(magic, "GGUF", 4) == 0) return "a GGUF file";
     if (memcmp(magic, "PAR1", 4) == 0) return "a Parquet file";
     if (memcmp(magic, "PK\x03\x04", 4) == 0) return "a zip file, as torch.save writes (pickle is never read; convert first)";
     if (magic[0] == 0x80 && magic[1] <= 5) return "a pickle (pickle is never read; convert first)";
@@ -74,11 +74,30 @@ aq_status aq_text_read(void *context, uint64_t offset, char *to, uint64_t n, aq_
     return status;
 }
 
+/* A file called .gguf, or one that begins like one whatever it is called. */
+static bool is_gguf(const aq_weights_file *file) {
+    char magic[4];
+    if (aq_text_ends_with(file->path, ".gguf")) return true;
+    return file->map.size >= sizeof magic && aq_file_pread(file->map.fd, magic, sizeof magic, 0, file->path, NULL) == AQ_OK && memcmp(magic, "GGUF", 4) == 0;
+}
+
+static aq_status hash_header(const aq_weights_file *file, int fd, char *piece, char hash[33], aq_error *err);
+
+static aq_status open_gguf(aq_weights_file *file, const aq_model_options *options, aq_error *err) {
+    char *piece = aq_alloc(AQ_SCAN_PIECE_BYTES);
+    if (!piece) return aq_fail_memory(err, AQ_SCAN_PIECE_BYTES, file->path);
+    aq_status status = aq_gguf_parse(&file->header, file->map.fd, file->map.size, file->path, options, &file->header_bytes, err);
+    if (status == AQ_OK) status = hash_header(file, file->map.fd, piece, file->header_hash, err);
+    aq_free(piece);
+    return status;
+}
+
 static aq_status open_file(aq_weights_file *file, const aq_model_options *options, aq_error *err) {
     uint64_t n = 0;
     aq_status status = aq_file_map_open(&file->map, file->path, options->no_follow_symlinks, err);
     if (status != AQ_OK) return status;
     if (!take_stamp(&file->stamp, file->map.fd)) return aq_fail_at(err, AQ_ERR_IO, file->path, NULL, "cannot read its size");
+    if (is_gguf(file)) return open_gguf(file, options, err);
     if ((status = read_length(&n, file, options, err)) != AQ_OK) return status;
     file->header_bytes = 8 + n;
     char *text = aq_alloc(n);
@@ -149,18 +168,23 @@ aq_status aq_weights_file_read(const aq_weights_file *file, uint64_t offset, voi
     return status;
 }
 
-/* Hashes the header anew, in the pieces in which it was read first. */
+/* Hashes the header in the pieces in which a safetensors header is read first. */
+static aq_status hash_header(const aq_weights_file *file, int fd, char *piece, char hash[33], aq_error *err) {
+    aq_text_reader reader = {fd, 0, file->path, hash};
+    aq_status status = aq_text_read(&reader, 0, piece, 8, err);
+    for (uint64_t at = 8, n; at < file->header_bytes && status == AQ_OK; at += n) {
+        n = file->header_bytes - at < AQ_SCAN_PIECE_BYTES ? file->header_bytes - at : AQ_SCAN_PIECE_BYTES;
+        status = aq_text_read(&reader, at, piece, n, err);
+    }
+    return status;
+}
+
 static aq_status check_header(const aq_weights_file *file, char *piece, aq_error *err) {
     char hash[33] = "";
     int fd;
     aq_status status = aq_weights_file_reopen(&fd, file, err);
     if (status != AQ_OK) return status;
-    aq_text_reader reader = {fd, 0, file->path, hash};
-    status = aq_text_read(&reader, 0, piece, 8, err);
-    for (uint64_t at = 8, n; at < file->header_bytes && status == AQ_OK; at += n) {
-        n = file->header_bytes - at < AQ_SCAN_PIECE_BYTES ? file->header_bytes - at : AQ_SCAN_PIECE_BYTES;
-        status = aq_text_read(&reader, at, piece, n, err);
-    }
+    status = hash_header(file, fd, piece, hash, err);
     close(fd);
     if (status == AQ_OK && strcmp(hash, file->header_hash) != 0)
         return aq_fail_at(err, AQ_ERR_FORMAT, file->path, NULL, "changed during read: its header differs");

@@ -63,8 +63,8 @@ aq_status aq_fail_pickle(aq_error *err, const char *path) {
 }
 
 aq_status aq_fail_gguf(aq_error *err, const char *path) {
-    aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a GGUF file: its weights are already quantized");
-    aq_hint(err, "GGUF is not read by this version: quantize the original safetensors model, or convert the file to safetensors first");
+    aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "no .safetensors weights in this folder, only GGUF files");
+    aq_hint(err, "give the .gguf file itself");
     return AQ_ERR_FORMAT;
 }
 
@@ -111,7 +111,6 @@ static bool has_standard_name(const char *name) { return strncmp(name, "diffusio
 static aq_status open_file_path(aq_model *model, const aq_model_options *options, aq_error *err) {
     const char *path = model->path;
     if (aq_is_pickle_name(path)) return aq_fail_pickle(err, path);
-    if (aq_text_ends_with(path, ".gguf")) return aq_fail_gguf(err, path);
     if (aq_text_ends_with(path, ".parquet")) return aq_fail_container(err, path);
     model->root = aq_path_dirname(path);
     char *name = aq_path_basename(path);
@@ -126,7 +125,7 @@ static aq_status open_file_path(aq_model *model, const aq_model_options *options
         aq_hint(err, "give the folder, the weights file or its index");
         return AQ_ERR_FORMAT;
     }
-    model->format = is_index ? "sharded safetensors" : "safetensors";
+    model->format = is_index ? "sharded safetensors" : aq_text_ends_with(name, ".gguf") ? "gguf" : "safetensors";
     aq_status status = AQ_OK;
     if (is_index || has_standard_name(name)) status = aq_folder_config(model, model->root, options, err);
     if (status == AQ_OK && is_index) {
@@ -162,6 +161,21 @@ static aq_status open_path(aq_model *model, const aq_model_options *options, aq_
     return aq_folder_open(model, model->path, options, err);
 }
 
+/* Tensors whose values are not the bytes of the file, and what becomes of those that are kept. */
+static aq_status mark_computed(aq_model *model, aq_error *err) {
+    size_t n_blocks = 0, first = 0;
+    for (size_t i = model->n_tensors; i-- > 0;) {
+        aq_tensor_info *t = &model->tensors[i];
+        t->is_computed = t->scale_index >= 0 || t->block_type != 0;
+        t->kept_dtype = t->scale_index >= 0 ? AQ_BF16 : t->dtype;
+        if (t->block_type != 0) n_blocks++, first = i;
+    }
+    if (n_blocks == 0) return AQ_OK;
+    return aq_model_warn(model, err, NULL,
+                         "%zu tensors are quantized already, as the first of them in %s: their values carry that error, which is not measured here", n_blocks,
+                         model->tensors[first].dtype_name);
+}
+
 aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options *options, aq_error *err) {
     aq_model_options defaults;
     *out = NULL;
@@ -176,6 +190,7 @@ aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options
     aq_status status = open_path(model, options, err);
     if (status == AQ_OK) status = join_tensors(model, options, err);
     if (status == AQ_OK) status = aq_reduced_check(model, err);
+    if (status == AQ_OK) status = mark_computed(model, err);
     if (status == AQ_OK) aq_roles_assign(model);
     if (status == AQ_OK) status = aq_modality_detect(model, options, err);
     if (status == AQ_OK)

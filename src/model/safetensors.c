@@ -227,7 +227,7 @@ static aq_status parse_metadata(aq_scan *s, aq_st_header *header) {
     return status;
 }
 
-static aq_status check_unique(const void *items, size_t stride, size_t n, const char *what, const char *file, aq_error *err) {
+aq_status aq_st_check_unique(const void *items, size_t stride, size_t n, const char *what, const char *file, aq_error *err) {
     aq_name_table table;
     aq_name_list twice = {0};
     aq_status status = aq_name_table_init(&table, items, stride, n, err);
@@ -275,8 +275,8 @@ aq_status aq_st_parse(aq_st_header *out, char *text, uint64_t n, const aq_scan_s
                  .err = err};
     uint64_t data_begin = 8 + n, data_bytes = file_size - data_begin;
     aq_status status = parse_object(&s, out, data_bytes, options);
-    if (status == AQ_OK) status = check_unique(out->metadata, sizeof *out->metadata, out->n_metadata, "keys of \"__metadata__\"", file, err);
-    if (status == AQ_OK) status = check_unique(out->tensors, sizeof *out->tensors, out->n_tensors, "tensor names", file, err);
+    if (status == AQ_OK) status = aq_st_check_unique(out->metadata, sizeof *out->metadata, out->n_metadata, "keys of \"__metadata__\"", file, err);
+    if (status == AQ_OK) status = aq_st_check_unique(out->tensors, sizeof *out->tensors, out->n_tensors, "tensor names", file, err);
     if (status == AQ_OK) status = check_overlap(out, file, err);
     if (status == AQ_OK) status = check_cover(out, data_begin, data_bytes, file, err);
     if (status == AQ_OK && out->n_tensors == 0) status = aq_fail_at(err, AQ_ERR_FORMAT, file, NULL, "holds no tensors");

@@ -30,5 +30,7 @@ typedef struct aq_st_header {
 aq_status aq_st_parse(aq_st_header *out, char *text, uint64_t n, const aq_scan_source *source, uint64_t file_size, const char *file,
                       const aq_model_options *options, aq_error *err);
 void aq_st_header_free(aq_st_header *header);
+/* AQ_ERR_FORMAT lists names that appear more than once among n items that begin with a pointer to their name. `what` are they: "tensor names". */
+aq_status aq_st_check_unique(const void *items, size_t stride, size_t n, const char *what, const char *file, aq_error *err);
 
 #endif

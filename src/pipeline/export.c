@@ -120,29 +120,6 @@ static aq_status plan_all(exporting *x, aq_error *err) {
 
 /* ---- conversion ---- */
 
-static bool is_infinite(float x) { return (aq_f32_bits(x) & 0x7FFFFFFF) == 0x7F800000; }
-
-/* Converts n values; returns how many finite ones became infinite. */
-static uint64_t convert(const float *from, uint64_t n, aq_dtype dtype, void *to) {
-    uint64_t lost = 0;
-    if (dtype == AQ_F32) {
-        memcpy(to, from, (size_t)n * 4);
-    } else if (dtype == AQ_F64) {
-        for (uint64_t i = 0; i < n; i++) ((double *)to)[i] = (double)from[i];
-    } else if (dtype == AQ_BF16) {
-        for (uint64_t i = 0; i < n; i++) {
-            uint16_t h = ((uint16_t *)to)[i] = aq_f32_to_bf16(from[i]);
-            lost += (h & 0x7FFF) == 0x7F80 && !is_infinite(from[i]);
-        }
-    } else {
-        for (uint64_t i = 0; i < n; i++) {
-            uint16_t h = ((uint16_t *)to)[i] = aq_f32_to_f16(from[i]);
-            lost += (h & 0x7FFF) == 0x7C00 && !is_infinite(from[i]);
-        }
-    }
-    return lost;
-}
-
 /* What the converted bytes mean. */
 static void read_back(const void *from, uint64_t n, aq_dtype dtype, float *out) {
     if (dtype == AQ_F32)
@@ -211,7 +188,7 @@ static bool do_slab(void *context, size_t item, size_t part, size_t thread) {
     if (s.plan->from == EXPORT_RECODED) {
         if (!x->target->make(x, &s, t, piece)) return false;
     } else {
-        piece->n_infinite = convert(t->reference, n, s.plan->dtype, piece->bytes);
+        piece->n_infinite = aq_f32_to_elements(t->reference, n, s.plan->dtype, piece->bytes);
         if (!x->target->recodes || !s.t.stored->quantized) return true;
         read_back(piece->bytes, n, s.plan->dtype, t->result);
     }

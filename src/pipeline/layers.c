@@ -304,28 +304,28 @@ static aq_status write_codes(work *w, const layer *l, aq_store_record *record, a
     return status;
 }
 
-/* A kept fp8 weight with a scale, as BF16. */
-static aq_status write_scaled(work *w, size_t index, aq_store_record *record, aq_error *err) {
+/* A kept tensor whose values are computed: fp8 with a scale, GGUF blocks. */
+static aq_status write_computed(work *w, size_t index, aq_store_record *record, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    const uint64_t step = AQ_STORE_PART_BYTES / 2, chunk = AQ_SLAB_VALUES;
+    const uint64_t size = aq_dtype_size(t->kept_dtype), step = AQ_STORE_PART_BYTES / size, chunk = AQ_SLAB_VALUES;
     uint64_t most = t->count < step ? t->count : step;
-    uint16_t *halves = aq_alloc(2 * most);
+    uint8_t *kept = aq_alloc(size * most);
     float *values = aq_alloc(4 * chunk);
-    aq_status status = halves && values ? AQ_OK : aq_fail_memory(err, 2 * most + 4 * chunk, "a kept tensor");
+    aq_status status = kept && values ? AQ_OK : aq_fail_memory(err, size * most + 4 * chunk, "a kept tensor");
     for (uint64_t at = 0; (at < t->count || at == 0) && status == AQ_OK; at += step) {
         uint64_t n = t->count - at < step ? t->count - at : step;
         for (uint64_t i = 0; i < n && status == AQ_OK; i += chunk) {
             uint64_t m = n - i < chunk ? n - i : chunk;
             status = aq_model_read_f32(w->run->model, index, at + i, m, values, err);
-            for (uint64_t k = 0; k < m && status == AQ_OK; k++) halves[i + k] = aq_f32_to_bf16(values[k]);
+            if (status == AQ_OK) aq_f32_to_elements(values, m, t->kept_dtype, kept + i * size);
         }
         record->row_begin = at;
         record->row_count = n;
-        record->data = halves;
-        record->data_bytes = 2 * n;
+        record->data = kept;
+        record->data_bytes = size * n;
         if (status == AQ_OK) status = add_part(w, record, err);
     }
-    aq_free(halves);
+    aq_free(kept);
     aq_free(values);
     return status;
 }
@@ -367,11 +367,11 @@ static aq_status write_tensor(work *w, const layer *l, size_t index, aq_error *e
     }
     record.quality.cosine = record.quality.sqnr_db = (double)NAN;
     record.quality.method = "keep";
-    const char *word = aq_is_scaled(t) ? "BF16" : t->dtype_name;
+    const char *word = t->is_computed ? aq_dtype_name(t->kept_dtype) : t->dtype_name;
     size_t i = 0;
     for (; word[i] && i + 1 < sizeof type; i++) type[i] = word[i] >= 'A' && word[i] <= 'Z' ? (char)(word[i] - 'A' + 'a') : word[i];
     type[i] = 0;
-    return aq_is_scaled(t) ? write_scaled(w, index, &record, err) : write_raw(w, index, &record, err);
+    return t->is_computed ? write_computed(w, index, &record, err) : write_raw(w, index, &record, err);
 }
 
 /* One line about a finished tensor: "[3072, 3072] BF16 -> int4 g64 search  18.9 MB -> 5.03 MB  cos 0.999123". */

@@ -15,8 +15,6 @@
 
 #define MIB (UINT64_C(1) << 20)
 
-bool aq_is_scaled(const aq_tensor_info *t) { return t->scale_index >= 0; }
-
 int aq_next_bits(const quantize_run *run, int bits) {
     for (size_t i = 0; i < run->n_ladder; i++)
         if (run->ladder[i] > bits) return run->ladder[i];
@@ -75,7 +73,7 @@ static void read_settings(quantize_run *run) {
 static void announce_scaled(const quantize_run *run) {
     size_t n = 0, first = 0;
     for (size_t i = run->n_tensors; i-- > 0;)
-        if (aq_is_scaled(aq_model_tensor(run->model, i))) n++, first = i;
+        if (aq_model_tensor(run->model, i)->scale_index >= 0) n++, first = i;
     if (n == 0) return;
     char name[256];
     const char *raw = aq_model_tensor(run->model, first)->name;
@@ -138,7 +136,7 @@ typedef struct {
 static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(run->model, i);
     const aq_layer_choice *choice = &run->choices[i];
-    uint64_t codes = aq_is_scaled(t) ? 2 * t->count : t->size_bytes, params = 0, rows, cols;
+    uint64_t codes = t->is_computed ? t->count * aq_dtype_size(t->kept_dtype) : t->size_bytes, params = 0, rows, cols;
     if (choice->quantize) {
         aq_status status = coded_bytes(t, &choice->spec, &codes, &params, err);
         if (status == AQ_OK) status = worst_bytes(run, i, &run->needs[i], err);

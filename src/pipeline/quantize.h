@@ -59,8 +59,6 @@ typedef struct quantize_run {
     aq_sentences warnings;
 } quantize_run;
 
-/* An fp8 weight whose scale is consumed: kept, it is stored as BF16. */
-bool aq_is_scaled(const aq_tensor_info *t);
 /* The next step of the ladder above `bits`; 16 when there is none: kept. */
 int aq_next_bits(const quantize_run *run, int bits);
 /* What tensor `index` becomes at the bits of a ladder step. */

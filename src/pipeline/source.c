@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "base/size.h"
 
@@ -119,6 +120,28 @@ void aq_source_release(const aq_source *source, size_t index) {
 uint64_t aq_source_size_bytes(const aq_source *source) { return source->store ? aq_store_size_bytes(source->store) : aq_model_total_bytes(source->model); }
 
 const char *aq_source_path(const aq_source *source) { return source->store ? aq_store_path(source->store) : aq_model_path(source->model); }
+
+static bool is_infinite(float x) { return (aq_f32_bits(x) & 0x7FFFFFFF) == 0x7F800000; }
+
+uint64_t aq_f32_to_elements(const float *from, uint64_t n, aq_dtype dtype, void *to) {
+    uint64_t lost = 0;
+    if (dtype == AQ_F32) {
+        memcpy(to, from, (size_t)n * 4);
+    } else if (dtype == AQ_F64) {
+        for (uint64_t i = 0; i < n; i++) ((double *)to)[i] = (double)from[i];
+    } else if (dtype == AQ_BF16) {
+        for (uint64_t i = 0; i < n; i++) {
+            uint16_t h = ((uint16_t *)to)[i] = aq_f32_to_bf16(from[i]);
+            lost += (h & 0x7FFF) == 0x7F80 && !is_infinite(from[i]);
+        }
+    } else {
+        for (uint64_t i = 0; i < n; i++) {
+            uint16_t h = ((uint16_t *)to)[i] = aq_f32_to_f16(from[i]);
+            lost += (h & 0x7FFF) == 0x7C00 && !is_infinite(from[i]);
+        }
+    }
+    return lost;
+}
 
 uint64_t aq_slab_rows(uint64_t rows, uint64_t cols, uint64_t unit) {
     if (unit == 0 || cols == 0) return rows ? rows : 1;

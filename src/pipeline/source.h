@@ -43,6 +43,9 @@ const char *aq_source_path(const aq_source *source);
 /* Bytes of all tensors of a model; bytes of the Parquet files of a container. */
 uint64_t aq_source_size_bytes(const aq_source *source);
 
+/* n values as elements of F64, F32, F16 or BF16; returns how many finite ones became infinite. */
+uint64_t aq_f32_to_elements(const float *from, uint64_t n, aq_dtype dtype, void *to);
+
 /* Work on all tensors in slabs of rows, small enough for the cache and large enough for a thread. Boundaries depend on the shape alone. */
 #define AQ_SLAB_VALUES (UINT64_C(1) << 19)
 /* Rows per slab; a multiple of `unit` rows (0: all rows in one slab). At least one row. */

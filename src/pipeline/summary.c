@@ -179,7 +179,7 @@ static bool list_tensors(const quantize_run *run, const aq_store *store, listing
         const aq_store_tensor *s = aq_store_tensor_at(store, at++);
         out->stored_bytes += s->stored_bytes;
         if (s->quantized) {
-            uint64_t scale_bytes = aq_is_scaled(t) ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;
+            uint64_t scale_bytes = t->scale_index >= 0 ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;
             out->layer_weights += s->num_params;
             out->layer_bytes += s->layout.codes_bytes + s->layout.params_bytes;
             if (json_array_append_new(out->layers, layer_json(s, t->size_bytes + scale_bytes)) != 0) return false;

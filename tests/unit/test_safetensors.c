@@ -564,13 +564,11 @@ static void other_formats_are_named(void **state) {
     const struct {
         const char *name, *content, *text, *hint;
     } cases[] = {
-        {"m.gguf", "GGUF", "is a GGUF file", "convert the file to safetensors first"},
         {"m.parquet", "PAR1", "container", "arrowquant inspect"},
         {"m.bin", "PK\3\4....", "pickle is never read; convert first", "safetensors"},
         {"m.ckpt", "\x80\2", "pickle is never read; convert first", "safetensors"},
         {"m.pt", "x", "pickle is never read; convert first", "safetensors"},
         {"x.json", "{}", "neither a .safetensors file nor an .index.json", "folder"},
-        {"gguf.safetensors", "GGUF\3 and so on", "header length", "GGUF"},
         {"zip.safetensors", "PK\3\4abcdefgh", "header length", "pickle is never read"},
         {"lfs.safetensors", "version https://git-lfs", "header length", "Git LFS pointer"},
     };
