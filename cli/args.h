@@ -38,6 +38,7 @@ aq_status cli_parse_count(uint64_t *out, const char *text, const char *option, a
 /* Commands. Each returns an exit code. */
 int cli_run_inspect(const cli_args *args);
 int cli_run_quantize(const cli_args *args);
+int cli_run_plan(const cli_args *args);
 int cli_run_verify(const cli_args *args);
 int cli_run_diff(const cli_args *args);
 int cli_run_export(const cli_args *args);

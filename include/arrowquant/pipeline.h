@@ -10,6 +10,7 @@
 #include <arrowquant/base.h>
 #include <arrowquant/config.h>
 #include <arrowquant/model.h>
+#include <arrowquant/plan.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -44,6 +45,23 @@ typedef struct aq_quantize_options {
  * `*report_json` (may be NULL) receives "arrowquant.quantize/1"; freed by aq_text_free. Error codes: as the command line's exit codes. */
 AQ_API aq_status aq_quantize_model(const char *model_path, const char *out_path, const aq_config *config, const aq_quantize_options *options,
                                    const aq_job_hooks *hooks, char **report_json, aq_error *err);
+
+/* What a plan is made by, beside the configuration. */
+typedef struct aq_plan_job {
+    aq_model_options model;
+    bool allow_unmatched;
+    const char *sensitivity;       /* NULL, or "variance", "hessian", "gradient": scores are part of the plan */
+    const char *weights_path;      /* JSON object {layer: weight}, what a relative error of 1 in the layer costs the model; NULL: computed */
+    const char *cache_dir;         /* measured figures are kept here; NULL: not */
+    uint64_t sample_values;        /* weights of a layer that are measured; 0: 65536; UINT64_MAX: all */
+    const aq_evolution *evolution; /* goes on from the knapsack's answer; NULL: does not */
+} aq_plan_job;
+
+/* Solves bits, groups and parameter forms of every layer for the budget of the configuration (target_model_size_mb unless it is a wish, or target_bpw; none:
+ * the least error that allow_bits has) and writes no model. `*plan` (may be NULL) is freed by aq_plan_free, `*report_json` (may be NULL): its text,
+ * "arrowquant.plan/1". AQ_ERR_BUDGET: nothing fits; the message names the smallest size. */
+AQ_API aq_status aq_plan_model(const char *model_path, const aq_config *config, const aq_plan_job *options, const aq_job_hooks *hooks, aq_plan **plan,
+                               char **report_json, aq_error *err);
 
 /* What is in a path (source model or container): "arrowquant.inspect/1". */
 AQ_API aq_status aq_inspect(const char *path, const aq_config *config, const aq_model_options *options, char **report_json, aq_error *err);

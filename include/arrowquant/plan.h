@@ -6,8 +6,10 @@
 #ifndef ARROWQUANT_PLAN_H
 #define ARROWQUANT_PLAN_H
 
-#include <arrowquant/base.h>
+#include <arrowquant/calibration.h>
+#include <arrowquant/model.h>
 #include <arrowquant/quant.h>
+#include <arrowquant/solve.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -85,6 +87,12 @@ typedef struct aq_plan_problem {
     aq_plan_item *items; /* in source order */
     size_t n_items;
     uint64_t other_bytes; /* of the container: tensors that are not among the items, and the frame of its files */
+    /* How it was measured; zeros where it was not aq_plan_measure. */
+    const char *weighting;     /* where the weights come from: "equal", "size", "gradient", "given" */
+    const char *error_measure; /* "weights", "outputs (diagonal of H)" or "outputs (H)": the best that was had for any layer */
+    uint64_t sampled_rows;     /* rows of one layer that were measured at most, when not all were; else 0 */
+    size_t n_below_floor;      /* layers none of whose candidates reaches the accuracy floor: they have their best one alone */
+    size_t n_cached;           /* layers whose figures came out of the cache */
 } aq_plan_problem;
 
 /* Smallest and largest size of the container that the candidates can reach. */
@@ -101,6 +109,98 @@ AQ_API double aq_plan_error(const aq_plan_problem *problem, const size_t *choice
 AQ_API uint64_t aq_plan_bytes(const aq_plan_problem *problem, const size_t *choice);
 /* The plan that a choice amounts to, without a summary. */
 AQ_API aq_status aq_plan_of_choice(aq_plan **out, const aq_plan_problem *problem, const size_t *choice, aq_error *err);
+
+/* ---- measuring ---- */
+
+/* What is open about one tensor. */
+typedef enum aq_plan_openness { AQ_PLAN_KEEP, AQ_PLAN_FIXED, AQ_PLAN_OPEN } aq_plan_openness;
+typedef struct aq_plan_request {
+    aq_plan_openness open; /* kept as it is; quantized as `spec` says; or up to the planner */
+    aq_quant_spec spec;    /* of an open one: symmetric, no_simd, method; gptq: where H is known, and r2q at 2 bits there, else search */
+    int least_bits;        /* of an open one: candidates of fewer bits are left out; 0: none */
+} aq_plan_request;
+
+typedef enum aq_plan_weighting {
+    AQ_PLAN_WEIGHT_AUTO,    /* gradients where the calibration has them for every open layer, else by size */
+    AQ_PLAN_WEIGHT_EQUAL,   /* 1 */
+    AQ_PLAN_WEIGHT_SIZE,    /* square root of the number of weights */
+    AQ_PLAN_WEIGHT_GRADIENT /* mean square gradient times the energy of the layer's output: the second-order cost of its error */
+} aq_plan_weighting;
+
+typedef enum aq_plan_nonfinite { AQ_PLAN_NONFINITE_ERROR, AQ_PLAN_NONFINITE_KEEP, AQ_PLAN_NONFINITE_ZERO } aq_plan_nonfinite;
+
+typedef struct aq_plan_options {
+    const aq_plan_request *requests; /* one per tensor of the model */
+    const int *bits;                 /* allowed widths out of 2, 4, 8, 16 (kept); NULL: all */
+    size_t n_bits;
+    const uint64_t *groups; /* group sizes to try; NULL: 32, 64, 128, 256 */
+    size_t n_groups;
+    double min_cosine;             /* candidates below are left out; 0: none */
+    const aq_calib *calib;         /* may be NULL */
+    const aq_solve_options *solve; /* NULL: defaults */
+    aq_plan_weighting weighting;
+    /* Weights given by name, in place of the computed ones: all of one measure, e.g. probed with a running model. Open layers not among them: the median. */
+    const char *const *weight_names;
+    const double *weights;
+    size_t n_weights;
+    uint64_t sample_values; /* weights of a layer that are measured: whole rows spread over it; 0: all of it */
+    uint64_t frame_bytes;   /* what the container's files hold beside the tensors (configuration); 0: an ordinary amount */
+    aq_plan_nonfinite nonfinite;
+    int n_threads;             /* 0: all */
+    uint64_t max_memory_bytes; /* of layers in flight; 0: no bound */
+    const char *cache_dir;     /* figures are kept here by the content they were measured on; NULL: not kept */
+    /* By the calling thread, for each finished layer (in order; name NULL: none to tell) and every 50 ms; false stops. May be NULL. */
+    bool (*progress)(void *user, const char *name, size_t n_done, size_t n_total);
+    void *user;
+} aq_plan_options;
+/* sample_values 65536, everything else 0. */
+AQ_API void aq_plan_options_init(aq_plan_options *options);
+
+/* Measures every candidate of every open layer. Strings of the problem are the model's. AQ_ERR_USAGE: a bad option. AQ_ERR_FORMAT: weights that are not finite,
+ * a changed file. AQ_ERR_INTERRUPTED, AQ_ERR_MEMORY, AQ_ERR_IO (cache). */
+AQ_API aq_status aq_plan_measure(aq_plan_problem **out, const aq_model *model, const aq_plan_options *options, aq_error *err);
+AQ_API void aq_plan_problem_free(aq_plan_problem *problem);
+
+/* ---- evolutionary search ---- */
+
+/* Goes on from a choice with the measure of quality that counts: that of the whole model, when it can be run (after Q-DiT, arXiv 2406.17343). Genome: a
+ * candidate per layer. Tournament selection, uniform crossover, mutation to neighbouring sizes, repair to the budget. The best of a generation always
+ * survives, so the result is never worse than the start. The same seed gives the same answer. */
+typedef struct aq_evolution {
+    uint32_t population, generations;     /* 20, 10 */
+    double mutation_rate, crossover_rate; /* 0.2 per layer, 0.7 per pair */
+    double elite_ratio;                   /* 0.1 of the population goes on unchanged, at least one */
+    uint64_t max_evaluations;             /* 0: no bound */
+    uint64_t seed;
+    /* Fitness of a choice, lower is better; NaN counts as the worst. false stops the search with AQ_ERR_INTERRUPTED. NULL: aq_plan_error. Called from the
+     * calling thread, never twice for the same choice. */
+    bool (*fitness)(void *user, const aq_plan_problem *problem, const size_t *choice, double *out);
+    /* After each generation; false stops it with AQ_ERR_INTERRUPTED. May be NULL. */
+    bool (*generation)(void *user, uint32_t generation, double best, double mean, double worst, uint64_t n_evaluations);
+    void *user;
+    const char *state_path; /* the state after each generation is kept here, and taken up again when it is that of the same search; NULL: not */
+} aq_evolution;
+AQ_API void aq_evolution_init(aq_evolution *evolution);
+
+/* Improves choice[n_items], which fits the budget (0: none). *fitness (may be NULL): that of the result. AQ_ERR_USAGE: a bad option, or a choice outside the
+ * problem or the budget. AQ_ERR_FORMAT: the state file belongs to another search. */
+AQ_API aq_status aq_plan_evolve(const aq_plan_problem *problem, uint64_t budget_bytes, const aq_evolution *evolution, size_t *choice, double *fitness,
+                                aq_error *err);
+
+/* ---- sensitivity ---- */
+
+/* How sensitive each open layer is, before any budget. */
+typedef enum aq_sensitivity {
+    AQ_SENSITIVITY_VARIANCE, /* mean square of the group ranges over Var(W): what uniform steps would leave of the weights; needs no data */
+    AQ_SENSITIVITY_HESSIAN,  /* relative output error at 4 bits, groups of 128; needs calibration */
+    AQ_SENSITIVITY_GRADIENT  /* root of sum (dL/dW)^2 E^2, E at 4 bits in groups of 128; needs gradients in the calibration */
+} aq_sensitivity;
+/* AQ_SENSITIVITY_* of "variance", "hessian", "gradient"; -1 for another word. */
+AQ_API int aq_sensitivity_from_name(const char *name);
+AQ_API const char *aq_sensitivity_name(aq_sensitivity method);
+/* scores[n_tensors]: 0..1 of the open layers, by rank-preserving log scale over them (one layer, or all equal: 0.5); NaN elsewhere. raw[n_tensors] (may be
+ * NULL): the measure itself. AQ_ERR_USAGE: what the method needs is missing; the message and hint say what to collect and how. */
+AQ_API aq_status aq_plan_sensitivity(const aq_model *model, const aq_plan_options *options, aq_sensitivity method, double *scores, double *raw, aq_error *err);
 
 #ifdef __cplusplus
 }

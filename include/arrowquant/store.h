@@ -96,6 +96,24 @@ AQ_API aq_status aq_store_writer_finish(aq_store_writer *writer, const char *met
  * True when it stays. */
 AQ_API bool aq_store_writer_abort(aq_store_writer *writer, bool keep_state);
 
+/* ---- sizes in advance ---- */
+
+/* What is known of a tensor before it is written. */
+typedef struct aq_store_predicted {
+    const char *name;
+    const aq_shape *shape;
+    const aq_quant_spec *spec; /* NULL: raw */
+    uint64_t data_bytes, params_bytes;
+    uint64_t n_equalization_scales; /* 0: none */
+    uint64_t n_time_groups;         /* 0: none */
+    uint64_t file_bytes;            /* about what the whole container will take: offsets in a large one are longer */
+} aq_store_predicted;
+/* Bytes of the tensor in a container, everything counted: values, page headers, its entries in the footer. A bound from above that a tensor without a
+ * fallback's reason stays within, by at most a few dozen bytes a row group. */
+AQ_API uint64_t aq_store_predict(const aq_store_predicted *tensor);
+/* Bytes of the files beside their tensors: magic, schema, and the configuration of `config_bytes` as JSON. */
+AQ_API uint64_t aq_store_predict_frame(uint64_t config_bytes);
+
 /* ---- reading ---- */
 
 typedef struct aq_store aq_store;

@@ -89,6 +89,15 @@ static size_t undominated(const aq_plan_item *item, point *out) {
     return n;
 }
 
+size_t aq_plan_undominated(const aq_plan_item *item, size_t *out) {
+    point *points = aq_calloc(item->n_choices + 1, sizeof *points);
+    if (!points) return 0;
+    size_t n = undominated(item, points);
+    for (size_t i = 0; i < n; i++) out[i] = points[i].choice;
+    aq_free(points);
+    return n;
+}
+
 static double rate(const point *from, const point *to) { return (from->cost - to->cost) / (double)(to->bytes - from->bytes); }
 
 /* Of these, the ones on the lower convex hull: rates fall strictly. */
