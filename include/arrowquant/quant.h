@@ -13,7 +13,7 @@
  *                        of 32 with 6 + 6 bits at 4 bits. Byte layout: docs/format-params.md. Not for 8 bits and not for axis 0; the group
  *                        size is a multiple of the sub-group's, at most 256.
  *   AQ_PARAMS_R2Q        half m, half a1, half a2 per group (48 bits), 2 bits only: the four levels of code c are m +- a1 +- a2, bit 1 of c the sign of a1 and
- *                        bit 0 the sign of a2 (1: plus); it has levels instead of pairs
+ *                        bit 0 the sign of a2 (1: plus), added in this order in F32; it has levels instead of pairs
  * Codes are chosen after the parameters were rounded to their stored form. The same bytes come out at any thread count and
  * on every instruction set.
  */
@@ -26,7 +26,8 @@
 extern "C" {
 #endif
 
-/* GPTQ and R2Q choose codes against the error of the output and go through aq_solve (solve.h). */
+/* GPTQ and R2Q choose codes against the error of the output and go through aq_solve (solve.h). AQ_METHOD_R2Q needs AQ_PARAMS_R2Q; with these parameters
+ * aq_quantize fits the levels to the weights alone, whatever the method. */
 typedef enum aq_method { AQ_METHOD_RTN, AQ_METHOD_SEARCH, AQ_METHOD_GPTQ, AQ_METHOD_R2Q } aq_method;
 typedef enum aq_params_form { AQ_PARAMS_F16, AQ_PARAMS_F32, AQ_PARAMS_TWO_LEVEL, AQ_PARAMS_R2Q } aq_params_form;
 
@@ -87,10 +88,10 @@ AQ_API aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq
 AQ_API void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, uint64_t row_begin,
                           uint64_t n_rows, float *out);
 
-/* Expands stored parameters to one (s, z) pair per group or sub-group [n_pairs]. */
+/* Expands stored parameters to one (s, z) pair per group or sub-group [n_pairs]. R2Q has levels instead: NaN. */
 AQ_API void aq_quant_pairs(const aq_quant_spec *spec, const aq_quant_layout *layout, const void *params, float *scales, float *zero_points);
 
-/* Checks parameters that come from a file: every s finite and > 0, every z finite. AQ_ERR_FORMAT names the first bad group. */
+/* Checks parameters that come from a file: every s finite and > 0, every z finite; every level of R2Q finite. AQ_ERR_FORMAT names the first bad group. */
 AQ_API aq_status aq_quant_params_check(const aq_quant_spec *spec, const aq_quant_layout *layout, const void *params, aq_error *err);
 
 /* Metrics between two arrays of n floats. */

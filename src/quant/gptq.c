@@ -9,6 +9,7 @@
 
 #include "base/size.h"
 #include "kernels/gemm.h"
+#include "quant/r2q.h"
 #include "quant/solve_internal.h"
 
 /* ---- levels ---- */
@@ -54,7 +55,15 @@ static uint64_t at_most(uint64_t x, uint64_t limit) { return x < limit ? x : lim
 void aq_slab_load_levels(aq_slab *s, uint64_t group) {
     uint64_t per_group = aq_div_up(group_size(s), s->layout->pair_width), first = group * per_group;
     uint64_t n_pairs = at_most(per_group, s->layout->pairs_per_row - first);
-    for (uint64_t lane = 0; lane < s->lanes; lane++) {
+    for (uint64_t lane = 0; s->spec->params == AQ_PARAMS_R2Q && lane < s->lanes; lane++) {
+        aq_r2q p = {0, 0, 0};
+        if (lane < s->rows) p = aq_r2q_load(s->params + aq_params_offset(s->spec, s->layout, s->first + lane, group));
+        aq_levels *l = aq_slab_levels(s, group, lane);
+        l->a[lane % AQ_LANES] = p.m;
+        l->b[lane % AQ_LANES] = p.a1;
+        l->c[lane % AQ_LANES] = p.a2;
+    }
+    for (uint64_t lane = 0; s->spec->params != AQ_PARAMS_R2Q && lane < s->lanes; lane++) {
         aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
         for (uint64_t i = 0; i < n_pairs; i++) pairs[i] = (aq_pair){1, 0};
         if (lane < s->rows) aq_pairs_load(s->spec, s->layout, s->params, s->first + lane, group, 1, pairs);

@@ -28,7 +28,13 @@ static aq_status check_spec(const aq_quant_spec *spec, aq_error *err) {
     if (spec->bits != 2 && spec->bits != 4 && spec->bits != 8) return aq_fail(err, AQ_ERR_USAGE, "Invalid bit_width: %d. Must be 2, 4, or 8", spec->bits);
     if (spec->axis != 0 && spec->axis != 1) return aq_fail(err, AQ_ERR_USAGE, "Invalid axis: %d. Must be 0 or 1", spec->axis);
     if (spec->method < AQ_METHOD_RTN || spec->method > AQ_METHOD_R2Q) return aq_fail(err, AQ_ERR_USAGE, "Invalid method: %d", (int)spec->method);
+    if (spec->method == AQ_METHOD_R2Q && spec->params != AQ_PARAMS_R2Q)
+        return aq_fail(err, AQ_ERR_USAGE, "method 'r2q' needs r2q parameters, not '%s'", aq_params_form_name(spec->params));
     if (spec->params == AQ_PARAMS_F16 || spec->params == AQ_PARAMS_F32) return AQ_OK;
+    if (spec->params == AQ_PARAMS_R2Q) {
+        if (spec->bits == 2 && spec->axis == 1 && !spec->symmetric) return AQ_OK;
+        return aq_fail(err, AQ_ERR_USAGE, "r2q parameters need 2 bits and groups along the inputs, and are not symmetric");
+    }
     if (spec->params != AQ_PARAMS_TWO_LEVEL) return aq_fail(err, AQ_ERR_USAGE, "Invalid parameter form: %d", (int)spec->params);
     if (spec->bits == 8 || spec->axis != 1) {
         aq_fail(err, AQ_ERR_USAGE, "two-level parameters need 2 or 4 bits and groups along the inputs, not %d bits on axis %d", spec->bits, spec->axis);

@@ -8,12 +8,16 @@
 #include "base/half.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "quant/r2q.h"
 
 const aq_kernels *aq_quant_kernels(const aq_quant_spec *spec) { return spec->no_simd ? &aq_kernels_scalar : aq_kernels_get(); }
 
 static aq_pair f16_pair(float s, float o) { return (aq_pair){s, (0.0f - o) / s}; }
 
-uint64_t aq_pair_bytes(const aq_quant_spec *spec) { return spec->params == AQ_PARAMS_F32 ? 8 : 4; }
+uint64_t aq_pair_bytes(const aq_quant_spec *spec) {
+    if (spec->params == AQ_PARAMS_R2Q) return AQ_R2Q_BYTES;
+    return spec->params == AQ_PARAMS_F32 ? 8 : 4;
+}
 
 bool aq_pair_store(const aq_quant_spec *spec, double s, double o, void *slot, aq_pair *out) {
     double middle = (double)(1 << (spec->bits - 1));
@@ -124,6 +128,10 @@ static uint64_t pairs_of_group(const aq_quant_spec *spec, const aq_quant_layout 
 }
 
 void aq_quant_pairs(const aq_quant_spec *spec, const aq_quant_layout *layout, const void *params, float *scales, float *zero_points) {
+    if (spec->params == AQ_PARAMS_R2Q) {
+        for (uint64_t i = 0; i < layout->n_pairs; i++) scales[i] = zero_points[i] = NAN;
+        return;
+    }
     if (spec->params == AQ_PARAMS_F32) {
         const char *at = params;
         for (uint64_t i = 0; i < layout->n_pairs; i++, at += 8) {
@@ -145,7 +153,17 @@ void aq_quant_pairs(const aq_quant_spec *spec, const aq_quant_layout *layout, co
     aq_fp_leave(fp);
 }
 
+static aq_status check_r2q(const aq_quant_layout *layout, const uint8_t *params, aq_error *err) {
+    for (uint64_t i = 0; i < layout->n_groups; i++) {
+        aq_r2q p = aq_r2q_load(params + i * AQ_R2Q_BYTES);
+        if (!isfinite(p.m) || !isfinite(p.a1) || !isfinite(p.a2))
+            return aq_fail(err, AQ_ERR_FORMAT, "parameters of group %llu: its levels must be finite", (unsigned long long)i);
+    }
+    return AQ_OK;
+}
+
 aq_status aq_quant_params_check(const aq_quant_spec *spec, const aq_quant_layout *layout, const void *params, aq_error *err) {
+    if (spec->params == AQ_PARAMS_R2Q) return check_r2q(layout, params, err);
     aq_status status = AQ_OK;
     aq_fp_state fp = aq_fp_enter();
     for (uint64_t row = 0; status == AQ_OK && row < param_rows(spec, layout); row++)

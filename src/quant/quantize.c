@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "quant/r2q.h"
 
 enum { PIECE = 4096, TASK_VALUES = 65536 };
 
@@ -361,13 +362,14 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
     atomic_init(&j.first_failure, UINT64_MAX);
     if (needs_f32) *needs_f32 = false;
     if (metrics) *metrics = (aq_quant_metrics){0};
-    if (spec->method != AQ_METHOD_RTN && spec->method != AQ_METHOD_SEARCH)
+    bool r2q = spec->params == AQ_PARAMS_R2Q;
+    if (!r2q && spec->method != AQ_METHOD_RTN && spec->method != AQ_METHOD_SEARCH)
         return aq_fail(err, AQ_ERR_USAGE, "method '%s' needs the second moment of the inputs (aq_solve)", aq_method_name(spec->method));
     if (layout->rows == 0 || layout->cols == 0 || layout->groups_per_row == 0) return AQ_OK; /* nothing to do; the last follows from the second */
 
     aq_quant_spec one_spec = *spec;
     aq_quant_layout one_row = *layout;
-    if (is_one_row(spec, layout, metrics)) {
+    if (!r2q && is_one_row(spec, layout, metrics)) {
         one_spec.group_size = layout->pair_width;
         one_row = (aq_quant_layout){.rows = 1, .cols = layout->rows * layout->cols, .row_bytes = layout->codes_bytes, .codes_bytes = layout->codes_bytes};
         one_row.groups_per_row = one_row.pairs_per_row = one_row.n_groups = one_row.n_pairs = layout->n_groups;
@@ -380,8 +382,10 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
     aq_fp_state fp = aq_fp_enter();
     float *weights = NULL;
     aq_status status = AQ_OK;
-    if (importance && spec->method == AQ_METHOD_SEARCH) status = scale_importance(importance, layout->cols, &weights, err);
-    if (status == AQ_OK) {
+    if (importance && (r2q || spec->method == AQ_METHOD_SEARCH)) status = scale_importance(importance, layout->cols, &weights, err);
+    if (status == AQ_OK && r2q) {
+        status = aq_r2q_quantize(w, spec, layout, weights, n_threads, codes, params, metrics, needs_f32, err);
+    } else if (status == AQ_OK) {
         j.importance = weights;
         plan_strips(&j);
         status = run_job(&j, n_threads, metrics, needs_f32, err);
@@ -396,6 +400,10 @@ void aq_dequantize(const aq_quant_spec *spec, const aq_quant_layout *layout, con
     const aq_kernels *k = aq_quant_kernels(spec);
     uint64_t bits = (uint64_t)spec->bits, cols = layout->cols, rows_per_group = spec->group_size ? spec->group_size : layout->rows;
     if (cols == 0) return;
+    if (spec->params == AQ_PARAMS_R2Q) {
+        aq_r2q_dequantize(spec, layout, codes, params, row_begin, n_rows, out);
+        return;
+    }
     aq_fp_state fp = aq_fp_enter();
     for (uint64_t r = row_begin; r < row_begin + n_rows; r++, out += cols) {
         uint64_t group_size = spec->axis == 1 && spec->group_size ? spec->group_size : cols, group = UINT64_MAX, held = 0;

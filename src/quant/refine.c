@@ -15,6 +15,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "kernels/gemm.h"
+#include "quant/r2q.h"
 #include "quant/solve_internal.h"
 
 enum { BLOCK = AQ_SOLVE_BLOCK, MOST_BASES = 3 };
@@ -109,6 +110,41 @@ static bool move_pair(const work *t, const quadratic *f, uint64_t row, uint64_t 
     return true;
 }
 
+/* R2Q's levels of one group. */
+static bool move_levels(const work *t, const quadratic *f, uint64_t row, uint64_t group, aq_r2q *p) {
+    double d[MOST_BASES];
+    uint8_t slot[AQ_R2Q_BYTES];
+    aq_r2q moved;
+    if (!minimum(f, 0, d)) return false;
+    d[1] = (double)half_of((double)p->a1 + d[1]) - (double)p->a1;
+    d[2] = (double)half_of((double)p->a2 + d[2]) - (double)p->a2;
+    d[0] = (f->r[0] - f->a[0][1] * d[1] - f->a[0][2] * d[2]) / f->a[0][0]; /* the middle that is best beside the rounded steps */
+    if (!aq_r2q_store((double)p->m + d[0], (double)p->a1 + d[1], (double)p->a2 + d[2], slot, &moved)) return false;
+    d[0] = (double)moved.m - (double)p->m;
+    if (!(change(f, d) < 0)) return false;
+    memcpy(t->s->params + aq_params_offset(t->s->spec, t->s->layout, row, group), slot, sizeof slot);
+    *p = moved;
+    return true;
+}
+
+/* Levels of one row and group, unless they live in records. */
+static bool move_group(const work *t, const quadratic *f, uint64_t row, uint64_t group, aq_levels *levels) {
+    uint64_t j = (row - t->s->first) % AQ_LANES;
+    if (t->s->spec->params == AQ_PARAMS_R2Q) {
+        aq_r2q p = {levels->a[j], levels->b[j], levels->c[j]};
+        bool moved = move_levels(t, f, row, group, &p);
+        levels->a[j] = p.m;
+        levels->b[j] = p.a1;
+        levels->c[j] = p.a2;
+        return moved;
+    }
+    aq_pair pair = {levels->a[j], levels->b[j]};
+    bool moved = move_pair(t, f, row, group, &pair);
+    levels->a[j] = pair.s;
+    levels->b[j] = pair.z;
+    return moved;
+}
+
 /* The best point (k, m) of a sub-group: for each k the best m beside it. */
 static bool move_on_grid(const work *t, const quadratic *f, aq_two_level *record, uint64_t sub) {
     const aq_quant_spec *spec = t->s->spec;
@@ -195,14 +231,13 @@ static void fit_pair(work *t, uint64_t lane, uint64_t pair, uint64_t begin, uint
         f[j].n = n;
         for (size_t b = 0; b < n; b++)
             for (size_t c = 0; c < b; c++) f[j].a[b][c] = f[j].a[c][b];
-        aq_pair p = {levels->a[j], levels->b[j]};
-        if (is_two_level(t)) {
-            uint64_t sub = pair % (s->spec->group_size / s->layout->pair_width);
-            aq_two_level *record = &t->records[lane + j];
-            if (!move_on_grid(t, &f[j], record, sub)) continue;
-            p = aq_two_level_pair(record, sub);
-        } else if (!move_pair(t, &f[j], s->first + lane + j, pair, &p))
+        if (!is_two_level(t)) {
+            moved |= move_group(t, &f[j], s->first + lane + j, pair, levels);
             continue;
+        }
+        uint64_t sub = pair % (s->spec->group_size / s->layout->pair_width);
+        if (!move_on_grid(t, &f[j], &t->records[lane + j], sub)) continue;
+        aq_pair p = aq_two_level_pair(&t->records[lane + j], sub);
         moved = true;
         levels->a[j] = p.s;
         levels->b[j] = p.z;
@@ -278,14 +313,10 @@ static bool fit_wide(work *t, uint64_t group, uint64_t begin, uint64_t end) {
                 f.r[b] += phi * (double)s->t[i * lanes + row];
                 for (size_t c = 0; c < n; c++) f.a[b][c] += phi * (double)t->wide_h[c][i * lanes + row];
             }
-        aq_levels *levels = aq_slab_levels(s, group, row);
-        aq_pair p = {levels->a[row % AQ_LANES], levels->b[row % AQ_LANES]};
-        if (is_two_level(t)) {
+        if (is_two_level(t))
             move_outer(t, &f, &t->records[row]);
-        } else if (move_pair(t, &f, s->first + row, group, &p)) {
-            levels->a[row % AQ_LANES] = p.s;
-            levels->b[row % AQ_LANES] = p.z;
-        }
+        else
+            move_group(t, &f, s->first + row, group, aq_slab_levels(s, group, row));
     }
     return true;
 }

@@ -6,6 +6,7 @@
  * fit. What counts in the end is the error of the stored pair, in double, exactly as it dequantizes; min-max is among the candidates.
  */
 #include "quant/quant_internal.h"
+#include "quant/r2q.h"
 
 #include <math.h>
 #include <string.h>
@@ -117,6 +118,11 @@ uint64_t aq_search_capacity(const aq_quant_spec *spec) {
 
 bool aq_search_batch(aq_lanes *l, const aq_kernels *k, const aq_quant_spec *spec, const aq_values *groups, size_t n, void *const *slots, size_t *n_stored) {
     *n_stored = 0;
+    if (spec->params == AQ_PARAMS_R2Q) {
+        aq_r2q levels;
+        while (*n_stored < n && aq_r2q_fit(&groups[*n_stored], slots[*n_stored], &levels)) ++*n_stored;
+        return true;
+    }
     if (spec->params == AQ_PARAMS_TWO_LEVEL) {
         if (!aq_lanes_fill_two_level(l, k, spec, groups, n)) return false;
         *n_stored = aq_search_two_level(l, spec, groups, n, slots);
