@@ -92,6 +92,19 @@ typedef struct aq_export_options {
 AQ_API aq_status aq_export(const char *path, const char *out_path, const aq_export_options *options, const aq_job_hooks *hooks, char **report_json,
                            aq_error *err);
 
+typedef struct aq_page_options {
+    const char *against; /* the source model: errors and sensitivities are measured. NULL: those stored in the container */
+    const char *calib;   /* calibration statistics: errors of outputs over the schedule. NULL: none; without `against` only its data set is named */
+    const char *layer;   /* whose histograms are drawn; NULL: the one with the largest error */
+    aq_model_options model;
+    bool overwrite;
+    int n_threads;
+} aq_page_options;
+/* Writes one self-contained HTML page about a container: sizes, errors per layer and over the schedule, sensitivity against bits, histograms of a layer,
+ * fallbacks with their reasons, the command that makes it again. "arrowquant.report/1". AQ_ERR_IO: out_path exists, or cannot be written. */
+AQ_API aq_status aq_write_page(const char *path, const char *out_path, const aq_page_options *options, const aq_job_hooks *hooks, char **report_json,
+                               aq_error *err);
+
 AQ_API void aq_text_free(char *text);
 
 #ifdef __cplusplus
