@@ -72,6 +72,18 @@ static aq_status read_options(aq_quantize_options *out, const cli_args *args, aq
     return status;
 }
 
+/* --report FILE: the page about what was just written. */
+static void write_page(const cli_args *args, const aq_config *config, const aq_quantize_options *options, const char *report, aq_error *err) {
+    json_t *done = json_loads(report, 0, NULL);
+    aq_page_options page = {.against = args->operands[0],
+                            .calib = aq_config_string(config, "calibration_path"),
+                            .model = options->model,
+                            .overwrite = options->overwrite,
+                            .n_threads = (int)aq_config_int(config, "num_threads", 0)};
+    if (done) aq_write_page(cli_json_text(json_object_get(done, "output"), "path"), cli_args_value(args, "report"), &page, cli_job_hooks(), NULL, err);
+    json_decref(done);
+}
+
 int cli_run_quantize(const cli_args *args) {
     aq_error err;
     aq_error_clear(&err);
@@ -87,7 +99,8 @@ int cli_run_quantize(const cli_args *args) {
     }
     if (status == AQ_OK) {
         cli_signals_catch_interrupts();
-        aq_quantize_model(args->operands[0], cli_args_value(args, "output"), config, &options, cli_job_hooks(), &report, &err);
+        status = aq_quantize_model(args->operands[0], cli_args_value(args, "output"), config, &options, cli_job_hooks(), &report, &err);
+        if (status == AQ_OK && report && cli_args_has(args, "report")) write_page(args, config, &options, report, &err);
     }
     aq_config_destroy(config);
     return cli_job_end(args, &err, report, print_report);

@@ -32,7 +32,7 @@ from ._pyarrow import numpy_to_arrow_table
 from .loader import ShardedSafeTensorsLoader, load_sharded_safetensors
 from .models import ArrowQuantV2, quantize_diffusion_model
 from .reader import Reader, Tensor, open
-from .short import diff, export, inspect, quantize, verify
+from .short import diff, export, inspect, quantize, report, verify
 from .validation import ValidationSystem
 
 __all__ = [
@@ -72,6 +72,7 @@ __all__ = [
     "quantize_async",
     "quantize_batch",
     "quantize_diffusion_model",
+    "report",
     "rtn",
     "simd_level",
     "sqnr_db",

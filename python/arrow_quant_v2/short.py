@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import _core, _jobs
 from ._progress import Watch
 
-__all__ = ["diff", "export", "inspect", "quantize", "verify"]
+__all__ = ["diff", "export", "inspect", "quantize", "report", "verify"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,5 +139,35 @@ def inspect(path: Path, *, component: str | None = None, variant: str | None = N
     return _jobs.loads(_core.run_inspect(_jobs.require_model(path), config, component=component, variant=variant))
 
 
-for _member in (quantize, verify, diff, export, inspect):
+def report(
+    path: Path,
+    output: Path | None = None,
+    *,
+    against: Path | None = None,
+    calib: Path | None = None,
+    show: str | None = None,
+    overwrite: bool = False,
+    threads: int = 0,
+    progress: ProgressLike = None,
+) -> dict[str, Any]:
+    """Writes one self-contained HTML page about a container: sizes, errors, bits, fallbacks, the command that makes it again.
+
+    output: the file to write (None: "PATH.html"); against: the source model, to measure errors and sensitivities; calib: calibration statistics, to measure the
+    errors of outputs over the schedule; show: the layer whose histograms are drawn (None: the one with the largest error).
+    Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
+
+    >>> import arrow_quant_v2 as aq
+    >>> aq.report('dit-int4', 'dit-int4.html', against='examples/dit-fashion')['n_layers']
+    42
+    """
+    source = _jobs.require_model(path)
+    target = f"{source.rstrip('/')}.html" if output is None else _jobs.path_of(output)
+    sides = [None if side is None else _jobs.require_model(side) for side in (against, calib)]
+    with Watch(progress) as watch:
+        return _jobs.loads(
+            _core.run_report(source, target, watch, _jobs.log, against=sides[0], calib=sides[1], layer=show, overwrite=overwrite, threads=threads)
+        )
+
+
+for _member in (quantize, verify, diff, export, report, inspect):
     _member.__module__ = "arrow_quant_v2"

@@ -243,6 +243,38 @@ static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) 
     return result;
 }
 
+static PyObject *run_report(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"path", "output_path", "tick", "log", "against", "calib", "layer", "overwrite", "threads", NULL};
+    PyObject *path = NULL, *output = NULL, *against = NULL, *calib = NULL, *tick = NULL, *log = NULL;
+    aq_page_options options = {0};
+    aq_model_options_init(&options.model);
+    int overwrite = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OO|$O&O&zpi:run_report", names, PyUnicode_FSConverter, &path, PyUnicode_FSConverter, &output, &tick,
+                                     &log, path_or_none, &against, path_or_none, &calib, &options.layer, &overwrite, &options.n_threads)) {
+        Py_XDECREF(path);
+        Py_XDECREF(output);
+        Py_XDECREF(against);
+        Py_XDECREF(calib);
+        return NULL;
+    }
+    options.against = bytes_or_null(against);
+    options.calib = bytes_or_null(calib);
+    options.overwrite = overwrite;
+    job j = job_of(module, tick, log);
+    aq_job_hooks hooks = hooks_of(&j);
+    aq_error err = {0};
+    char *report = NULL;
+    j.thread = PyEval_SaveThread();
+    aq_status status = aq_write_page(PyBytes_AsString(path), PyBytes_AsString(output), &options, &hooks, &report, &err);
+    PyEval_RestoreThread(j.thread);
+    PyObject *result = finish(&j, status, &err, report, false);
+    Py_DECREF(path);
+    Py_DECREF(output);
+    Py_XDECREF(against);
+    Py_XDECREF(calib);
+    return result;
+}
+
 static PyObject *run_inspect(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"path", "config", "component", "variant", NULL};
     PyObject *path = NULL, *config_arg = NULL;
@@ -302,6 +334,7 @@ static PyMethodDef functions[] = {
     {"run_diff", KEYWORDS(run_diff), "aq_diff: its report as JSON text."},
     {"run_export", KEYWORDS(run_export), "aq_export: its report as JSON text."},
     {"config_sources", config_sources, METH_VARARGS, "All settings as JSON text: default < profile < file < environment."},
+    {"run_report", KEYWORDS(run_report), "aq_write_page: its report as JSON text."},
     {"run_inspect", KEYWORDS(run_inspect), "aq_inspect: its report as JSON text."},
     {NULL, NULL, 0, NULL},
 };

@@ -4,6 +4,7 @@
  * the caller gave, so the same inputs give the same page.
  */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,7 +32,7 @@ static const char style[] =
     "@media (max-width:600px){.cards{grid-template-columns:repeat(2,1fr)}svg{min-width:560px}}\n"
     "figure{margin:8px 0 16px;overflow-x:auto}svg{width:100%;height:auto;display:block}figcaption{color:var(--soft);font-size:.85rem}\n"
     ".grid{stroke:var(--line);stroke-width:1;fill:none}.tick,.label{font:13px system-ui,sans-serif;fill:var(--soft)}.label{fill:var(--ink);font-size:13px}"
-    ".power{font-size:9px}.b2{fill:var(--b2);background:var(--b2)}.b4{fill:var(--b4);background:var(--b4)}.b8{fill:var(--b8);background:var(--b8)}"
+    ".b2{fill:var(--b2);background:var(--b2)}.b4{fill:var(--b4);background:var(--b4)}.b8{fill:var(--b8);background:var(--b8)}"
     ".kept{fill:var(--kept);background:var(--kept)}.source{fill:var(--source)}.frame{fill:var(--line)}.mark{fill-opacity:.75}"
     ".line{fill:none;stroke:var(--b4);stroke-width:2.5}.worst{stroke:var(--b2);stroke-dasharray:6 4}.faint{fill:none;stroke:var(--soft);stroke-width:1;"
     "stroke-opacity:.25}.dot{fill:var(--b4)}.after{fill:var(--b4);fill-opacity:.55}.before{fill:none;stroke:var(--ink);stroke-width:1.2}"
@@ -174,7 +175,45 @@ static void put_layers(page_text *p, const page_figures *f) {
     aq_page_put(p, "</table></div></details>\n");
 }
 
-/* The settings that made the container, as a command: a flag for each that differs from the default. */
+/* " --field-name='value'"; the value may hold anything, so it is quoted for the shell. */
+static void put_option(page_text *p, const char *field, const char *value) {
+    aq_page_put(p, " --");
+    for (const char *c = field; *c; c++) aq_page_putf(p, "%c", *c == '_' ? '-' : *c);
+    aq_page_put(p, "=");
+    bool plain = *value && strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-,") == strlen(value);
+    if (!plain) aq_page_put(p, "'");
+    char *copy = aq_strdup(value);
+    if (!copy) p->failed = true;
+    for (char *part = copy, *end; part; part = end) { /* between the value's own quotes */
+        if ((end = strchr(part, '\''))) *end++ = 0;
+        aq_page_name(p, part);
+        if (end) aq_page_put(p, "&#39;\\&#39;&#39;");
+    }
+    aq_free(copy);
+    if (!plain) aq_page_put(p, "'");
+}
+
+/* A list or map of texts takes one option for each element. */
+static void put_setting(page_text *p, const aq_config_field *field, const json_t *value) {
+    const char *key;
+    const json_t *item;
+    size_t i;
+    if (field->type == AQ_CONFIG_STRING_LIST) {
+        json_array_foreach(value, i, item) put_option(p, field->name, json_string_value(item) ? json_string_value(item) : "");
+    } else if (field->type == AQ_CONFIG_BITS_MAP) {
+        json_object_foreach((json_t *)value, key, item) {
+            char pair[1200];
+            snprintf(pair, sizeof pair, "%s=%lld", key, (long long)json_integer_value(item));
+            put_option(p, field->name, pair);
+        }
+    } else {
+        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+        put_option(p, field->name, text ? text : json_string_value(value) ? json_string_value(value) : "");
+        free(text);
+    }
+}
+
+/* The settings that made the container, as a command: an option for each that differs from the default. */
 static void put_command(page_text *p, const page_figures *f, const json_t *metadata) {
     json_t *config = aq_report_parsed(aq_store_config_json(f->store));
     const char *source = json_string_value(json_object_get(json_object_get(metadata, "source"), "name"));
@@ -185,19 +224,11 @@ static void put_command(page_text *p, const page_figures *f, const json_t *metad
     for (size_t i = 0; defaults && i < aq_config_n_fields(); i++) {
         const aq_config_field *field = aq_config_field_at(i);
         const json_t *value = json_object_get(config, field->name);
-        char *preset = aq_config_get_json(defaults, field->name), *text = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+        char *preset = aq_config_get_json(defaults, field->name);
         json_t *preset_value = preset ? json_loads(preset, JSON_DECODE_ANY, NULL) : NULL;
-        if (text && (!preset_value || !json_equal((json_t *)value, preset_value))) {
-            aq_page_put(p, " --");
-            for (const char *c = field->name; *c; c++) aq_page_putf(p, "%c", *c == '_' ? '-' : *c);
-            bool quote = json_is_array(value) || json_is_object(value);
-            aq_page_put(p, quote ? "='" : "=");
-            aq_page_name(p, json_is_string(value) ? json_string_value(value) : text);
-            aq_page_put(p, quote ? "'" : "");
-        }
+        if (value && !json_is_null(value) && (!preset_value || !json_equal((json_t *)value, preset_value))) put_setting(p, field, value);
         json_decref(preset_value);
         aq_config_free_text(preset);
-        free(text);
     }
     if (json_is_object(json_object_get(metadata, "calibration"))) aq_page_put(p, " --calib=FILE");
     aq_page_put(p, "</pre>\n");
