@@ -211,3 +211,21 @@ def test_both_libraries_take_the_same_settings(tmp_path):
     assert backend.ArrowQuantConfig(bits=2).to_diff_dict() == ours.ArrowQuantConfig(bits=2).to_diff_dict()
     config = diffusers.PipelineQuantizationConfig(quant_backend="arrowquant", quant_kwargs={"bits": 4, "group": 64}, components_to_quantize=["transformer"])
     assert n_layers(sample(SAMPLE, quantization_config=config).transformer) == 42
+
+
+def test_a_reloaded_language_model_generates_the_same(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    import arrow_quant_v2.transformers as backend
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=100, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, eos_token_id=None
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "plain")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=backend.ArrowQuantConfig(bits=4, group=64)).eval()
+    assert n_layers(model) == 14 and type(model.lm_head) is torch.nn.Linear
+    model.save_pretrained(tmp_path / "int4")
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "int4").eval()
+    start = torch.tensor([[5, 17, 33]])
+    tokens = model.generate(start, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert tokens.shape[1] == 23 and torch.equal(again.generate(start, max_new_tokens=20, do_sample=False, pad_token_id=0), tokens)

@@ -1,0 +1,107 @@
+"""Layers over packed codes in torch: speed of the forward pass as ratios to torch's own layers in the same run, and memory of a loaded model.
+
+Usage: python bench/bench_torch.py [--size 1024] [--rounds N] [--skip-memory]
+For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs. Every figure is the best of the rounds, and the
+rounds of all candidates alternate, so that a slow moment of the machine meets all of them.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+from arrow_quant_v2.torch import QuantLinear, StoredForm
+
+
+def candidates(size):
+    """name -> function of x [rows, size] in float32."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(size, size, bias=False)
+    half = torch.nn.Linear(size, size, bias=False, dtype=torch.bfloat16)
+    found = {"F32 F.linear": linear, "BF16 F.linear": lambda x: half(x.bfloat16())}
+    for bits, group, params in ((8, 128, "f16"), (4, 128, "f16"), (4, 256, "two-level"), (2, 256, "two-level")):
+        layer = QuantLinear.from_linear(linear, StoredForm(bits, group, params), "rtn")
+        found[f"ours INT{bits} {params}"] = layer
+    codes = torch.randint(0, 16, (size, size), dtype=torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    scales = torch.rand(size // 128, size, 2, dtype=torch.bfloat16)
+    found["torch int4pack"] = lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), packed, 128, scales)
+    return found
+
+
+def seconds(function, x, calls):
+    start = time.perf_counter()
+    for _ in range(calls):
+        function(x)
+    return (time.perf_counter() - start) / calls
+
+
+@torch.no_grad()
+def bench_speed(size, rounds):
+    found = candidates(size)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        print(f"\n{threads} thread{'s' * (threads > 1)}, N = K = {size}: GFLOP/s and ratio to F32 F.linear")
+        print(f"{'rows':>6} " + "".join(f"{name:>26}" for name in found))
+        for rows in (1, 49, 256, 1024):
+            x = torch.randn(rows, size)
+            calls = max(1, int(2e9 / (2 * rows * size * size) / 10))
+            best = dict.fromkeys(found, float("inf"))
+            for _ in range(rounds):
+                for name, function in found.items():
+                    best[name] = min(best[name], seconds(function, x, calls))
+            work = 2e-9 * rows * size * size
+            print(f"{rows:6} " + "".join(f"{work / best[n]:16.1f}  ({best['F32 F.linear'] / best[n]:5.2f})" for n in found))
+
+
+LOAD = """
+import resource, sys, torch
+import arrow_quant_v2 as aq
+from arrow_quant_v2.torch import load_into
+def rss():
+    return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith('VmRSS'))
+with torch.device('meta'):
+    model = torch.nn.Sequential(*[torch.nn.Linear(2048, 2048) for _ in range(int(sys.argv[2]))])
+torch.nn.functional.linear(torch.randn(8, 64), torch.randn(64, 64)), torch.ops.arrowquant
+import arrow_quant_v2.torch.load
+before = rss()
+load_into(model, sys.argv[1])
+with torch.no_grad():
+    x = torch.randn(64, 2048)
+    for layer in model:
+        layer(x)
+print(rss() - before)
+"""
+
+
+def bench_memory(n_layers=64):
+    import arrow_quant_v2 as aq
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = os.path.join(folder, "model.safetensors"), os.path.join(folder, "int4")
+        torch.manual_seed(0)
+        save_file({f"{i}.{k}": torch.randn(s).bfloat16() for i in range(n_layers) for k, s in (("weight", (2048, 2048)), ("bias", (2048,)))}, source)
+        aq.quantize(source, out, bits=4, modality="image")
+        size = sum(os.path.getsize(os.path.join(out, f)) for f in os.listdir(out) if f.endswith(".parquet"))
+        done = subprocess.run([sys.executable, "-c", LOAD, out, str(n_layers)], capture_output=True, text=True, check=True)
+        grown = int(done.stdout)
+        print(f"\nmemory of a loaded model after a forward pass: {grown / 1e6:.0f} MB, its files {size / 1e6:.0f} MB: ratio {grown / size:.2f} (at most 1.1)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--skip-memory", action="store_true")
+    args = parser.parse_args()
+    bench_speed(args.size, args.rounds)
+    if not args.skip_memory:
+        bench_memory()
+
+
+if __name__ == "__main__":
+    main()
