@@ -29,6 +29,7 @@ from ._core import (
 )
 from ._progress import Progress
 from ._pyarrow import numpy_to_arrow_table
+from .activations import ChannelGroups, SpatialQuantizer, TimeAwareQuantizer, linear_integer
 from .loader import ShardedSafeTensorsLoader, load_sharded_safetensors
 from .models import ArrowQuantV2, quantize_diffusion_model
 from .reader import Reader, Tensor, open
@@ -40,6 +41,7 @@ __all__ = [
     "ArrowQuantV2",
     "AsyncArrowQuantV2",
     "BudgetError",
+    "ChannelGroups",
     "ConfigurationError",
     "DiffusionQuantConfig",
     "FormatError",
@@ -54,7 +56,9 @@ __all__ = [
     "Result",
     "ShapeMismatchError",
     "ShardedSafeTensorsLoader",
+    "SpatialQuantizer",
     "Tensor",
+    "TimeAwareQuantizer",
     "ValidationError",
     "ValidationSystem",
     "__version__",
@@ -64,6 +68,7 @@ __all__ = [
     "diff",
     "export",
     "inspect",
+    "linear_integer",
     "load_sharded_safetensors",
     "numpy_to_arrow_table",
     "open",

@@ -37,6 +37,10 @@ class TimeGroupParams(TypedDict):
     time_range: tuple[int, int]
 
 
+class TimeAwareLayer(LayerResult):
+    time_group_params: list[TimeGroupParams]
+
+
 class LayerAutoResult(TypedDict):
     quantized_data: bytes
     scales: list[float]

@@ -129,6 +129,15 @@ def run_validate(original_path, quantized_path, keep_going=None, min_accuracy=-1
 class ArrowQuantV2(_core.ArrowQuantV2):
     __doc__ = _core.ArrowQuantV2.__doc__
 
+    _markov: str | None = None  # figures of the last time-aware run, as JSON
+
+    def _run(self, model_path, output_path, config, progress_callback, *first_message):
+        output, report = run_quantize(self.mode, model_path, output_path, config, progress_callback, *first_message)
+        figures = markov_of(output, 0.3 if config is None else config.smoothness_threshold)
+        if figures is not None:
+            self._markov = figures
+        return output, report
+
     def quantize_diffusion_model(
         self,
         model_path: Path,
@@ -153,7 +162,7 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         >>> result['bit_width'], result['modality'], result['cosine_similarity'] > 0.98
         (4, 'image', True)
         """
-        output, report = run_quantize(self.mode, model_path, output_path, config, progress_callback)
+        output, report = self._run(model_path, output_path, config, progress_callback)
         return layer_of(output) if use_arrow else result_of(output, report)
 
     def quantize_diffusion_model_arrow(
@@ -166,7 +175,7 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         >>> 'transformer_blocks.0.ff.net.2.weight' in layer.layers
         True
         """
-        output, _ = run_quantize(self.mode, model_path, output_path, config, progress_callback)
+        output, _ = self._run(model_path, output_path, config, progress_callback)
         return layer_of(output)
 
     def quantize_from_safetensors(
@@ -180,7 +189,7 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         >>> result['compression_ratio'] > 1
         True
         """
-        output, report = run_quantize(self.mode, safetensors_path, output_path, config, progress_callback, "Starting SafeTensors quantization...")
+        output, report = self._run(safetensors_path, output_path, config, progress_callback, "Starting SafeTensors quantization...")
         return result_of(output, report)
 
     def validate_quality(self, original_path: Path, quantized_path: Path) -> dict[str, Any]:
@@ -197,13 +206,17 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         return run_validate(original_path, quantized_path)
 
     def get_markov_metrics(self) -> dict[str, Any] | None:
-        """Smoothness of time-group parameters: None, for this version writes no time-aware layers.
+        """How smooth the time-group parameters are that the last time-aware run of this object stored, those of the worst layer; None before such a run.
+
+        A dict, in the terms of python-api section 6: smoothness_score 0..1, boundary_scores (one per boundary), violation_count, violations (list of dict
+        boundary_idx, scale_jump, zero_point_jump, severity 'low', 'medium' or 'high'), is_valid. A violation is a relative jump of the scale above the
+        configuration's smoothness_threshold.
 
         >>> import arrow_quant_v2 as aq
         >>> aq.ArrowQuantV2().get_markov_metrics() is None
         True
         """
-        return None
+        return None if self._markov is None else _jobs.loads(self._markov)
 
 
 def quantize_diffusion_model(
@@ -220,6 +233,19 @@ def quantize_diffusion_model(
     ['bit_width', 'bits_per_weight', 'calibrated']
     """
     return ArrowQuantV2().quantize_diffusion_model(model_path, output_path, config, progress_callback, use_arrow)
+
+
+def markov_of(container_path, threshold):
+    """Figures of the stored time groups of the worst layer, as JSON; None where no layer has any."""
+    import json
+
+    container = _core.Container(container_path)
+    try:
+        tables = {json.dumps(container.time_groups(i)) for i in range(len(container.names()))} - {"null"}
+    finally:
+        container.close()
+    figures = [_core._time_metrics(json.loads(table), threshold) for table in sorted(tables)]
+    return json.dumps(min(figures, key=lambda f: (f["smoothness_score"], -f["violation_count"]))) if figures else None
 
 
 def layer_of(container_path):

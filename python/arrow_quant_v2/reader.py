@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Any
 
-    from ._types import Array, LayerResult
+    from ._types import Array, LayerResult, TimeGroupParams
 
 
 class Tensor:
@@ -127,9 +127,42 @@ class Tensor:
         return self._pairs(1)
 
     @property
-    def time_groups(self) -> None:
-        """Time-group parameters: None, for this version writes no time-aware layers."""
-        return None
+    def time_groups(self) -> list[TimeGroupParams] | None:
+        """Parameters of the layer's input by group of timesteps: list of dict time_range, scale, zero_point, group_size; None where there are none."""
+        return self._info["time_groups"]
+
+    @property
+    def equalization_scales(self) -> Array | None:
+        """Scales s of the inputs, float32 [in]: the codes are those of (W / s) R. None where inputs are not equalized."""
+        return self._info["equalization_scales"]
+
+    @property
+    def equalization_folded(self) -> bool:
+        """True where the operation before the layer already multiplies by the scales; dequantize() then gives W / s."""
+        return self._info["equalization_folded"]
+
+    @property
+    def hadamard_group(self) -> int:
+        """Inputs per block of the Hadamard rotation R; 0 where there is none."""
+        return self._info["hadamard_group"]
+
+    @property
+    def activation_stats(self) -> dict[str, Array] | None:
+        """Statistics of the layer's input by time group: dict mean, std, min, max of arrays; None where there are none."""
+        return self._info["activation_stats"]
+
+    def _stored(self):
+        """(codes, parameters, their form, bits, group size) as they are stored."""
+        if self.bits is None:
+            raise ValueError(f"tensor {self.name!r} is stored as {self.quant_type}: it has no codes")
+        if self._info["axis"] != 1:
+            raise ValueError(f"tensor {self.name!r} has groups of rows: integer execution needs groups along the inputs")
+        return self._container.codes(self._index), self._container.params(self._index), self.params, self.bits, self.group_size
+
+    def _input_of(self, x):
+        """x s R, what the codes are multiplied by."""
+        scales, hadamard = self._info["input_scales"], self.hadamard_group
+        return x if scales is None and not hadamard else _core._transform_input(x, scales, hadamard)
 
     def result(self) -> LayerResult:
         """The layer as a layer result, the dict that ArrowQuantV2.quantize_batch gives: its group size is that of the expanded scales.

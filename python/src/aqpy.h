@@ -11,6 +11,7 @@
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
  *   arrow_*.c    the Arrow entries
  *   stored.c     weights in their stored form, for arrow_quant_v2.torch
+ *   time.c       time groups, spatial methods, layers on integers
  *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
  *
  * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables:
@@ -27,6 +28,7 @@
 
 #include <arrowquant/arrowquant.h>
 #include <arrowquant/batch.h>
+#include <arrowquant/time.h>
 
 /* Objects that the module owns. */
 enum aqpy_object {
@@ -152,6 +154,13 @@ int aqpy_add_held(PyObject *module);
 int aqpy_add_container(PyObject *module);
 int aqpy_add_model(PyObject *module);
 int aqpy_add_stored(PyObject *module); /* stored.c */
+/* The form that a word names; false with a ValueError. */
+bool aqpy_params_form(const char *word, aq_params_form *out);
+
+/* ---- time.c ---- */
+int aqpy_add_time(PyObject *module);
+/* A list of dict time_range, scale, zero_point, group_size. */
+PyObject *aqpy_time_groups_list(const aq_time_group *groups, size_t n);
 
 /* ---- hooks.c ---- */
 /* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */

@@ -90,6 +90,13 @@ bool aqpy_result_build(aqpy_table *out, const aqpy_result_row *rows, aq_batch_la
 /* ---- arrow_layer.c ---- */
 /* A PyArrowQuantizedLayer over a result; takes over *table, whose six columns are checked. `time_groups`: list of dicts, or NULL. */
 PyObject *aqpy_arrow_layer_new(const aqpy_state *state, aqpy_table *table, PyObject *time_groups);
+/* What the codes of a row are of, where it is not the weights themselves: (W / s) R (store.h). */
+typedef struct aqpy_spatial {
+    float *scales; /* [cols] of the row, aq_alloc; or NULL */
+    uint32_t hadamard;
+} aqpy_spatial;
+/* Tells a layer object what its rows are of [n_rows] and their time groups (dict name -> list of dict). Takes `spatial` and its scales; both may be NULL. */
+void aqpy_arrow_layer_extend(PyObject *layer, aqpy_spatial *spatial, PyObject *groups_by_name);
 /* Dict of name to array of any Arrow result. */
 PyObject *aqpy_arrow_dequantize(const aqpy_state *state, PyObject *object, bool as_numpy, int n_threads);
 

@@ -113,6 +113,59 @@ static aq_status copy_all(const copying *c, aq_error *err) {
     return status;
 }
 
+/* What the codes of each layer are of; NULL where all are of the weights themselves, or without memory (*ok false). */
+static aqpy_spatial *spatial_of(const copying *c, bool *ok) {
+    bool any = false;
+    for (size_t i = 0; i < c->n; i++) any = any || tensor_of(c, i)->hadamard_group || tensor_of(c, i)->equalization_scales;
+    aqpy_spatial *spatial = any ? aq_calloc(c->n, sizeof *spatial) : NULL;
+    *ok = !any || spatial;
+    for (size_t i = 0; spatial && i < c->n; i++) {
+        const aq_store_tensor *t = tensor_of(c, i);
+        spatial[i].hadamard = t->hadamard_group;
+        if (!t->equalization_scales || t->equalization_folded) continue;
+        spatial[i].scales = aq_alloc(4 * t->cols);
+        if (spatial[i].scales)
+            memcpy(spatial[i].scales, t->equalization_scales, 4 * t->cols);
+        else
+            *ok = false;
+    }
+    return spatial;
+}
+
+/* Time groups of the layers that have some: dict name -> list of dict, and the list of the first one. */
+static PyObject *groups_of(const copying *c, PyObject **first) {
+    PyObject *dict = PyDict_New();
+    *first = NULL;
+    for (size_t i = 0; dict && i < c->n; i++) {
+        const aq_store_tensor *t = tensor_of(c, i);
+        if (t->n_time_groups == 0) continue;
+        PyObject *name = aqpy_text(t->name), *list = name ? aqpy_time_groups_list(t->time_groups, t->n_time_groups) : NULL;
+        if (!list || PyDict_SetItem(dict, name, list) < 0)
+            Py_CLEAR(dict);
+        else if (!*first)
+            *first = list; /* borrowed from the dict */
+        Py_XDECREF(name);
+        Py_XDECREF(list);
+    }
+    return dict;
+}
+
+/* The layer object over the copied table, with what its columns cannot say. Takes the table. */
+static PyObject *make_layer(const aqpy_state *state, const copying *c, aqpy_table *table) {
+    PyObject *first, *groups = groups_of(c, &first);
+    if (!groups) {
+        aqpy_table_free(table);
+        return NULL;
+    }
+    PyObject *layer = aqpy_arrow_layer_new(state, table, first);
+    bool ok = true;
+    if (layer) aqpy_arrow_layer_extend(layer, spatial_of(c, &ok), groups);
+    Py_DECREF(groups);
+    if (ok) return layer;
+    Py_XDECREF(layer);
+    return PyErr_NoMemory();
+}
+
 PyObject *aqpy_container_arrow(const aqpy_state *state, const aqpy_held *held) {
     copying c = {.store = held->file};
     uint64_t width;
@@ -129,7 +182,7 @@ PyObject *aqpy_container_arrow(const aqpy_state *state, const aqpy_held *held) {
         status = copy_all(&c, &err);
         Py_END_ALLOW_THREADS
         if (status == AQ_OK) {
-            layer = aqpy_arrow_layer_new(state, &table, NULL);
+            layer = make_layer(state, &c, &table);
         } else {
             aqpy_table_free(&table);
             if (status == AQ_ERR_MEMORY && !err.message[0])

@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include <arrowquant/solve.h>
+
 #include "base/mem.h"
 
 /* One layer: pointers into the table's buffers. */
@@ -23,8 +25,10 @@ typedef struct layer_row {
 typedef struct layer {
     PyObject_HEAD
     aqpy_table table;
-    PyObject *time_groups; /* list of dict */
+    PyObject *time_groups;    /* list of dict */
+    PyObject *groups_by_name; /* of layers that have their own: dict name -> list of dict; or NULL */
     layer_row *rows;
+    aqpy_spatial *spatial; /* by row, or NULL */
     uint64_t n_values, group_size;
 } layer;
 
@@ -182,14 +186,29 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return (PyObject *)layer_make(state, type, &table, time_groups);
 }
 
+static void spatial_free(aqpy_spatial *spatial, uint64_t n) {
+    for (uint64_t i = 0; spatial && i < n; i++) aq_free(spatial[i].scales);
+    aq_free(spatial);
+}
+
+void aqpy_arrow_layer_extend(PyObject *object, aqpy_spatial *spatial, PyObject *groups_by_name) {
+    layer *self = as_layer(object);
+    spatial_free(self->spatial, self->table.n_rows);
+    self->spatial = spatial;
+    Py_XDECREF(self->groups_by_name);
+    self->groups_by_name = Py_XNewRef(groups_by_name);
+}
+
 static int layer_traverse(PyObject *self, visitproc visit, void *arg) {
     Py_VISIT(as_layer(self)->time_groups);
+    Py_VISIT(as_layer(self)->groups_by_name);
     Py_VISIT(Py_TYPE(self));
     return 0;
 }
 
 static int layer_clear(PyObject *self) {
     Py_CLEAR(as_layer(self)->time_groups);
+    Py_CLEAR(as_layer(self)->groups_by_name);
     return 0;
 }
 
@@ -197,6 +216,7 @@ static void layer_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     layer_clear(self);
+    spatial_free(as_layer(self)->spatial, as_layer(self)->table.n_rows);
     aqpy_table_free(&as_layer(self)->table);
     aq_free(as_layer(self)->rows);
     freefunc release = PyType_GetSlot(type, Py_tp_free);
@@ -223,7 +243,12 @@ static PyObject *shape_of(const layer_row *r) {
 /* Writes the values of one layer; called without the GIL. */
 static aq_status fill(const layer *self, const layer_row *r, int n_threads, float *out, aq_error *err) {
     aq_quant_spec spec = aqpy_array_spec(r->bits, self->group_size);
-    return aq_batch_dequantize(&spec, r->rows, r->cols, r->codes, r->scales, r->zeros, n_threads, out, err);
+    aq_status status = aq_batch_dequantize(&spec, r->rows, r->cols, r->codes, r->scales, r->zeros, n_threads, out, err);
+    const aqpy_spatial *spatial = self->spatial ? &self->spatial[r - self->rows] : NULL;
+    if (status != AQ_OK || !spatial) return status;
+    if (spatial->hadamard) aq_hadamard(out, r->rows, r->cols, spatial->hadamard);
+    if (spatial->scales) aq_scale_columns(out, r->rows, r->cols, spatial->scales, false);
+    return AQ_OK;
 }
 
 /* Writes the values [begin, end) of all layers; those that lie partly in it go through a block of their own. */
@@ -305,9 +330,13 @@ static PyObject *layer_dequantize(PyObject *object, PyObject *args, PyObject *kw
 
 PyObject *aqpy_arrow_dequantize(const aqpy_state *state, PyObject *object, bool as_numpy, int n_threads) {
     aqpy_table table;
-    if (!aqpy_table_import(&table, object)) return NULL;
-    layer *self = (layer *)aqpy_arrow_layer_new(state, &table, NULL);
-    PyObject *maker = !self ? NULL : as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type), *arrays = maker ? PyDict_New() : NULL;
+    layer *self = NULL;
+    if (PyObject_TypeCheck(object, (PyTypeObject *)aqpy_get(state, AQPY_PyArrowQuantizedLayer)))
+        self = (layer *)Py_NewRef(object); /* it knows more than its columns */
+    else if (aqpy_table_import(&table, object))
+        self = (layer *)aqpy_arrow_layer_new(state, &table, NULL);
+    if (!self) return NULL;
+    PyObject *maker = as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type), *arrays = maker ? PyDict_New() : NULL;
     for (uint64_t i = 0; arrays && i < self->table.n_rows; i++) {
         void *data;
         PyObject *name = name_of(&self->rows[i]), *array = name ? dequantize_row(state, self, &self->rows[i], n_threads, &data) : NULL;
@@ -387,19 +416,44 @@ static PyObject *layer_all_groups(PyObject *object, PyObject *args, PyObject *kw
     return all;
 }
 
-PyDoc_STRVAR(params_doc,
-             "get_time_group_params($self)\n--\n\n"
-             "List of dict scale, zero_point, group_size, time_range (start, end), one per time group; empty where the layers have none.\n\n" LAYER_EXAMPLE
-             ">>> layer.get_time_group_params()\n"
-             "[]\n");
-static PyObject *layer_params(PyObject *object, PyObject *unused) {
+static PyObject *layer_names(PyObject *object, void *unused) {
     (void)unused;
+    const layer *self = as_layer(object);
+    PyObject *list = PyList_New((Py_ssize_t)self->table.n_rows);
+    for (uint64_t i = 0; list && i < self->table.n_rows; i++) {
+        PyObject *name = name_of(&self->rows[i]);
+        if (!name || PyList_SetItem(list, (Py_ssize_t)i, name) < 0) Py_CLEAR(list);
+    }
+    return list;
+}
+
+PyDoc_STRVAR(params_doc, "get_time_group_params($self, layer=None)\n--\n\n"
+                         "List of dict scale, zero_point, group_size, time_range (start, end), one per time group; empty where the layers have none.\n\n"
+                         "layer: name of the layer whose input they code; None: the first that has some. KeyError for an unknown name.\n\n" LAYER_EXAMPLE
+                         ">>> layer.get_time_group_params()\n"
+                         "[]\n");
+static PyObject *layer_params(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"layer", NULL};
+    PyObject *name = Py_None, *empty = NULL;
+    const layer *self = as_layer(object);
+    if (!aqpy_parse(args, kwargs, "|O:get_time_group_params", names, &name)) return NULL;
+    PyObject *groups = self->time_groups;
+    if (name != Py_None) {
+        PyObject *own = layer_names(object, NULL);
+        int found = own ? PySequence_Contains(own, name) : -1;
+        Py_XDECREF(own);
+        if (found == 0) PyErr_Format(PyExc_KeyError, "No layer %R", name);
+        if (found != 1) return NULL;
+        if (self->groups_by_name) groups = PyDict_GetItemWithError(self->groups_by_name, name);
+        if (!groups && (PyErr_Occurred() || !(groups = empty = PyList_New(0)))) return NULL;
+    }
     PyObject *copy = PyList_New(0);
-    for (Py_ssize_t i = 0; copy && i < PyList_Size(as_layer(object)->time_groups); i++) {
+    for (Py_ssize_t i = 0; copy && i < PyList_Size(groups); i++) {
         PyObject *group = PyDict_New(); /* a copy: what a caller does to it does not come back */
-        if (!group || PyDict_Update(group, PyList_GetItem(as_layer(object)->time_groups, i)) < 0 || PyList_Append(copy, group) < 0) Py_CLEAR(copy);
+        if (!group || PyDict_Update(group, PyList_GetItem(groups, i)) < 0 || PyList_Append(copy, group) < 0) Py_CLEAR(copy);
         Py_XDECREF(group);
     }
+    Py_XDECREF(empty);
     return copy;
 }
 
@@ -444,17 +498,6 @@ static PyObject *layer_to_pyarrow(PyObject *object, PyObject *unused) {
     return batch;
 }
 
-static PyObject *layer_names(PyObject *object, void *unused) {
-    (void)unused;
-    const layer *self = as_layer(object);
-    PyObject *list = PyList_New((Py_ssize_t)self->table.n_rows);
-    for (uint64_t i = 0; list && i < self->table.n_rows; i++) {
-        PyObject *name = name_of(&self->rows[i]);
-        if (!name || PyList_SetItem(list, (Py_ssize_t)i, name) < 0) Py_CLEAR(list);
-    }
-    return list;
-}
-
 static Py_ssize_t layer_length(PyObject *object) { return (Py_ssize_t)as_layer(object)->n_values; }
 
 static PyObject *layer_repr(PyObject *object) {
@@ -472,10 +515,10 @@ PyDoc_STRVAR(layer_doc, "PyArrowQuantizedLayer(data, *, time_group_params=None)\
 
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 static PyMethodDef methods[] = {
-    {"to_pyarrow", layer_to_pyarrow, METH_NOARGS, to_pyarrow_doc},    {"dequantize", KEYWORDS(layer_dequantize), dequantize_doc},
-    {"dequantize_group", KEYWORDS(layer_group), group_doc},           {"dequantize_all_groups", KEYWORDS(layer_all_groups), all_groups_doc},
-    {"get_time_group_params", layer_params, METH_NOARGS, params_doc}, {"__arrow_c_array__", KEYWORDS(layer_c_array), c_array_doc},
-    {"__arrow_c_stream__", KEYWORDS(layer_c_stream), c_stream_doc},   {NULL, NULL, 0, NULL},
+    {"to_pyarrow", layer_to_pyarrow, METH_NOARGS, to_pyarrow_doc},  {"dequantize", KEYWORDS(layer_dequantize), dequantize_doc},
+    {"dequantize_group", KEYWORDS(layer_group), group_doc},         {"dequantize_all_groups", KEYWORDS(layer_all_groups), all_groups_doc},
+    {"get_time_group_params", KEYWORDS(layer_params), params_doc},  {"__arrow_c_array__", KEYWORDS(layer_c_array), c_array_doc},
+    {"__arrow_c_stream__", KEYWORDS(layer_c_stream), c_stream_doc}, {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef properties[] = {{"layers", layer_names, NULL, "Names of the layers, in row order.", NULL}, {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot slots[] = {

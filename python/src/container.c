@@ -67,10 +67,37 @@ static aqpy_held *tensor_arg(PyObject *self, size_t index, const aq_store_tensor
     return held;
 }
 
+/* n floats as an array, or None for none. */
+static PyObject *floats_or_none(const aqpy_state *state, const float *values, uint64_t n) {
+    void *data;
+    if (!n) return Py_NewRef(Py_None);
+    PyObject *buffer = aqpy_buffer_new(state, 'f', n, &data);
+    if (buffer) memcpy(data, values, n * sizeof *values);
+    return aqpy_array_over(buffer);
+}
+
+/* Spatial and time-aware parts. input_scales: what a caller multiplies the layer's inputs by (None where the operation before does). */
+static PyObject *extension_of(const aqpy_state *state, const aq_store_tensor *t) {
+    static const char *const names[4] = {"mean", "std", "min", "max"};
+    PyObject *stats = t->n_activation_stats ? PyDict_New() : Py_NewRef(Py_None);
+    for (int k = 0; stats && t->n_activation_stats && k < 4; k++) {
+        PyObject *values = floats_or_none(state, t->activation_stats[k], t->n_activation_stats);
+        if (!values || PyDict_SetItemString(stats, names[k], values) < 0) Py_CLEAR(stats);
+        Py_XDECREF(values);
+    }
+    if (!stats) return NULL;
+    return Py_BuildValue("{sNsNsNsOsIsdsN}", "time_groups", t->n_time_groups ? aqpy_time_groups_list(t->time_groups, t->n_time_groups) : Py_NewRef(Py_None),
+                         "equalization_scales", floats_or_none(state, t->equalization_scales, t->n_equalization_scales), "input_scales",
+                         floats_or_none(state, t->equalization_scales, t->equalization_folded ? 0 : t->n_equalization_scales), "equalization_folded",
+                         t->equalization_folded ? Py_True : Py_False, "hadamard_group", (unsigned)t->hadamard_group, "smoothing_alpha",
+                         (double)t->smoothing_alpha, "activation_stats", stats);
+}
+
 static PyObject *info(PyObject *self, PyObject *args) {
     size_t index;
     const aq_store_tensor *t;
-    if (!PyArg_ParseTuple(args, "n:info", (Py_ssize_t *)&index)) return NULL;
+    aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
+    if (!state || !PyArg_ParseTuple(args, "n:info", (Py_ssize_t *)&index)) return NULL;
     aqpy_held *held = tensor_arg(self, index, &t);
     if (!held) return NULL;
     PyObject *dict = Py_BuildValue("{sNsNsNsNsKsKsO}", "name", aqpy_text(t->name), "dtype", aqpy_text(t->dtype), "quant_type", aqpy_text(t->quant_type),
@@ -81,11 +108,25 @@ static PyObject *info(PyObject *self, PyObject *args) {
     PyObject *spec = t->quantized ? Py_BuildValue("{sisKsiss}", "bits", t->spec.bits, "group_size", (unsigned long long)t->spec.group_size, "axis",
                                                   t->spec.axis, "params", aq_params_form_name(t->spec.params))
                                   : PyDict_New();
-    if (dict && (!more || !spec || PyDict_Update(dict, more) < 0 || PyDict_Update(dict, spec) < 0)) Py_CLEAR(dict);
+    PyObject *extension = extension_of(state, t);
+    if (dict && (!more || !spec || !extension || PyDict_Update(dict, more) < 0 || PyDict_Update(dict, spec) < 0 || PyDict_Update(dict, extension) < 0))
+        Py_CLEAR(dict);
+    Py_XDECREF(extension);
     Py_XDECREF(more);
     Py_XDECREF(spec);
     aqpy_held_leave(held);
     return dict;
+}
+
+static PyObject *time_groups(PyObject *self, PyObject *args) {
+    size_t index;
+    const aq_store_tensor *t;
+    if (!PyArg_ParseTuple(args, "n:time_groups", (Py_ssize_t *)&index)) return NULL;
+    aqpy_held *held = tensor_arg(self, index, &t);
+    if (!held) return NULL;
+    PyObject *list = t->n_time_groups ? aqpy_time_groups_list(t->time_groups, t->n_time_groups) : Py_NewRef(Py_None);
+    aqpy_held_leave(held);
+    return list;
 }
 
 /* ---- values ---- */
@@ -273,6 +314,7 @@ static PyObject *close_container(PyObject *self, PyObject *unused) {
 static PyMethodDef methods[] = {
     {"names", names_of, METH_NOARGS, "Names of the tensors, in stored order."},
     {"info", info, METH_VARARGS, "What is stored about tensor i."},
+    {"time_groups", time_groups, METH_VARARGS, "Time groups of tensor i: a list of dict, or None."},
     {"dequantize", dequantize, METH_VARARGS, "Values of tensor i as an array of its shape, of dtype 'float32' or 'float16'."},
     {"codes", codes, METH_VARARGS, "Packed codes of tensor i; None when it is not quantized."},
     {"params", params, METH_VARARGS, "Parameters of tensor i in their stored form, as bytes; None when it is not quantized."},

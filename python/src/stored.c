@@ -9,7 +9,7 @@
 
 enum { ROWS_PER_TASK = 64 };
 
-static bool form_of(const char *word, aq_params_form *out) {
+bool aqpy_params_form(const char *word, aq_params_form *out) {
     static const aq_params_form forms[] = {AQ_PARAMS_F16, AQ_PARAMS_F32, AQ_PARAMS_TWO_LEVEL, AQ_PARAMS_R2Q};
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
         if (strcmp(word, aq_params_form_name(forms[i])) == 0) {
@@ -53,7 +53,7 @@ static PyObject *quantize_stored(PyObject *module, PyObject *args) {
     unsigned long long group;
     const char *form, *method;
     aq_quant_spec spec = {.axis = 1};
-    if (!PyArg_ParseTuple(args, "OiKss:_quantize_stored", &object, &spec.bits, &group, &form, &method) || !form_of(form, &spec.params)) return NULL;
+    if (!PyArg_ParseTuple(args, "OiKss:_quantize_stored", &object, &spec.bits, &group, &form, &method) || !aqpy_params_form(form, &spec.params)) return NULL;
     spec.group_size = group;
     spec.method = strcmp(method, "rtn") == 0 ? AQ_METHOD_RTN : AQ_METHOD_SEARCH;
     PyObject *what = PyUnicode_FromString("Array");
@@ -96,7 +96,7 @@ static PyObject *dequantize_stored(PyObject *module, PyObject *args) {
     const char *form;
     aq_quant_spec spec = {.axis = 1};
     if (!PyArg_ParseTuple(args, "OOKKiKs:_dequantize_stored", &codes, &params, &rows, &cols, &spec.bits, &group, &form)) return NULL;
-    if (!form_of(form, &spec.params)) return NULL;
+    if (!aqpy_params_form(form, &spec.params)) return NULL;
     spec.group_size = group;
     const aqpy_state *state = aqpy_state_of(module);
     aq_error err = {0};
