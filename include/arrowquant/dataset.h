@@ -1,10 +1,10 @@
 /* ArrowQuant data sets: the samples that calibration feeds to a model, read one by one from a file.
  *
- *   .jsonl, .json  one object a line: {"text": "…"}, {"prompt": "…"}, {"input": [...]} (nested lists give the shape), or
- *                  {"data": [numbers], "timestep": int or null, "shape": [ints] or null}; other keys are ignored
- *   .npz           one sample per entry of an array's first axis (stored or deflated members)
- *   .npy           the same for a single array
- *   .parquet       rows with a column text or prompt, or with data (list of numbers), timestep, shape
+ *   .jsonl, .ndjson  one object a line: {"text": "…"}, {"prompt": "…"}, {"input": [...]} (nested lists give the shape), or
+ *                    {"data": [numbers], "timestep": int or null, "shape": [ints] or null}; other keys are ignored
+ *   .npz             one sample per entry of an array's first axis (stored or deflated members)
+ *   .npy             the same for a single array
+ *   .parquet         rows with a column text or prompt, or with data (list of numbers), timestep, shape
  *
  * Files are untrusted: sizes are checked before anything is allocated, a bad line, row or member is an error that names it. One data set serves one thread.
  */
@@ -21,7 +21,7 @@ typedef struct aq_dataset aq_dataset;
 
 typedef struct aq_dataset_options {
     const char *array;       /* .npz: member with the samples; NULL: the only one, or one named data, input, inputs, images, latents, samples or x */
-    uint64_t max_line_bytes; /* a longer line of JSONL is bad; 0: 64 MiB */
+    uint64_t max_line_bytes; /* a longer line of JSONL is bad; 0: 16 MiB */
     /* A bad line, row or member: told here, and reading goes on with the next when it returns true. NULL: the first one is the error of aq_dataset_next. */
     bool (*on_bad)(void *user, uint64_t line, const aq_error *problem);
     void *on_bad_user;

@@ -85,6 +85,15 @@ void aq_file_map_release(const aq_file_map *map, uint64_t offset, uint64_t size)
     if (begin < end) madvise((void *)(uintptr_t)(map->data + begin), (size_t)(end - begin), MADV_DONTNEED);
 }
 
+aq_status aq_file_open(int *fd, uint64_t *size, const char *path, aq_error *err) {
+    struct stat st;
+    *fd = -1;
+    aq_status status = open_regular(fd, &st, path, false, err);
+    if (status != AQ_OK) *fd = -1;
+    *size = status == AQ_OK ? (uint64_t)st.st_size : 0;
+    return status;
+}
+
 aq_status aq_file_pread(int fd, void *out, uint64_t size, uint64_t offset, const char *path, aq_error *err) {
     char *p = out;
     while (size > 0) {

@@ -19,6 +19,8 @@ aq_status aq_file_map_open(aq_file_map *out, const char *path, bool no_follow, a
 void aq_file_map_close(aq_file_map *map);
 /* Drops resident pages of [offset, offset + size): the next access reads the file again. */
 void aq_file_map_release(const aq_file_map *map, uint64_t offset, uint64_t size);
+/* Opens a regular file for reading, as guarded as a map. */
+aq_status aq_file_open(int *fd, uint64_t *size, const char *path, aq_error *err);
 /* pread of exactly `size` bytes, EINTR and short reads handled. */
 aq_status aq_file_pread(int fd, void *out, uint64_t size, uint64_t offset, const char *path, aq_error *err);
 
