@@ -7,6 +7,7 @@ are asked for, and loaded only then.
 from ._core import (
     ArrowQuantError,
     BudgetError,
+    Calibration,
     ConfigurationError,
     DiffusionQuantConfig,
     FormatError,
@@ -41,6 +42,7 @@ __all__ = [
     "ArrowQuantV2",
     "AsyncArrowQuantV2",
     "BudgetError",
+    "Calibration",
     "ChannelGroups",
     "ConfigurationError",
     "DiffusionQuantConfig",
@@ -85,7 +87,12 @@ __all__ = [
 ]
 
 # Found when first asked for: asyncio and dataclasses cost more time to import than all of the rest.
-_LATER = {"AsyncArrowQuantV2": "async_", "quantize_async": "async_", "Layer": "results", "Result": "results"}
+_LATER = {
+    "AsyncArrowQuantV2": "async_",
+    "Layer": "results",
+    "Result": "results",
+    "quantize_async": "async_",
+}
 
 
 TYPE_CHECKING = False

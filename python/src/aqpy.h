@@ -12,6 +12,7 @@
  *   arrow_*.c    the Arrow entries
  *   stored.c     weights in their stored form, for arrow_quant_v2.torch
  *   time.c       time groups, spatial methods, layers on integers
+ *   calibration.c the type Calibration
  *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
  *
  * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables:
@@ -51,6 +52,7 @@ enum aqpy_object {
     AQPY_Container,
     AQPY_Model,
     AQPY_Borrowed,
+    AQPY_Calibration,
     AQPY_N_OBJECTS
 };
 
@@ -100,6 +102,8 @@ typedef struct aqpy_quantizer {
 int aqpy_add_quantizer(PyObject *module);
 /* Adds methods (a table that ends with a NULL name and lives as long as the program) to ArrowQuantV2. */
 int aqpy_add_methods(PyObject *module, PyMethodDef *methods);
+/* The same for another type. */
+int aqpy_add_methods_to(PyObject *type, PyMethodDef *methods);
 
 /* ---- config_type.c ---- */
 int aqpy_add_config(PyObject *module);
@@ -127,7 +131,7 @@ bool aqpy_bytes_of(PyObject *object, Py_buffer *view, const char *what);
 
 /* ---- buffer.c ---- */
 int aqpy_add_buffer(PyObject *module);
-/* A new object that owns `n` elements of `format` ("f", "e" or "B") in memory of the library and exports them; *data receives the memory. */
+/* A new object that owns `n` elements of `format` ("f", "e", "d" or "B") in memory of the library and exports them; *data receives the memory. */
 PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data);
 /* Gives it a shape, a list or tuple of int whose product is its length. */
 int aqpy_buffer_reshape(PyObject *buffer, PyObject *shape);
@@ -161,6 +165,9 @@ bool aqpy_params_form(const char *word, aq_params_form *out);
 int aqpy_add_time(PyObject *module);
 /* A list of dict time_range, scale, zero_point, group_size. */
 PyObject *aqpy_time_groups_list(const aq_time_group *groups, size_t n);
+
+/* ---- calibration.c ---- */
+int aqpy_add_calibration(PyObject *module);
 
 /* ---- hooks.c ---- */
 /* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */

@@ -52,7 +52,7 @@ static PyType_Spec spec = {"arrow_quant_v2._core.Buffer", sizeof(buffer), 0, Py_
 int aqpy_add_buffer(PyObject *module) { return aqpy_add_type(module, AQPY_Buffer, &spec); }
 
 PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data) {
-    uint64_t item_size = format == 'f' ? sizeof(float) : format == 'e' ? 2 : 1;
+    uint64_t item_size = format == 'd' ? sizeof(double) : format == 'f' ? sizeof(float) : format == 'e' ? 2 : 1;
     void *memory = n <= PY_SSIZE_T_MAX / item_size ? aq_alloc(n * item_size) : NULL;
     if (!memory) return PyErr_NoMemory();
     PyTypeObject *type = (PyTypeObject *)aqpy_get(state, AQPY_Buffer);

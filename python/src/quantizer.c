@@ -61,8 +61,7 @@ static PyType_Spec spec = {"arrow_quant_v2.ArrowQuantV2", sizeof(aqpy_quantizer)
 
 int aqpy_add_quantizer(PyObject *module) { return aqpy_add_type(module, AQPY_ArrowQuantV2, &spec); }
 
-int aqpy_add_methods(PyObject *module, PyMethodDef *methods) {
-    PyObject *type = aqpy_get(aqpy_state_of(module), AQPY_ArrowQuantV2);
+int aqpy_add_methods_to(PyObject *type, PyMethodDef *methods) {
     for (; methods->ml_name; methods++) {
         PyObject *method = PyDescr_NewMethod((PyTypeObject *)type, methods);
         int failed = method ? PyObject_SetAttrString(type, methods->ml_name, method) : -1;
@@ -71,3 +70,5 @@ int aqpy_add_methods(PyObject *module, PyMethodDef *methods) {
     }
     return 0;
 }
+
+int aqpy_add_methods(PyObject *module, PyMethodDef *methods) { return aqpy_add_methods_to(aqpy_get(aqpy_state_of(module), AQPY_ArrowQuantV2), methods); }

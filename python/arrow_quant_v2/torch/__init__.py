@@ -10,6 +10,7 @@ _PARTS: dict[str, str] = {
     "StoredForm": "stored",
     "load_into": "load",
     "quantize_module": "load",
+    "Recorder": "recorder",
 }
 
 __all__ = sorted(_PARTS)
