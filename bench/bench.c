@@ -12,6 +12,7 @@ static const struct {
 } benches[] = {
     {"quant", "quantization of one matrix: speed against memcpy and ggml, error against bits", bench_quant},
     {"gemm", "[THREADS]: matrix products against the BLAS library that BLAS_LIBRARY names", bench_gemm},
+    {"linear", "[THREADS]: products with packed codes against F32 and against the memory", bench_linear},
     {"model", "PATH [--bits N] [--method M]: seconds of conversion and quantization of a model's layers, from memory", bench_model},
 };
 

@@ -3,6 +3,7 @@
 #define AQ_BENCH_H
 
 int bench_gemm(int argc, char **argv);
+int bench_linear(int argc, char **argv);
 int bench_quant(int argc, char **argv);
 int bench_model(int argc, char **argv);
 

@@ -5,6 +5,7 @@
 #include <arrowquant/base.h>
 #include <arrowquant/calibration.h>
 #include <arrowquant/config.h>
+#include <arrowquant/linear.h>
 #include <arrowquant/model.h>
 #include <arrowquant/pipeline.h>
 #include <arrowquant/plan.h>

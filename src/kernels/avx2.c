@@ -49,6 +49,13 @@ static inline void codes_load(const uint8_t *p, vf *q) {
     q[1] = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
 }
 
+typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
+static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & ((1 << bits) - 1), vf); }
+static inline vf v_spread(const float *p, unsigned shift) {
+    __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), _mm256_srl_epi32(lanes, _mm_cvtsi32_si128((int)shift)));
+}
+
 static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 enum { TILE_ROWS = 4, TILE_VECTORS = 3 };

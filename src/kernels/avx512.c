@@ -37,6 +37,18 @@ static inline void codes_pack4(uint8_t *p, const vf *q) {
 #include "kernels/codes_x86.h"
 static inline void codes_load(const uint8_t *p, vf *q) { q[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 
+typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
+/* A table look-up takes the lowest 4 bits of an index. */
+static inline vf v_codes(vi words, int bits) {
+    if (bits == 8) return _mm512_cvtepi32_ps(_mm512_and_si512((__m512i)words, _mm512_set1_epi32(0xFF)));
+    vf by_4 = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), by_2 = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
+    return _mm512_permutexvar_ps((__m512i)words, bits == 4 ? by_4 : by_2);
+}
+static inline vf v_spread(const float *p, unsigned shift) {
+    __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps(_mm512_srl_epi32(lanes, _mm_cvtsi32_si128((int)shift)), _mm512_loadu_ps(p));
+}
+
 static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 enum { TILE_ROWS = 12, TILE_VECTORS = 2 };

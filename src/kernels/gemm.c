@@ -30,6 +30,8 @@ typedef struct product {
     const aq_gemm_kernels *kernels;
     uint64_t m, n, k, ldc;
     matrix a, b;
+    aq_gemm_fill_f32 *fill; /* takes the place of b, or NULL */
+    void *context;
     char *c;
     bool subtract, upper;
 
@@ -70,8 +72,13 @@ static void pack_b(product *p, const phase *f, uint64_t part) {
     wait_for(&p->multiplied[f->index & 1], f->index / 2 * p->row_tasks * p->groups);
     for (uint64_t q = panels * part / p->packs; q < panels * (part + 1) / p->packs; q++) {
         uint64_t j = q * kernels->cols;
+        uint64_t width = least(kernels->cols, f->width - j);
+        if (p->fill) {
+            p->fill(p->context, f->j + j, width, f->l, f->depth, (float *)(void *)(out + j * f->depth * size));
+            continue;
+        }
         const char *in = p->b.data + ((f->j + j) * p->b.col_stride + f->l * p->b.row_stride) * size;
-        kernels->pack_cols(out + j * f->depth * size, in, p->b.col_stride, p->b.row_stride, least(kernels->cols, f->width - j), f->depth);
+        kernels->pack_cols(out + j * f->depth * size, in, p->b.col_stride, p->b.row_stride, width, f->depth);
     }
     atomic_fetch_add_explicit(&p->packed[f->index & 1], 1, memory_order_release);
 }
@@ -180,5 +187,11 @@ bool aq_gemm_f64(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f64 a, aq_matrix_
         .kernels = aq_kernels_get()->gemm_f64, .m = m, .n = n, .k = k, .ldc = ldc, .c = (char *)c, .subtract = subtract, .upper = part == AQ_GEMM_UPPER};
     p.a = (matrix){(const char *)a.data, a.row_stride, a.col_stride};
     p.b = (matrix){(const char *)b.data, b.row_stride, b.col_stride};
+    return run(&p, n_threads);
+}
+
+bool aq_gemm_filled_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_gemm_fill_f32 *fill, void *context, float *c, uint64_t ldc, int n_threads) {
+    product p = {.kernels = aq_kernels_get()->gemm_f32, .m = m, .n = n, .k = k, .ldc = ldc, .c = (char *)c, .fill = fill, .context = context};
+    p.a = (matrix){(const char *)a.data, a.row_stride, a.col_stride};
     return run(&p, n_threads);
 }

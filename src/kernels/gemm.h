@@ -31,4 +31,10 @@ bool aq_gemm_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_matrix_
 bool aq_gemm_f64(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f64 a, aq_matrix_f64 b, double *c, uint64_t ldc, bool subtract, aq_gemm_part part,
                  int n_threads);
 
+/* Writes steps [step, step + depth) of columns [column, column + width) of B as a panel: out[l * cols + i], `cols` of the kernels' gemm_f32, columns from
+ * `width` on as it likes. Called from several threads; depth <= AQ_GEMM_BLOCK. */
+typedef void aq_gemm_fill_f32(void *context, uint64_t column, size_t width, uint64_t step, size_t depth, float *out);
+/* C += A B as above, with B made by `fill`, every element once. */
+bool aq_gemm_filled_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_gemm_fill_f32 *fill, void *context, float *c, uint64_t ldc, int n_threads);
+
 #endif

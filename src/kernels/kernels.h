@@ -66,6 +66,28 @@ typedef struct aq_gemm_kernels {
     void (*tile)(size_t k, const void *a, const void *b, void *c, uint64_t ldc, const aq_gemm_edge *edge);
 } aq_gemm_kernels;
 
+/* One row of codes, seen as words of 32 bits, each with 32 / bits codes; a block is 16 words. w = s q + o, where word d takes s[d >> shift], shift <= 4.
+ * s and o can be read 16 elements past their last. */
+typedef struct aq_code_row {
+    const uint8_t *codes;
+    size_t bytes;
+    int bits;
+    const float *s, *o;
+    unsigned shift;
+} aq_code_row;
+
+/* Codes of `width` rows, `depth` steps (inputs) of each. Steps [0, first) take the pairs s[i], z[i] of row i, those behind them the next ones, s[cols + i], of
+ * `pair_width` steps each. Pairs begin on a word. */
+typedef struct aq_code_panel {
+    const uint8_t *codes; /* step 0 of the first row */
+    uint64_t row_bytes;   /* from row to row */
+    size_t bytes;         /* that may be read of each row from `codes` on */
+    size_t width, depth;
+    int bits;
+    const float *s, *z;
+    size_t first, pair_width;
+} aq_code_panel;
+
 typedef struct aq_kernels {
     const char *name;
 
@@ -126,6 +148,12 @@ typedef struct aq_kernels {
 
     /* ---- matrix products ---- */
     const aq_gemm_kernels *gemm_f32, *gemm_f64;
+    /* out[l * cols + i] = (q - z) * s of row i < width, step l: a panel for gemm_f32->tile. Columns from `width` on are not defined. */
+    void (*unpack_panel)(const aq_code_panel *panel, float *out);
+    /* out[r] = sum of w x[r] for n_rows <= 4 rows. x[r * x_stride + (block * per + t) * 16 + j] is the input of code t of word j (per = 32 / bits), 0 behind
+     * the last; sums[r * sums_stride + block * 16 + j] the sum of those of one word. Lane j adds o * sums, then s * (sum of q x over rising t), block after
+     * block; all fused multiply-adds. Lanes are folded as in aq_error_sums. */
+    void (*dot_codes)(const aq_code_row *row, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out);
 
     /* ---- solvers ---- */
 

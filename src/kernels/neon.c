@@ -54,6 +54,10 @@ static inline void codes_load(const uint8_t *p, vf *q) {
     q[3] = vcvtq_f32_u32(vmovl_u16(vget_high_u16(high)));
 }
 
+typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
+static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & ((1 << bits) - 1), vf); }
+static inline vf v_spread(const float *p, unsigned shift) { return (vf){p[0], p[1 >> shift], p[2 >> shift], p[3 >> shift]}; }
+
 static inline vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
 enum { TILE_ROWS = 8, TILE_VECTORS = 3 };

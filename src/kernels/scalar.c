@@ -282,6 +282,42 @@ static void spread(const float e[AQ_LANES], const float *u, size_t n, float *y, 
         for (size_t j = 0; j < AQ_LANES; j++) y[i * stride + j] += e[j] * u[i];
 }
 
+/* ---- products on codes ---- */
+
+static float code_at(const uint8_t *row, size_t i, int bits) {
+    size_t at = i * (size_t)bits;
+    return (float)(row[at / 8] >> at % 8 & ((1 << bits) - 1));
+}
+
+static void unpack_panel(const aq_code_panel *p, float *out) {
+    size_t cols = gemm_f32.cols;
+    for (size_t l = 0; l < p->depth; l++) {
+        size_t pair = l < p->first ? 0 : 1 + (l - p->first) / p->pair_width;
+        for (size_t i = 0; i < p->width; i++)
+            out[l * cols + i] = (code_at(p->codes + i * p->row_bytes, l, p->bits) - p->z[pair * cols + i]) * p->s[pair * cols + i];
+    }
+}
+
+static void dot_codes(const aq_code_row *row, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out) {
+    size_t per = 32 / (size_t)row->bits, codes = row->bytes * 8 / (size_t)row->bits;
+    for (size_t r = 0; r < n_rows; r++) {
+        float lanes[AQ_LANES] = {0};
+        for (size_t word = 0; word < (row->bytes + 63) / 64 * AQ_LANES; word++) {
+            float part = 0, *lane = &lanes[word % AQ_LANES];
+            for (size_t t = 0; t < per; t++) {
+                size_t i = word * per + t;
+                part = fmaf(i < codes ? code_at(row->codes, i, row->bits) : 0.0f, x[r * x_stride + (word / AQ_LANES * per + t) * AQ_LANES + word % AQ_LANES],
+                            part);
+            }
+            *lane = fmaf(row->o[word >> row->shift], sums[r * sums_stride + word], *lane);
+            *lane = fmaf(row->s[word >> row->shift], part, *lane);
+        }
+        for (size_t half = AQ_LANES / 2; half > 0; half /= 2)
+            for (size_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
+        out[r] = lanes[0];
+    }
+}
+
 const aq_kernels aq_kernels_scalar = {
     .name = "scalar",
     .f16_to_f32 = f16_to_f32,
@@ -311,5 +347,7 @@ const aq_kernels aq_kernels_scalar = {
     .pair_error = pair_error,
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
+    .unpack_panel = unpack_panel,
+    .dot_codes = dot_codes,
     .spread = spread,
 };

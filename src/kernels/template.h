@@ -9,6 +9,7 @@
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
  *                            a register of doubles; W / 2 floats from memory or from a register's lower or upper half
+ *   v_codes, v_spread        the lowest bits of each word as floats; lane j = p[j >> shift], where a whole register may be read
  *   v_narrow                 two registers of doubles -> one of floats
  *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
  *   TILE_ROWS, TILE_VECTORS  of matrix products (gemm_tile.h): what fills the registers
@@ -559,6 +560,115 @@ static void spread(const float e[AQ_LANES], const float *u, size_t n, float *y, 
         for (size_t p = 0; p < PARTS; p++) v_store(y + i * stride + p * W, v_load(y + i * stride + p * W) + errors[p] * u[i]);
 }
 
+/* ---- products on codes ---- */
+
+/* The 16 bytes of each of 4 rows, or what is left of them, as four words of four lanes. */
+static inline void transpose_words(const uint8_t *const rows[4], size_t bytes, float *out, size_t stride) {
+    v4 r[4] = {{0}, {0}, {0}, {0}};
+    for (size_t u = 0; u < 4; u++) {
+        if (bytes >= sizeof r[u])
+            memcpy(&r[u], rows[u], sizeof r[u]);
+        else
+            memcpy(&r[u], rows[u], bytes);
+    }
+    v4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+    v4 c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    v4 words[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7), __builtin_shufflevector(c, d, 0, 1, 4, 5),
+                   __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+    for (size_t u = 0; u < 4; u++) memcpy(out + u * stride, &words[u], sizeof words[u]);
+}
+
+static inline __attribute__((always_inline)) void unpack_panel_of(const aq_code_panel *p, int bits, float *out) {
+    enum { COLS = TILE_VECTORS * W };
+    const size_t per = 32 / (size_t)bits;
+    for (size_t v = 0; v < COLS && v < p->width; v += W) {
+        const uint8_t *rows[W];
+        for (size_t i = 0; i < W; i++) rows[i] = p->codes + (v + i < p->width ? v + i : p->width - 1) * p->row_bytes;
+        size_t pair_end = p->first, pair = v;
+        vf s = v_load(p->s + pair), z = v_load(p->z + pair);
+        for (size_t l = 0, at = 0; l < p->depth; at += 16) {
+            float words[4 * W];
+            for (size_t i = 0; i < W; i += 4) {
+                const uint8_t *four[4] = {rows[i] + at, rows[i + 1] + at, rows[i + 2] + at, rows[i + 3] + at};
+                transpose_words(four, p->bytes - at, words + i, W);
+            }
+            for (size_t u = 0; u < 4 && l < p->depth; u++, l += per) {
+                if (l >= pair_end) {
+                    pair += COLS;
+                    pair_end += p->pair_width;
+                    s = v_load(p->s + pair), z = v_load(p->z + pair);
+                }
+                vi word = (vi)v_load(words + u * W);
+                float *to = out + l * COLS + v;
+                if (l + per <= p->depth)
+                    for (size_t t = 0; t < per; t++) v_store(to + t * COLS, (v_codes(word >> (int)t * bits, bits) - z) * s);
+                else
+                    for (size_t t = 0; l + t < p->depth; t++) v_store(to + t * COLS, (v_codes(word >> (int)t * bits, bits) - z) * s);
+            }
+        }
+    }
+}
+
+static void unpack_panel(const aq_code_panel *p, float *out) {
+    if (p->bits == 4)
+        unpack_panel_of(p, 4, out);
+    else if (p->bits == 2)
+        unpack_panel_of(p, 2, out);
+    else
+        unpack_panel_of(p, 8, out);
+}
+
+static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_row *row, int bits, const float *x, size_t x_stride, const float *sums,
+                                                               size_t sums_stride, size_t n_rows, float *out) {
+    const size_t per = 32 / (size_t)bits;
+    vf total[4][PARTS];
+    for (size_t r = 0; r < n_rows; r++)
+        for (size_t u = 0; u < PARTS; u++) total[r][u] = (vf){0};
+    for (size_t block = 0, at = 0; at < row->bytes; block++, at += 64) {
+        const uint8_t *codes = row->codes + at;
+        uint8_t last[64] = {0};
+        if (row->bytes - at < 64) codes = memcpy(last, codes, row->bytes - at);
+        for (size_t u = 0; u < PARTS; u++) {
+            size_t word = block * AQ_LANES + u * W;
+            vi words;
+            memcpy(&words, codes + u * VECTOR_BYTES, sizeof words);
+            vf part[4] = {{0}, {0}, {0}, {0}}, s = v_spread(row->s + (word >> row->shift), row->shift), o = v_spread(row->o + (word >> row->shift), row->shift);
+            for (size_t t = 0; t < per; t++) {
+                vf q = v_codes(words >> (int)t * bits, bits);
+                for (size_t r = 0; r < n_rows; r++) part[r] = v_fma(q, v_load(x + r * x_stride + (block * per + t) * AQ_LANES + u * W), part[r]);
+            }
+            for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(s, part[r], v_fma(o, v_load(sums + r * sums_stride + word), total[r][u]));
+        }
+    }
+    for (size_t r = 0; r < n_rows; r++) {
+        float lanes[AQ_LANES];
+        memcpy(lanes, total[r], sizeof lanes);
+        for (size_t half = AQ_LANES / 2; half > 0; half /= 2)
+            for (size_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
+        out[r] = lanes[0];
+    }
+}
+
+#define DOT_CODES(bits)                                                                                                                                        \
+    if (n_rows == 1)                                                                                                                                           \
+        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 1, out);                                                                                       \
+    else if (n_rows == 2)                                                                                                                                      \
+        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 2, out);                                                                                       \
+    else if (n_rows == 3)                                                                                                                                      \
+        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 3, out);                                                                                       \
+    else                                                                                                                                                       \
+        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 4, out);
+
+static void dot_codes(const aq_code_row *row, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out) {
+    if (row->bits == 4) {
+        DOT_CODES(4)
+    } else if (row->bits == 2) {
+        DOT_CODES(2)
+    } else {
+        DOT_CODES(8)
+    }
+}
+
 const aq_kernels KERNELS = {
     .name = KERNELS_NAME,
     .f16_to_f32 = f16_to_f32,
@@ -588,5 +698,7 @@ const aq_kernels KERNELS = {
     .pair_error = pair_error,
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
+    .unpack_panel = unpack_panel,
+    .dot_codes = dot_codes,
     .spread = spread,
 };

@@ -1,0 +1,57 @@
+/* Products of activations with weights in stored form (linear.h), for arrow_quant_v2.torch. Internal; every size is checked against the buffers. */
+#include "aqpy.h"
+
+#include <string.h>
+
+/* A buffer of `count` elements of `size` bytes, contiguous. False with ValueError or the buffer's own exception. */
+static bool take(PyObject *object, Py_buffer *view, bool writable, const char *what, uint64_t count, uint64_t size) {
+    if (PyObject_GetBuffer(object, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0) return false;
+    if (count <= (uint64_t)PY_SSIZE_T_MAX / size && (uint64_t)view->len == count * size) return true;
+    PyErr_Format(PyExc_ValueError, "%s must be %llu values of %llu bytes, not %zd bytes", what, (unsigned long long)count, (unsigned long long)size, view->len);
+    return false;
+}
+
+PyDoc_STRVAR(linear_doc, "_linear_stored($module, x, codes, parameters, bias, out, rows, outputs, inputs, bits, group_size, params, threads, /)\n--\n\n"
+                         "out = x W'^T + bias, with W' [outputs, inputs] in stored form, which is never unpacked as a whole.\n"
+                         "x [rows, inputs], bias [outputs] or None and out [rows, outputs] are contiguous float32 buffers, codes and parameters bytes;\n"
+                         "threads 0: all. The GIL is released.\n");
+static PyObject *linear_stored(PyObject *module, PyObject *args) {
+    PyObject *x, *codes, *params, *bias, *out, *result = NULL;
+    unsigned long long rows, outputs, inputs, group;
+    const char *form;
+    int threads;
+    aq_linear_weight w = {.spec = {.axis = 1}};
+    if (!PyArg_ParseTuple(args, "OOOOOKKKiKsi:_linear_stored", &x, &codes, &params, &bias, &out, &rows, &outputs, &inputs, &w.spec.bits, &group, &form, &threads))
+        return NULL;
+    w.spec.group_size = group;
+    if (!aqpy_params_form(form, &w.spec.params)) return NULL;
+    const aqpy_state *state = aqpy_state_of(module);
+    aq_error err = {0};
+    uint64_t n_x, n_out;
+    if (aq_quant_layout_init(&w.layout, &w.spec, outputs, inputs, &err) != AQ_OK) return aqpy_raise(state, &err);
+    if (__builtin_mul_overflow(rows, inputs, &n_x) || __builtin_mul_overflow(rows, outputs, &n_out))
+        return PyErr_Format(PyExc_ValueError, "%llu rows are too many", rows);
+    Py_buffer views[5] = {0};
+    if (take(x, &views[0], false, "x", n_x, sizeof(float)) && take(codes, &views[1], false, "codes", w.layout.codes_bytes, 1) &&
+        take(params, &views[2], false, "parameters", w.layout.params_bytes, 1) &&
+        (bias == Py_None || take(bias, &views[3], false, "bias", outputs, sizeof(float))) && take(out, &views[4], true, "out", n_out, sizeof(float))) {
+        w.codes = views[1].buf;
+        w.params = views[2].buf;
+        w.bias = bias == Py_None ? NULL : views[3].buf;
+        aq_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = aq_linear(&w, views[0].buf, rows, views[4].buf, threads, &err);
+        Py_END_ALLOW_THREADS
+        result = status == AQ_OK ? Py_NewRef(Py_None) : aqpy_raise(state, &err);
+    }
+    for (size_t i = 0; i < 5; i++)
+        if (views[i].obj) PyBuffer_Release(&views[i]);
+    return result;
+}
+
+static PyMethodDef functions[] = {
+    {"_linear_stored", linear_stored, METH_VARARGS, linear_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int aqpy_add_linear(PyObject *module) { return PyModule_AddFunctions(module, functions); }

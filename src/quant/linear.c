@@ -1,0 +1,270 @@
+/* Products of activations with packed codes (see linear.h).
+ *
+ * Few rows: x is laid out as the words of codes are read (dot_codes in kernels.h), then tasks of outputs run over their codes. More rows: a matrix product
+ * whose B is made panel by panel. Both read codes as words of 32 bits, so pairs have to begin on a word; where they do not (odd group sizes, R2Q), rows are
+ * dequantized a block at a time and packed like any matrix.
+ */
+#include <arrowquant/linear.h>
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "base/cpu.h"
+#include "base/error.h"
+#include "base/half.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "base/threads.h"
+#include "kernels/gemm.h"
+#include "quant/quant_internal.h"
+
+enum {
+    MOST_COLS = 64,           /* of a panel, on any instruction set */
+    TASK_WEIGHTS = 1 << 16,   /* of a task of outputs: some 5 µs a row of x, or more */
+    THREAD_WEIGHTS = 2 << 20, /* that make a thread worth its start */
+    PADDING = 16              /* floats that kernels may read behind the last line */
+};
+
+static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+
+static uint64_t param_row(const aq_linear_weight *w, uint64_t row) {
+    uint64_t height = w->spec.group_size ? w->spec.group_size : w->layout.rows;
+    return w->spec.axis == 1 ? row : row / height;
+}
+
+/* Pairs [first, first + n) of an output. */
+static void load_pairs(const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, aq_pair *out) {
+    if (w->spec.params != AQ_PARAMS_TWO_LEVEL) {
+        aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row), first, n, out);
+        return;
+    }
+    uint64_t subs = w->spec.group_size / w->layout.pair_width;
+    for (uint64_t pair = first; pair < first + n;) {
+        aq_pair group[AQ_TWO_LEVEL_MAX_SUB];
+        aq_pairs_load(&w->spec, &w->layout, w->params, row, pair / subs, 1, group);
+        uint64_t end = least((pair / subs + 1) * subs, first + n);
+        for (; pair < end; pair++) *out++ = group[pair % subs];
+    }
+}
+
+static bool pairs_begin_on_words(const aq_linear_weight *w) {
+    return w->spec.params != AQ_PARAMS_R2Q && (w->layout.pairs_per_row == 1 || w->layout.pair_width * (uint64_t)w->spec.bits % 32 == 0);
+}
+
+/* ---- panels ---- */
+
+typedef struct source {
+    const aq_linear_weight *weight;
+    const aq_kernels *kernels;
+    bool by_words;
+} source;
+
+static const uint8_t *codes_at(const aq_linear_weight *w, uint64_t row, uint64_t step) {
+    return w->codes + row * w->layout.row_bytes + step * (uint64_t)w->spec.bits / 8;
+}
+
+/* The pair of each group of steps, for all columns of the panel side by side. */
+static void fill_by_words(const source *s, uint64_t column, size_t width, uint64_t step, size_t depth, float *out) {
+    enum { MOST_PAIRS = AQ_GEMM_BLOCK / 4 + 1 }; /* a pair covers a word, of at least 4 codes */
+    const aq_linear_weight *w = s->weight;
+    float scales[MOST_PAIRS * MOST_COLS], zeros[MOST_PAIRS * MOST_COLS];
+    aq_pair pairs[MOST_PAIRS];
+    uint64_t pair_width = w->layout.pairs_per_row == 1 ? w->layout.cols : w->layout.pair_width, cols = s->kernels->gemm_f32->cols;
+    uint64_t first = step / pair_width, n = (step + depth - 1) / pair_width - first + 1;
+    for (size_t i = 0; i < width; i++) {
+        load_pairs(w, column + i, first, n, pairs);
+        for (uint64_t p = 0; p < n; p++) {
+            scales[p * cols + i] = pairs[p].s;
+            zeros[p * cols + i] = pairs[p].z;
+        }
+    }
+    for (uint64_t p = 0; p < n; p++) /* columns that the kernel computes besides */
+        for (size_t i = width; i < cols; i++) scales[p * cols + i] = zeros[p * cols + i] = 0;
+    aq_code_panel panel = {.codes = codes_at(w, column, step),
+                           .row_bytes = w->layout.row_bytes,
+                           .bytes = w->layout.row_bytes - step * (uint64_t)w->spec.bits / 8,
+                           .width = width,
+                           .depth = depth,
+                           .bits = w->spec.bits,
+                           .s = scales,
+                           .z = zeros,
+                           .first = (first + 1) * pair_width - step,
+                           .pair_width = pair_width};
+    if (width < cols) memset(out, 0, depth * cols * sizeof *out);
+    s->kernels->unpack_panel(&panel, out);
+}
+
+static void unpack(const aq_kernels *k, int bits, const uint8_t *packed, size_t n, uint8_t *out) {
+    if (bits == 8)
+        memcpy(out, packed, n);
+    else
+        (bits == 4 ? k->unpack4 : k->unpack2)(packed, n, out);
+}
+
+/* The four levels of a group of R2Q. */
+static void load_levels(const aq_linear_weight *w, uint64_t row, uint64_t group, float levels[4]) {
+    uint16_t stored[3];
+    memcpy(stored, (const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, param_row(w, row), group), sizeof stored);
+    float m = aq_f16_to_f32(stored[0]), a1 = aq_f16_to_f32(stored[1]), a2 = aq_f16_to_f32(stored[2]);
+    for (int code = 0; code < 4; code++) levels[code] = m + (code & 2 ? a1 : -a1) + (code & 1 ? a2 : -a2);
+}
+
+/* Steps [step, step + n) of an output, which begin on a byte, one after the other. */
+static void dequantize_part(const source *s, uint64_t row, uint64_t step, size_t n, float *out) {
+    const aq_linear_weight *w = s->weight;
+    uint8_t codes[AQ_GEMM_BLOCK];
+    uint64_t pair_width = w->layout.pairs_per_row == 1 ? w->layout.cols : w->layout.pair_width;
+    unpack(s->kernels, w->spec.bits, codes_at(w, row, step), n, codes);
+    for (size_t at = 0, next; at < n; at = next) {
+        uint64_t pair = (step + at) / pair_width;
+        next = (size_t)least(n, (pair + 1) * pair_width - step);
+        if (w->spec.params == AQ_PARAMS_R2Q) {
+            float levels[4];
+            load_levels(w, row, pair, levels);
+            for (size_t i = at; i < next; i++) out[i] = levels[codes[i]];
+        } else {
+            aq_pair p;
+            load_pairs(w, row, pair, 1, &p);
+            s->kernels->dequantize(codes + at, next - at, p.s, p.z, out + at);
+        }
+    }
+}
+
+static void fill(void *context, uint64_t column, size_t width, uint64_t step, size_t depth, float *out) {
+    const source *s = context;
+    if (s->by_words) {
+        fill_by_words(s, column, width, step, depth, out);
+        return;
+    }
+    float rows[MOST_COLS * AQ_GEMM_BLOCK];
+    for (size_t i = 0; i < width; i++) dequantize_part(s, column + i, step, depth, rows + i * depth);
+    s->kernels->gemm_f32->pack_cols(out, rows, depth, 1, width, depth);
+}
+
+static aq_status multiply_panels(const aq_linear_weight *w, const float *x, uint64_t n_rows, float *y, int n_threads, aq_error *err) {
+    source s = {w, aq_kernels_get(), pairs_begin_on_words(w)};
+    uint64_t outputs = w->layout.rows, inputs = w->layout.cols;
+    for (uint64_t r = 0; r < n_rows; r++) {
+        if (w->bias)
+            memcpy(y + r * outputs, w->bias, outputs * sizeof *y);
+        else
+            memset(y + r * outputs, 0, outputs * sizeof *y);
+    }
+    if (!aq_gemm_filled_f32(n_rows, outputs, inputs, (aq_matrix_f32){x, inputs, 1}, fill, &s, y, outputs, n_threads))
+        return aq_fail_memory(err, 0, "panels of a layer's weights");
+    return AQ_OK;
+}
+
+/* ---- few rows ---- */
+
+typedef struct dots {
+    const aq_linear_weight *weight;
+    const aq_kernels *kernels;
+    float *y;
+    uint64_t n_rows, outputs_per_task, words; /* of a row of codes, whole blocks */
+    unsigned shift;                           /* 2^shift words share a line */
+    uint64_t copies;                          /* how often each pair's line stands, to make that so; 0: one pair, everywhere */
+    const float *x, *sums;                    /* laid out for dot_codes */
+    atomic_bool no_memory;
+} dots;
+
+/* x in the order in which dot_codes reads it, and the sums over each word. */
+static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, float *out, float *sums) {
+    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols;
+    memset(out, 0, words * per * sizeof *out);
+    for (uint64_t word = 0; word < words; word++) {
+        float *to = out + word / AQ_LANES * per * AQ_LANES + word % AQ_LANES, sum = 0;
+        for (uint64_t t = 0; t < per && word * per + t < inputs; t++) {
+            to[t * AQ_LANES] = x[word * per + t];
+            sum += x[word * per + t];
+        }
+        sums[word] = sum;
+    }
+}
+
+/* w = s q + o of each pair of an output. */
+static void load_lines(const aq_linear_weight *w, uint64_t row, float *s, float *o, aq_pair *pairs) {
+    uint64_t n = w->layout.pairs_per_row;
+    load_pairs(w, row, 0, n, pairs);
+    for (uint64_t i = 0; i < n; i++) {
+        s[i] = pairs[i].s;
+        o[i] = -(pairs[i].z * pairs[i].s);
+    }
+}
+
+/* Each line `copies` times in place of once, from the last on. */
+static void repeat(float *lines, uint64_t n, uint64_t copies, uint64_t most) {
+    for (uint64_t i = n; i-- > 0;)
+        for (uint64_t c = least(copies, most - least(most, i * copies)); c-- > 0;) lines[i * copies + c] = lines[i];
+}
+
+static bool dot_task(void *context, size_t index) {
+    dots *d = context;
+    const aq_linear_weight *w = d->weight;
+    uint64_t n = w->layout.pairs_per_row, lines = (d->words >> d->shift) + n + PADDING;
+    uint64_t begin = index * d->outputs_per_task, end = least(begin + d->outputs_per_task, w->layout.rows);
+    float *s = aq_calloc(2 * lines, sizeof *s), *o = s ? s + lines : NULL;
+    aq_pair *pairs = aq_alloc(n * sizeof *pairs);
+    bool ok = s && pairs;
+    if (!ok) atomic_store(&d->no_memory, true);
+    uint64_t per = 32 / (uint64_t)w->spec.bits, x_stride = d->words * per;
+    for (uint64_t row = begin; ok && row < end; row++) {
+        load_lines(w, row, s, o, pairs);
+        if (d->copies != 1) {
+            uint64_t most = d->words >> d->shift, copies = d->copies ? d->copies : most;
+            repeat(s, n, copies, most);
+            repeat(o, n, copies, most);
+        }
+        aq_code_row codes = {codes_at(w, row, 0), w->layout.row_bytes, w->spec.bits, s, o, d->shift};
+        for (uint64_t r = 0; r < d->n_rows; r += 4) {
+            float out[4];
+            uint64_t rows = least(4, d->n_rows - r);
+            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->words, d->words, rows, out);
+            for (uint64_t i = 0; i < rows; i++) d->y[(r + i) * w->layout.rows + row] = w->bias ? w->bias[row] + out[i] : out[i];
+        }
+    }
+    aq_free(s);
+    aq_free(pairs);
+    return ok;
+}
+
+/* How lines are spread over words: as they are where 1, 2, 4, 8 or 16 words share a pair, else repeated. */
+static void plan_lines(dots *d) {
+    uint64_t words = d->weight->layout.pair_width * (uint64_t)d->weight->spec.bits / 32;
+    d->shift = 4;
+    d->copies = 0;
+    if (d->weight->layout.pairs_per_row == 1) return;
+    d->copies = words / AQ_LANES;
+    if (words % AQ_LANES == 0) return;
+    d->copies = 1;
+    for (d->shift = 0; words >> d->shift > 1 && (words >> d->shift) % 2 == 0;) d->shift++;
+    if (words >> d->shift == 1) return;
+    d->copies = words;
+    d->shift = 0;
+}
+
+static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint64_t n_rows, float *y, int n_threads, aq_error *err) {
+    dots d = {.weight = w, .kernels = aq_kernels_get(), .y = y, .n_rows = n_rows};
+    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols;
+    d.words = aq_div_up(w->layout.row_bytes, 4 * AQ_LANES) * AQ_LANES;
+    plan_lines(&d);
+    float *memory = aq_alloc(n_rows * d.words * (per + 1) * sizeof *memory), *sums = memory ? memory + n_rows * d.words * per : NULL;
+    if (!memory) return aq_fail_memory(err, n_rows * d.words * (per + 1) * sizeof *memory, "the inputs of a layer");
+    aq_fp_state fp = aq_fp_enter();
+    for (uint64_t r = 0; r < n_rows; r++) lay_out(w, x + r * inputs, d.words, memory + r * d.words * per, sums + r * d.words);
+    aq_fp_leave(fp);
+    d.x = memory;
+    d.sums = sums;
+    d.outputs_per_task = least(w->layout.rows, TASK_WEIGHTS / inputs + 1);
+    uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), work = w->layout.rows * inputs / THREAD_WEIGHTS * aq_div_up(n_rows, 4);
+    threads = least(threads, work ? work : 1);
+    bool ok = aq_parallel_for((size_t)aq_div_up(w->layout.rows, d.outputs_per_task), (int)threads, dot_task, &d);
+    aq_free(memory);
+    return ok ? AQ_OK : aq_fail_memory(err, 0, "the parameters of a layer's outputs");
+}
+
+aq_status aq_linear(const aq_linear_weight *weight, const float *x, uint64_t n_rows, float *y, int n_threads, aq_error *err) {
+    if (n_rows == 0 || weight->layout.rows == 0) return AQ_OK;
+    if (n_rows <= AQ_LINEAR_FEW && weight->layout.cols > 0 && pairs_begin_on_words(weight)) return multiply_codes(weight, x, n_rows, y, n_threads, err);
+    return multiply_panels(weight, x, n_rows, y, n_threads, err);
+}
