@@ -10,7 +10,7 @@
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
  *   arrow_*.c    the Arrow entries
- *   stored.c     weights in their stored form, for arrow_quant_v2.torch
+ *   stored.c     weights in their stored form, and linear.c products with them, for arrow_quant_v2.torch
  *   time.c       time groups, spatial methods, layers on integers
  *   calibration.c the type Calibration
  *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
@@ -158,6 +158,7 @@ int aqpy_add_held(PyObject *module);
 int aqpy_add_container(PyObject *module);
 int aqpy_add_model(PyObject *module);
 int aqpy_add_stored(PyObject *module); /* stored.c */
+int aqpy_add_linear(PyObject *module); /* linear.c */
 /* The form that a word names; false with a ValueError. */
 bool aqpy_params_form(const char *word, aq_params_form *out);
 

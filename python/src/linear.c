@@ -21,7 +21,8 @@ static PyObject *linear_stored(PyObject *module, PyObject *args) {
     const char *form;
     int threads;
     aq_linear_weight w = {.spec = {.axis = 1}};
-    if (!PyArg_ParseTuple(args, "OOOOOKKKiKsi:_linear_stored", &x, &codes, &params, &bias, &out, &rows, &outputs, &inputs, &w.spec.bits, &group, &form, &threads))
+    if (!PyArg_ParseTuple(args, "OOOOOKKKiKsi:_linear_stored", &x, &codes, &params, &bias, &out, &rows, &outputs, &inputs, &w.spec.bits, &group, &form,
+                          &threads))
         return NULL;
     w.spec.group_size = group;
     if (!aqpy_params_form(form, &w.spec.params)) return NULL;

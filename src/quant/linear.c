@@ -11,12 +11,12 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
 #include "kernels/gemm.h"
 #include "quant/quant_internal.h"
+#include "quant/r2q.h"
 
 enum {
     MOST_COLS = 64,           /* of a panel, on any instruction set */
@@ -101,14 +101,6 @@ static void unpack(const aq_kernels *k, int bits, const uint8_t *packed, size_t 
         (bits == 4 ? k->unpack4 : k->unpack2)(packed, n, out);
 }
 
-/* The four levels of a group of R2Q. */
-static void load_levels(const aq_linear_weight *w, uint64_t row, uint64_t group, float levels[4]) {
-    uint16_t stored[3];
-    memcpy(stored, (const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, param_row(w, row), group), sizeof stored);
-    float m = aq_f16_to_f32(stored[0]), a1 = aq_f16_to_f32(stored[1]), a2 = aq_f16_to_f32(stored[2]);
-    for (int code = 0; code < 4; code++) levels[code] = m + (code & 2 ? a1 : -a1) + (code & 1 ? a2 : -a2);
-}
-
 /* Steps [step, step + n) of an output, which begin on a byte, one after the other. */
 static void dequantize_part(const source *s, uint64_t row, uint64_t step, size_t n, float *out) {
     const aq_linear_weight *w = s->weight;
@@ -120,7 +112,8 @@ static void dequantize_part(const source *s, uint64_t row, uint64_t step, size_t
         next = (size_t)least(n, (pair + 1) * pair_width - step);
         if (w->spec.params == AQ_PARAMS_R2Q) {
             float levels[4];
-            load_levels(w, row, pair, levels);
+            aq_r2q stored = aq_r2q_load((const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, param_row(w, row), pair));
+            aq_r2q_levels(&stored, levels);
             for (size_t i = at; i < next; i++) out[i] = levels[codes[i]];
         } else {
             aq_pair p;

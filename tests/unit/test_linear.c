@@ -35,6 +35,7 @@ typedef struct layer {
 /* Exact sizes, so that a sanitizer sees any byte read beyond. */
 static layer make(int bits, uint64_t group, int axis, aq_params_form form, uint64_t outputs, uint64_t inputs, bool with_bias) {
     layer l = {.weight = {.spec = {.bits = bits, .group_size = group, .axis = axis, .params = form}}};
+    if (form == AQ_PARAMS_R2Q) l.weight.spec.method = AQ_METHOD_R2Q;
     aq_quant_layout *layout = &l.weight.layout;
     assert_int_equal(aq_quant_layout_init(layout, &l.weight.spec, outputs, inputs, NULL), AQ_OK);
     assert_true(outputs * inputs <= MOST && outputs <= 4096);
@@ -133,6 +134,12 @@ static void two_level_parameters_agree(void **state) {
         }
 }
 
+static void r2q_levels_agree(void **state) {
+    (void)state;
+    few_and_many_rows(2, 64, 1, AQ_PARAMS_R2Q, 40, 512, true);
+    few_and_many_rows(2, 100, 1, AQ_PARAMS_R2Q, 17, 333, false);
+}
+
 static void groups_of_rows_agree(void **state) {
     (void)state;
     for (int bits = 2; bits <= 8; bits *= 2) {
@@ -190,6 +197,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_form_and_group_size_agrees),
         cmocka_unit_test(two_level_parameters_agree),
+        cmocka_unit_test(r2q_levels_agree),
         cmocka_unit_test(groups_of_rows_agree),
         cmocka_unit_test(tiny_layers_agree),
         cmocka_unit_test(large_layers_agree),

@@ -74,10 +74,17 @@ def _bytes(tensor):
     return tensor.detach().contiguous().numpy()
 
 
+def _float(tensor):
+    return None if tensor is None else tensor.detach().to(torch.float32).contiguous().numpy()
+
+
 def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
-    weight = _unpack_cpu(qweight, qparams, x.shape[-1], bits, group_size, params)
-    with torch.autocast("cpu", enabled=False):
-        return torch.nn.functional.linear(x.detach().float(), weight, None if bias is None else bias.detach().float()).to(x.dtype)
+    inputs, outputs = x.shape[-1], qweight.shape[0]
+    rows = x.numel() // inputs if inputs else x.shape[:-1].numel()
+    y = torch.empty((*x.shape[:-1], outputs))
+    form = (rows, outputs, inputs, bits, group_size, params, torch.get_num_threads())
+    _core._linear_stored(_float(x), _bytes(qweight), _bytes(qparams), _float(bias), y.numpy(), *form)
+    return y.to(x.dtype)
 
 
 def _unpack_cpu(qweight, qparams, cols, bits, group_size, params):
