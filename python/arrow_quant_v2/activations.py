@@ -355,13 +355,8 @@ def _pairs_of(groups, timestep, mode, x):
     if not groups:
         raise ValueError("the layer has no time groups: give groups=, or mode='dynamic'")
     if mode == "static":
-        if len(groups) == 2 and not hasattr(groups[0], "keys"):
-            return [groups[0]], [groups[1]]
-        groups = _core._time_groups(groups)
-        low = min(-g["zero_point"] * g["scale"] for g in groups)
-        high = max((255 - g["zero_point"]) * g["scale"] for g in groups)
-        scale = (high - low) / 255
-        return [scale], [-low / scale]
+        scale, zero_point = static_pair(groups)
+        return [scale], [zero_point]
     groups = _core._time_groups(groups)
     if timestep is None:
         raise ValueError("mode 'time' needs a timestep: one, or one for each index of the first axis of x")
@@ -371,6 +366,17 @@ def _pairs_of(groups, timestep, mode, x):
         raise ShapeMismatchError(f"Shape mismatch: {len(times)} timesteps for {n_first} samples")
     found = [groups[find_group(groups, float(t))] for t in times]
     return [g["scale"] for g in found], [g["zero_point"] for g in found]
+
+
+def static_pair(groups):
+    """One pair for all timesteps: `groups` itself where it is a pair, else a range that holds those of all groups."""
+    if len(groups) == 2 and not hasattr(groups[0], "keys"):
+        return groups
+    groups = _core._time_groups(groups)
+    low = min(-g["zero_point"] * g["scale"] for g in groups)
+    high = max((255 - g["zero_point"]) * g["scale"] for g in groups)
+    scale = (high - low) / 255
+    return scale, -low / scale
 
 
 def find_group(groups, timestep):

@@ -5,9 +5,12 @@ Each part is imported when it is first asked for; `import arrow_quant_v2` alone 
 
 # name -> the file here that holds it; one line for each public name.
 _PARTS: dict[str, str] = {
+    "IntegerLinear": "activations",
     "QuantConv": "modules",
     "QuantLinear": "modules",
     "StoredForm": "stored",
+    "TimeContext": "time_context",
+    "integer_activations": "activations",
     "load_into": "load",
     "quantize_module": "load",
     "Recorder": "recorder",

@@ -57,6 +57,7 @@ def _quantized_layer(module, container, index, info):
         as_tensor(container.params(index)).view(layer.rows, -1),
         None if scales is None else torch.tensor(scales, dtype=torch.float32).view(torch.uint8),
     )
+    layer.time_groups = info["time_groups"]
     return layer
 
 

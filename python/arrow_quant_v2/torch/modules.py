@@ -21,7 +21,9 @@ def _bytes(device, *shape):
 
 
 class _Quantized(nn.Module):
-    """What both kinds share: the stored weight, seen as a matrix [rows, cols]."""
+    """What both kinds share: the stored weight, seen as a matrix [rows, cols]. time_groups: of the layer's input, where the container has some."""
+
+    time_groups = None
 
     def __init__(self, rows, cols, form, bias, device=None):
         super().__init__()
