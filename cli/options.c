@@ -74,8 +74,16 @@ static const cli_option table[] = {
     {"params", 0, "FORM", "auto|f16|two-level|f32", "params", NULL, false, false, GROUP_SCHEME, "inspect quantize",
      "how scales and offsets are stored (auto: two-level at 2 bits, else f16)"},
 
-    {"method", 0, "NAME", "auto|rtn|search", "method", NULL, false, false, GROUP_METHOD, "inspect quantize plan",
-     "rtn: min and max of each group; search: clipping that minimizes the squared error (auto)"},
+    {"method", 0, "NAME", "auto|rtn|search|gptq|r2q", "method", NULL, false, false, GROUP_METHOD, "inspect quantize plan",
+     "rtn: min and max of each group; search: least squared error; with --calib gptq: least error of the layer's output, r2q: the same on two signs at 2 bits "
+     "(auto: by modality and calibration)"},
+    {"rotate", 0, "WHAT", "none|hadamard", "rotate", NULL, false, false, GROUP_METHOD, "quantize",
+     "hadamard: rotate the inputs of a layer where that lowers the error of its output (none)"},
+    {"smooth", 0, "WHAT", "auto|none|ditas", "smooth", NULL, false, false, GROUP_METHOD, "quantize",
+     "equalize input channels; auto: for image and audio, where that lowers the error of the output; ditas: every layer (auto)"},
+    {"act-bits", 0, "N", "8|16", "act_bits", NULL, false, false, GROUP_METHOD, "quantize",
+     "bits of the layers' inputs at run time; 8: scales per group of timesteps are stored (16)"},
+    {"time-groups", 0, "N", NULL, "num_time_groups", NULL, false, false, GROUP_METHOD, "quantize", "groups of timesteps that share activation parameters (10)"},
 
     {"exclude", 0, "GLOB", NULL, "exclude", NULL, true, false, GROUP_LAYERS, "inspect quantize plan", "keep the tensors whose name matches; may be repeated"},
     {"include", 0, "GLOB", NULL, "include", NULL, true, false, GROUP_LAYERS, "inspect quantize plan",
@@ -90,6 +98,8 @@ static const cli_option table[] = {
      "which weights when a folder has several, as in fp16"},
     {"modality", 0, "NAME", "text|code|image|audio", "modality", NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
      "what the model makes (detected)"},
+    {"calib", 0, "FILE", NULL, "calibration_path", NULL, false, false, GROUP_INPUT, "quantize plan report",
+     "statistics of the layers' inputs (.aqcal): errors are measured and lowered in the layers' outputs"},
     {"nonfinite", 0, "WHAT", "error|keep|zero", "nonfinite", NULL, false, false, GROUP_INPUT, "quantize plan",
      "NaN and infinity: refuse, keep that tensor as it is, or replace by zero and count (error)"},
     {"skip-unknown-dtype", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
@@ -111,6 +121,9 @@ static const cli_option table[] = {
     {"generations", 0, "N", NULL, NULL, NULL, false, false, GROUP_QUALITY, "plan", "go on by evolutionary search for so many generations (0)"},
     {"population", 0, "N", NULL, NULL, NULL, false, false, GROUP_QUALITY, "plan", "plans in a generation (20)"},
     {"cache", 0, "FOLDER", NULL, NULL, NULL, false, false, GROUP_RUN, "plan", "keep what was measured, for the next plan of the same layers"},
+    {"target-bpw", 0, "X", NULL, "target_bpw", NULL, false, false, GROUP_QUALITY, "quantize plan", "the same in bits per weight of the quantized layers"},
+    {"allow-bits", 0, "BITS,...", NULL, "allow_bits", NULL, false, false, GROUP_QUALITY, "quantize plan", "widths that a plan may use, as in 2,4 (2,4,8,16)"},
+    {"plan", 0, "FILE", NULL, "plan_path", NULL, false, false, GROUP_QUALITY, "quantize", "carry out this plan of bits and groups per layer"},
     {"fallback", 0, "BITS,...", NULL, "fallback", NULL, false, false, GROUP_QUALITY, "quantize", "widths that a layer under its floor goes up, as in 2,4,8"},
     {"fail-fast", 0, NULL, NULL, "fail_fast", "true", false, false, GROUP_QUALITY, "quantize", "stop at the first layer under its floor"},
     {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
@@ -139,8 +152,6 @@ static const cli_option table[] = {
     {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "inspect quantize plan", "read settings from a .yaml or .json file"},
     {"print-config", 0, NULL, NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "print the merged settings, which reproduce the run, and stop"},
 
-    {"time-groups", 0, "N", NULL, "num_time_groups", NULL, false, false, GROUP_FIELDS, "quantize", "short name of --num-time-groups"},
-    {"calib", 0, "FILE", NULL, "calibration_path", NULL, false, false, GROUP_FIELDS, "quantize plan report", "short name of --calibration-path"},
     {"samples", 0, "N", NULL, "calibration_samples", NULL, false, false, GROUP_FIELDS, "quantize", "short name of --calibration-samples"},
 
     {"report", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "write an HTML page about the result as well"},

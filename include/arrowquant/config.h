@@ -8,6 +8,7 @@
 
 #include <arrowquant/base.h>
 #include <arrowquant/model.h>
+#include <arrowquant/plan.h>
 #include <arrowquant/quant.h>
 
 #ifdef __cplusplus
@@ -88,6 +89,7 @@ AQ_API aq_status aq_config_validate(const aq_config *config, aq_error *err);
 typedef struct aq_layer_choice {
     bool quantize;
     aq_quant_spec spec; /* when quantized */
+    bool auto_method;   /* the method is "auto": spec.method is the one without calibration */
     int bits;           /* 2, 4, 8, or 16 = keep as it is */
     const char *reason; /* why it is kept, a static phrase; "" when quantized */
 } aq_layer_choice;
@@ -95,6 +97,10 @@ typedef struct aq_layer_choice {
 AQ_API aq_status aq_config_choose(const aq_config *config, const aq_tensor_info *tensor, aq_layer_choice *out, aq_error *err);
 /* The same with the bits of a quantized tensor replaced (2, 4 or 8), everything else chosen for them: a step of the fallback ladder. */
 AQ_API aq_status aq_config_choose_bits(const aq_config *config, const aq_tensor_info *tensor, int bits, aq_layer_choice *out, aq_error *err);
+/* The same with what a plan says about the tensor (NULL: it does not name it), which comes before every rule but the last sentence above; bits 0: as
+ * planned and configured. */
+AQ_API aq_status aq_config_choose_planned(const aq_config *config, const aq_tensor_info *tensor, const aq_plan_layer *plan, int bits, aq_layer_choice *out,
+                                          aq_error *err);
 /* Patterns and names of include, exclude, layer_overrides, layer_bit_widths and sensitive_layer_* that match no tensor (CF06): AQ_ERR_USAGE naming each;
  * a caller that allows them does not ask. */
 AQ_API aq_status aq_config_check_patterns(const aq_config *config, const aq_model *model, aq_error *err);

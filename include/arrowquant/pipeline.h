@@ -8,6 +8,7 @@
 #define ARROWQUANT_PIPELINE_H
 
 #include <arrowquant/base.h>
+#include <arrowquant/calibration.h>
 #include <arrowquant/config.h>
 #include <arrowquant/model.h>
 #include <arrowquant/plan.h>
@@ -38,7 +39,9 @@ typedef struct aq_quantize_options {
     aq_model_options model;
     bool overwrite, make_parents, restart, no_verify, strict, allow_unmatched;
     bool no_side_files;
-    uint64_t shard_bytes; /* 0: 5 GB */
+    uint64_t shard_bytes;   /* 0: 5 GB */
+    const aq_calib *calib;  /* statistics in memory, in place of the setting calibration_path; NULL: as set */
+    const aq_plan *plan;    /* a plan in memory, in place of plan_path; NULL: as set */
 } aq_quantize_options;
 
 /* Quantizes a model into a container folder. out_path NULL: "<name>-int<bits>" beside the source.

@@ -26,6 +26,7 @@ typedef struct aq_store_quality {
     double output_sqnr_db;
     const char *method;        /* "rtn", "search", "keep" … */
     const char *fallback_from; /* NULL, or what was tried first and why it was not kept, e.g. "int2: cosine 0.612 < 0.850" */
+    const char *compared_with; /* NULL, or the methods that gave the output more error, with its SQNR: "search 25.3 dB; gptq + hadamard 33.9 dB" */
 } aq_store_quality;
 
 /* One tensor, or one part of one. Pointers are borrowed: by the writer for the call, from the reader until it is closed. */

@@ -143,13 +143,6 @@ aq_status aq_config_check(const aq_config_def *def, const json_t *value, const c
 
 /* ---- single fields ---- */
 
-aq_status aq_config_check_method(const json_t *value, aq_error *err) {
-    const char *word = json_string_value(value);
-    if (strcmp(word, "gptq") != 0 && strcmp(word, "r2q") != 0) return AQ_OK;
-    aq_fail(err, AQ_ERR_USAGE, "Invalid method: %s is not part of this version, which has 'auto', 'rtn', and 'search'", word);
-    return AQ_ERR_USAGE;
-}
-
 aq_status aq_config_check_globs(const json_t *value, aq_error *err) {
     for (size_t i = 0; i < json_array_size(value); i++) {
         const json_t *glob = json_array_get(value, i);
@@ -184,16 +177,24 @@ aq_status aq_config_check_bits_map(const json_t *value, aq_error *err) {
     return AQ_OK;
 }
 
-aq_status aq_config_check_fallback(const json_t *value, aq_error *err) {
+/* Rising widths up to `most`. */
+static aq_status check_widths(const json_t *value, const char *field, json_int_t most, const char *words, aq_error *err) {
     json_int_t last = 0;
     for (size_t i = 0; i < json_array_size(value); i++) {
         json_int_t b = json_integer_value(json_array_get(value, i));
         char shown[SHOWN_SIZE];
-        if ((b != 2 && b != 4 && b != 8) || b <= last)
-            return aq_fail(err, AQ_ERR_USAGE, "Invalid fallback: %s. Must be rising numbers out of 2, 4, 8", show(shown, value));
+        if ((b != 2 && b != 4 && b != 8 && b != 16) || b > most || b <= last)
+            return aq_fail(err, AQ_ERR_USAGE, "Invalid %s: %s. Must be rising numbers out of %s", field, show(shown, value), words);
         last = b;
     }
     return AQ_OK;
+}
+
+aq_status aq_config_check_fallback(const json_t *value, aq_error *err) { return check_widths(value, "fallback", 8, "2, 4, 8", err); }
+
+aq_status aq_config_check_allowed(const json_t *value, aq_error *err) {
+    if (json_array_size(value) == 0) return aq_fail(err, AQ_ERR_USAGE, "Invalid allow_bits: []. Must be rising numbers out of 2, 4, 8, 16");
+    return check_widths(value, "allow_bits", 16, "2, 4, 8, 16", err);
 }
 
 /* ---- layer overrides ---- */
@@ -221,10 +222,10 @@ static aq_status override_setting(aq_layer_override *out, const char *key, const
             if (strcmp(word, words[i]) == 0) out->params = words[i];
         if (!out->params) return aq_fail(err, AQ_ERR_USAGE, "Invalid layer override \"%s\": params must be auto, f16, f32, or two-level", shown);
     } else if (strcmp(key, "method") == 0) {
-        static const char *const words[] = {"auto", "rtn", "search"};
-        for (size_t i = 0; i < 3; i++)
+        static const char *const words[] = {"auto", "rtn", "search", "gptq", "r2q"};
+        for (size_t i = 0; i < 5; i++)
             if (strcmp(word, words[i]) == 0) out->method = words[i];
-        if (!out->method) return aq_fail(err, AQ_ERR_USAGE, "Invalid layer override \"%s\": method must be auto, rtn, or search in this version", shown);
+        if (!out->method) return aq_fail(err, AQ_ERR_USAGE, "Invalid layer override \"%s\": method must be auto, rtn, search, gptq, or r2q", shown);
     } else {
         return aq_fail(err, AQ_ERR_USAGE, "Invalid layer override \"%s\": settings are bits, group, params, method, each with a colon and a value", shown);
     }

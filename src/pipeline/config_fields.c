@@ -10,6 +10,7 @@
 
 static const int bit_widths[] = {2, 4, 8, 0};
 static const int group_sizes[] = {32, 64, 128, 256, 0};
+static const int activation_widths[] = {8, 16, 0};
 
 /* Entries of the usual shapes. */
 #define INT_RANGE(name, preset_, low, high, values, help)                                                                                                      \
@@ -85,7 +86,7 @@ const aq_config_def aq_config_defs[] = {
      .max = INF,
      .above_min = true},
     BOOL("target_size_is_wish", "false", "The target size came with a profile: it is reported as met or not, and not enforced."),
-    {{"calibration_path", AQ_CONFIG_STRING, true, "a path", "Calibration data; null: what lies in the model folder."}, .preset = "null"},
+    {{"calibration_path", AQ_CONFIG_STRING, true, "a path", "Calibration statistics (.aqcal); null: none."}, .preset = "null"},
     INT_RANGE("seed", "0", 0, INF, "at least 0", "Seed of what is drawn at random."),
     FLOAT_RANGE("smoothness_threshold", "0.3", 0, 1, "between 0.0 and 1.0", "Jump of the scale between time groups that counts as a violation."),
     INT_RANGE("smoothing_window", "5", 1, 20, "between 1 and 20", "Timesteps over which a boundary is smoothed."),
@@ -94,10 +95,8 @@ const aq_config_def aq_config_defs[] = {
     BOOL("symmetric", "false", "Fixes the zero point in the middle of the codes."),
     ENUM("params", "\"auto\"", "'auto', 'f16', 'f32', or 'two-level'",
          "Form of scale and offset; auto: two-level at 2 bits, else f16. Two-level uses groups of 256, and f16 at 8 bits."),
-    {{"method", AQ_CONFIG_ENUM, false, "'auto', 'rtn', 'search', 'gptq', or 'r2q'",
-      "How codes and scales are chosen; auto: search. gptq and r2q are refused by this version."},
-     .preset = "\"auto\"",
-     .check = aq_config_check_method},
+    ENUM("method", "\"auto\"", "'auto', 'rtn', 'search', 'gptq', or 'r2q'",
+         "How codes and scales are chosen; auto: with calibration gptq, for text and code at 2 bits the better of it and r2q; else search."),
     ENUM("nonfinite", "\"error\"", "'error', 'keep', or 'zero'", "A layer with NaN or infinity: refuse it, keep it as it is, or take such values as 0."),
     LIST("include", aq_config_check_globs, "globs", "Quantizes matching tensors that would be kept."),
     LIST("exclude", aq_config_check_globs, "globs", "Keeps matching tensors as they are."),
@@ -106,6 +105,31 @@ const aq_config_def aq_config_defs[] = {
       "Ladder of bits for a layer below the floor, then 16 bit; empty: straight to 16 bit."},
      .preset = "[2,4,8]",
      .check = aq_config_check_fallback},
+
+    ENUM("rotate", "\"none\"", "'none' or 'hadamard'", "Rotates the inputs of a layer where that lowers the error of its output; needs calibration."),
+    ENUM("smooth", "\"auto\"", "'auto', 'none', or 'ditas'",
+         "Equalizes input channels (DiTAS), with calibration; auto: for image and audio, where that lowers the error of the output; ditas: every layer."),
+    {{"act_bits", AQ_CONFIG_INT, false, "8 or 16", "Bits of the inputs that layers are to run with; 8: parameters per group of timesteps are stored."},
+     .preset = "16",
+     .allowed = activation_widths},
+    ENUM("time_weighting", "\"uniform\"", "'uniform' or 'balanced'",
+         "How much each group of timesteps counts: uniform: by its inputs; balanced: each group's relative output error the same."),
+    {{"damping", AQ_CONFIG_FLOAT, false, "above 0 and at most 1", "Fraction of the mean diagonal that gptq and r2q add to the Hessian."},
+     .preset = "0.01",
+     .max = 1,
+     .above_min = true},
+    ENUM("act_order", "\"balanced\"", "'balanced', 'energy', or 'inputs'",
+         "Order in which gptq and r2q visit the inputs; balanced: what the others explain best comes last; energy: by falling energy; inputs: as they stand."),
+    INT_RANGE("refine_sweeps", "3", 0, 100, "between 0 and 100", "Rounds that refine codes and scales after gptq and r2q."),
+    {{"allow_bits", AQ_CONFIG_INT_LIST, false, "rising numbers out of 2, 4, 8, 16", "Widths that the planner may give to a layer; 16: kept."},
+     .preset = "[2,4,8,16]",
+     .check = aq_config_check_allowed},
+    {{"target_bpw", AQ_CONFIG_FLOAT, true, "above 0", "Budget in bits per weight of the quantized layers, parameters counted; null: none."},
+     .preset = "null",
+     .max = INF,
+     .above_min = true},
+    {{"plan_path", AQ_CONFIG_STRING, true, "a path", "Plan to carry out: bits, group, parameters and method of each layer it names; null: none."},
+     .preset = "null"},
 };
 
 const size_t aq_config_n_defs = sizeof aq_config_defs / sizeof *aq_config_defs;

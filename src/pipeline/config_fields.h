@@ -9,7 +9,7 @@
 #include <arrowquant/config.h>
 #include <jansson.h>
 
-enum { AQ_CONFIG_MAX_FIELDS = 64 };
+enum { AQ_CONFIG_MAX_FIELDS = 96 };
 
 struct aq_config {
     json_t *values[AQ_CONFIG_MAX_FIELDS]; /* in table order, never NULL */
@@ -58,11 +58,11 @@ typedef struct aq_layer_override {
 aq_status aq_layer_override_parse(aq_layer_override *out, const char *text, aq_error *err);
 
 /* Checks of single fields, see aq_config_def.check. */
-aq_status aq_config_check_method(const json_t *value, aq_error *err);
 aq_status aq_config_check_globs(const json_t *value, aq_error *err);
 aq_status aq_config_check_regexes(const json_t *value, aq_error *err);
 aq_status aq_config_check_overrides(const json_t *value, aq_error *err);
 aq_status aq_config_check_bits_map(const json_t *value, aq_error *err);
 aq_status aq_config_check_fallback(const json_t *value, aq_error *err);
+aq_status aq_config_check_allowed(const json_t *value, aq_error *err);
 
 #endif

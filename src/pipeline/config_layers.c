@@ -55,6 +55,7 @@ typedef struct settings {
     int bits;
     int64_t group;
     const char *params, *method;
+    bool planned_group; /* a plan may give two-level parameters smaller groups */
 } settings;
 
 static aq_status apply_overrides(const aq_config *config, const char *name, settings *s, aq_error *err) {
@@ -77,16 +78,24 @@ static aq_params_form params_form(const char *word, int bits, bool symmetric) {
     return two_level ? AQ_PARAMS_TWO_LEVEL : AQ_PARAMS_F16;
 }
 
+/* The levels of R2Q are those of 2 bits; elsewhere its place is taken by gptq (algorithms.md 4). */
+static aq_method method_of(const char *word, int bits) {
+    if (strcmp(word, "rtn") == 0) return AQ_METHOD_RTN;
+    if (strcmp(word, "r2q") == 0 && bits == 2) return AQ_METHOD_R2Q;
+    return strcmp(word, "gptq") == 0 || strcmp(word, "r2q") == 0 ? AQ_METHOD_GPTQ : AQ_METHOD_SEARCH;
+}
+
 static aq_quant_spec make_spec(const aq_config *config, const settings *s) {
     bool symmetric = aq_config_bool(config, "symmetric");
-    aq_params_form form = params_form(s->params, s->bits, symmetric);
+    aq_method method = method_of(s->method, s->bits);
+    aq_params_form form = method == AQ_METHOD_R2Q ? AQ_PARAMS_R2Q : params_form(s->params, s->bits, symmetric);
     return (aq_quant_spec){
         .bits = s->bits,
-        .group_size = form == AQ_PARAMS_TWO_LEVEL ? TWO_LEVEL_GROUP : (uint64_t)s->group,
+        .group_size = form == AQ_PARAMS_TWO_LEVEL && !s->planned_group ? TWO_LEVEL_GROUP : (uint64_t)s->group,
         .axis = 1,
         .params = form,
-        .method = strcmp(s->method, "rtn") == 0 ? AQ_METHOD_RTN : AQ_METHOD_SEARCH,
-        .symmetric = symmetric,
+        .method = method,
+        .symmetric = symmetric && form != AQ_PARAMS_R2Q,
     };
 }
 
@@ -95,18 +104,8 @@ static aq_status keep(aq_layer_choice *out, const char *reason) {
     return AQ_OK;
 }
 
-/* bits 0: as configured. */
-static aq_status choose(const aq_config *config, const aq_tensor_info *tensor, int bits, aq_layer_choice *out, aq_error *err) {
-    if (!aq_dtype_is_float(tensor->dtype)) return keep(out, aq_role_reason(AQ_ROLE_KEEP_DTYPE));
-    if (tensor->role == AQ_ROLE_SCALE) return keep(out, aq_role_reason(tensor->role));
-    if (tensor->shape.rank == 0) return keep(out, aq_role_reason(AQ_ROLE_KEEP_RANK));
-
-    settings s = {
-        .bits = (int)aq_config_int(config, "bit_width", 4),
-        .group = aq_config_int(config, "group_size", 128),
-        .params = aq_config_string(config, "params"),
-        .method = aq_config_string(config, "method"),
-    };
+/* Why the rules keep a tensor, NULL when they do not; bits of layer_bit_widths into *bits. */
+static aq_status keep_reason(const aq_config *config, const aq_tensor_info *tensor, int *bits, const char **out, aq_error *err) {
     const char *reason = tensor->role == AQ_ROLE_LAYER || any_glob(config, "include", tensor->name) ? NULL : aq_role_reason(tensor->role);
     if (!reason && aq_config_bool(config, "skip_sensitive_layers")) {
         bool sensitive;
@@ -119,25 +118,51 @@ static aq_status choose(const aq_config *config, const aq_tensor_info *tensor, i
     int listed = listed_bits(config, tensor->name);
     if (listed == 16 && !reason) reason = "16 bit in layer_bit_widths";
     if (listed != 0 && listed != 16) {
-        s.bits = listed;
+        *bits = listed;
         reason = NULL;
     }
-    if (reason) return keep(out, reason);
+    *out = reason;
+    return AQ_OK;
+}
 
-    aq_status status = apply_overrides(config, tensor->name, &s, err);
+static void apply_plan(const aq_plan_layer *plan, settings *s) {
+    if (plan->bits) s->bits = plan->bits;
+    if (plan->group_size >= 0) s->group = plan->group_size;
+    if (plan->params) s->params = plan->params;
+    if (plan->method) s->method = plan->method;
+    s->planned_group = plan->group_size > 0;
+}
+
+aq_status aq_config_choose_planned(const aq_config *config, const aq_tensor_info *tensor, const aq_plan_layer *plan, int bits, aq_layer_choice *out,
+                                   aq_error *err) {
+    if (!aq_dtype_is_float(tensor->dtype)) return keep(out, aq_role_reason(AQ_ROLE_KEEP_DTYPE));
+    if (tensor->role == AQ_ROLE_SCALE) return keep(out, aq_role_reason(tensor->role));
+    if (tensor->shape.rank == 0) return keep(out, aq_role_reason(AQ_ROLE_KEEP_RANK));
+
+    settings s = {
+        .bits = (int)aq_config_int(config, "bit_width", 4),
+        .group = aq_config_int(config, "group_size", 128),
+        .params = aq_config_string(config, "params"),
+        .method = aq_config_string(config, "method"),
+    };
+    const char *reason = NULL;
+    aq_status status = keep_reason(config, tensor, &s.bits, &reason, err);
+    if (status == AQ_OK && reason && !plan) return keep(out, reason);
+    if (status == AQ_OK && !reason) status = apply_overrides(config, tensor->name, &s, err);
     if (status != AQ_OK) return status;
-    if (s.bits == 16) return keep(out, "16 bit by a layer override");
+    if (plan) apply_plan(plan, &s);
+    if (s.bits == 16) return keep(out, plan && plan->bits == 16 ? "16 bit by the plan" : "16 bit by a layer override");
     if (bits != 0) s.bits = bits;
-    *out = (aq_layer_choice){.quantize = true, .spec = make_spec(config, &s), .bits = s.bits, .reason = ""};
+    *out = (aq_layer_choice){.quantize = true, .spec = make_spec(config, &s), .auto_method = strcmp(s.method, "auto") == 0, .bits = s.bits, .reason = ""};
     return AQ_OK;
 }
 
 aq_status aq_config_choose(const aq_config *config, const aq_tensor_info *tensor, aq_layer_choice *out, aq_error *err) {
-    return choose(config, tensor, 0, out, err);
+    return aq_config_choose_planned(config, tensor, NULL, 0, out, err);
 }
 
 aq_status aq_config_choose_bits(const aq_config *config, const aq_tensor_info *tensor, int bits, aq_layer_choice *out, aq_error *err) {
-    return choose(config, tensor, bits, out, err);
+    return aq_config_choose_planned(config, tensor, NULL, bits, out, err);
 }
 
 /* ---- patterns that match nothing (CF06) ---- */

@@ -1,89 +1,102 @@
-/* Quantizing all tensors (see quantize.h): slabs of rows in parallel, finished tensors to the writer in source order.
+/* Quantizing all tensors (see quantize.h): attempts at each layer, the best of them, and the fallback ladder.
  *
- * A slab is converted to F32, coded and measured while it is in the cache; sums of a layer are added in slab order, so figures and bytes do not depend on
- * threads. A layer whose parameters do not fit half precision starts again with F32 ones; one below its floor starts again a step up the ladder; beyond
- * the last step it is kept. A kept tensor has no slabs: it goes from the source's memory map to the writer as it is.
+ * A layer goes through attempts (attempts.c), each a pass over its slabs of rows: a slab is converted to F32, coded and measured while it is in the cache.
+ * Sums are added in slab order, so figures and bytes do not depend on threads. The attempt with the least output error stays. When parameters do not fit
+ * half precision the pass is made again with F32 ones. A layer below its floor is tried again without the spatial parts that were asked for, then a step up
+ * the ladder; beyond the last step it is kept. Each step leaves its reason in `fallback_from`.
  */
+#include "pipeline/layers.h"
+
 #include <math.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/half.h"
 #include "base/mem.h"
-#include "base/ordered.h"
 #include "base/size.h"
-#include "pipeline/quantize.h"
 #include "pipeline/source.h"
 
-enum { MAX_THREADS = 256 };
+#define TICK_S 0.05
 
-typedef struct {
-    aq_quant_metrics metrics;
-    uint64_t n_nonfinite, first_nonfinite; /* flat index in the tensor */
-} slab_result;
+static void free_candidate(candidate *c) {
+    aq_free(c->codes);
+    aq_free(c->params);
+    aq_free(c->equalization);
+    aq_activations_free(&c->activations);
+    c->codes = c->params = NULL;
+    c->equalization = NULL;
+}
 
-/* A layer while it is open. */
-typedef struct {
-    aq_quant_spec spec;
-    aq_quant_layout layout;
-    uint64_t slab_rows;
-    size_t n_slabs;
-    uint8_t *codes, *params;
-    slab_result *slabs;
-    atomic_bool needs_f32;
-    char fallback_from[256];
-    size_t error_slab;
-    aq_error error;
-} layer;
+static void drop_inputs(work *w, layer *l) {
+    aq_inputs_release(w->pool, l->inputs);
+    l->inputs = NULL;
+}
 
-typedef struct {
-    quantize_run *run;
-    layer *open[AQ_ORDERED_WINDOW]; /* by position in the ring; NULL: kept or closed */
-    float *scratch[MAX_THREADS];    /* one slab each, made when first used */
-    pthread_mutex_t error_mutex;
-    size_t first_tensor; /* the writer already holds the tensors before it … */
-    uint64_t parts_done; /* … and so many parts of it */
-    _Atomic uint64_t bytes_worked;
-    uint64_t n_done, bytes_done; /* committed */
-    aq_error error;              /* of a commit */
-} work;
-
-static layer **slot_of(work *w, size_t item) { return &w->open[item % AQ_ORDERED_WINDOW]; }
-
-static void free_layer(layer *l) {
+void aq_layer_free(work *w, layer *l) {
     if (!l) return;
-    aq_free(l->codes);
-    aq_free(l->params);
+    drop_inputs(w, l);
+    free_candidate(&l->now);
+    free_candidate(&l->best);
     aq_free(l->slabs);
     aq_free(l);
 }
 
-static void free_buffers(layer *l) {
-    aq_free(l->codes);
-    aq_free(l->params);
-    aq_free(l->slabs);
-    l->codes = l->params = NULL;
-    l->slabs = NULL;
+/* Adds a step to what was tried before: "int2: cosine 0.612 < 0.850". */
+static void note_step(layer *l, const char *what, const char *why) {
+    size_t at = strlen(l->fallback_from);
+    snprintf(l->fallback_from + at, sizeof l->fallback_from - at, "%s%s: %s", at ? "; " : "", what, why);
 }
 
-/* Sets up the layer for one try with l->spec. */
-static aq_status start_try(layer *l, const aq_tensor_info *t, aq_error *err) {
+/* ---- starting ---- */
+
+/* Buffers for a pass over the slabs with l->now.attempt. */
+static aq_status start_pass(layer *l, const aq_tensor_info *t, aq_error *err) {
     uint64_t rows, cols;
-    free_buffers(l);
+    candidate *c = &l->now;
+    free_candidate(c);
+    aq_free(l->slabs);
+    l->slabs = NULL;
     aq_shape_matrix(&t->shape, &rows, &cols);
-    aq_status status = aq_quant_layout_init(&l->layout, &l->spec, rows, cols, err);
+    aq_status status = aq_quant_layout_init(&c->layout, &c->attempt.spec, rows, cols, err);
     if (status != AQ_OK) return status;
-    l->slab_rows = aq_slab_rows(rows, cols, l->spec.axis == 0 ? l->spec.group_size : 1);
+    l->slab_rows = aq_slab_rows(rows, cols, c->attempt.spec.axis == 0 ? c->attempt.spec.group_size : 1);
     l->n_slabs = (size_t)aq_div_up(rows, l->slab_rows);
-    l->codes = aq_alloc(l->layout.codes_bytes);
-    l->params = aq_alloc(l->layout.params_bytes);
+    c->codes = aq_alloc(c->layout.codes_bytes);
+    c->params = aq_alloc(c->layout.params_bytes);
     l->slabs = aq_calloc(l->n_slabs, sizeof *l->slabs);
     atomic_store(&l->needs_f32, false);
-    if (!l->codes || !l->params || !l->slabs) return aq_fail_memory(err, l->layout.codes_bytes + l->layout.params_bytes, "the codes of a layer");
+    if (!c->codes || !c->params || !l->slabs) return aq_fail_memory(err, c->layout.codes_bytes + c->layout.params_bytes, "the codes of a layer");
     return AQ_OK;
+}
+
+static bool same_inputs(const attempt *a, const attempt *b) {
+    return a->want == b->want && a->basis.equalized == b->basis.equalized && a->basis.hadamard_group == b->basis.hadamard_group;
+}
+
+/* Begins attempt l->at: by making its inputs, when those at hand are others. */
+static aq_status start_attempt(work *w, layer *l, const aq_tensor_info *t, size_t *n_parts, aq_error *err) {
+    const attempt *a = &l->attempts[l->at];
+    if (l->inputs && !same_inputs(a, &l->prepared)) drop_inputs(w, l);
+    l->now.attempt = *a;
+    l->now.widened = false;
+    l->preparing = a->want != INPUTS_NONE && !l->inputs;
+    *n_parts = 1;
+    if (l->preparing) return AQ_OK;
+    aq_status status = start_pass(l, t, err);
+    *n_parts = l->n_slabs;
+    return status;
+}
+
+/* Everything anew at l->bits. */
+static aq_status start_bits(work *w, layer *l, size_t index, size_t *n_parts, aq_error *err) {
+    free_candidate(&l->best);
+    l->best = (candidate){.error = (double)NAN};
+    l->compared_with[0] = 0;
+    l->at = 0;
+    aq_status status = aq_attempts(w->run, index, l->bits, l->spatial, l->attempts, &l->n_attempts, err);
+    return status == AQ_OK ? start_attempt(w, l, aq_model_tensor(w->run->model, index), n_parts, err) : status;
 }
 
 static uint64_t layer_cost(void *context, size_t item) {
@@ -95,20 +108,20 @@ static bool begin_layer(void *context, size_t item, size_t *n_parts) {
     work *w = context;
     size_t index = item + w->first_tensor;
     *n_parts = 0;
-    *slot_of(w, item) = NULL;
+    *aq_layer_slot(w, item) = NULL;
     if (!w->run->choices[index].quantize) return true;
-    layer *l = *slot_of(w, item) = aq_calloc(1, sizeof *l);
+    layer *l = *aq_layer_slot(w, item) = aq_calloc(1, sizeof *l);
     if (!l) return false;
-    l->spec = w->run->choices[index].spec;
-    if (start_try(l, aq_model_tensor(w->run->model, index), &l->error) != AQ_OK) return false;
-    *n_parts = l->n_slabs;
-    return true;
+    l->bits = w->run->choices[index].spec.bits;
+    l->spatial = true;
+    return start_bits(w, l, index, n_parts, &l->error) == AQ_OK;
 }
+
+/* ---- one slab ---- */
 
 static bool is_bad(float x) { return (aq_f32_bits(x) & 0x7F800000) == 0x7F800000; }
 
-/* Counts what is not finite in w and, when asked, sets it to zero. */
-static void scan_nonfinite(float *w, uint64_t n, uint64_t begin, bool zero, slab_result *out) {
+void aq_scan_nonfinite(float *w, uint64_t n, uint64_t begin, bool zero, slab_result *out) {
     for (uint64_t i = 0; i < n; i++) {
         if (!is_bad(w[i])) continue;
         if (out->n_nonfinite++ == 0) out->first_nonfinite = begin + i;
@@ -116,50 +129,83 @@ static void scan_nonfinite(float *w, uint64_t n, uint64_t begin, bool zero, slab
     }
 }
 
-static uint8_t *params_of_row(const layer *l, uint64_t row) {
-    const aq_quant_layout *y = &l->layout;
-    if (l->spec.axis == 1) return l->params + row * (y->params_bytes / y->rows);
-    return l->params + (l->spec.group_size ? row / l->spec.group_size * (y->params_bytes / y->n_groups) : 0);
+uint8_t *aq_params_of_row(const candidate *c, uint64_t row) {
+    const aq_quant_layout *y = &c->layout;
+    const aq_quant_spec *spec = &c->attempt.spec;
+    if (spec->axis == 1) return c->params + row * (y->params_bytes / y->rows);
+    return c->params + (spec->group_size ? row / spec->group_size * (y->params_bytes / y->n_groups) : 0);
 }
 
-static aq_status code_slab(work *w, layer *l, size_t index, size_t slab, float *values, aq_error *err) {
+typedef struct thread_work {
+    work *w;
+    size_t thread;
+} thread_work;
+
+/* Asked by the solvers from any thread; the calling one (0) asks the hook. */
+static bool keep_going(void *user) {
+    const thread_work *t = user;
+    if (t->thread == 0 && aq_now_s() - t->w->last_tick > TICK_S) {
+        t->w->last_tick = aq_now_s();
+        aq_layers_tick(t->w);
+    }
+    return !atomic_load(&t->w->cancelled);
+}
+
+static aq_coder coder_of(const work *w, const layer *l) {
+    const layer_inputs *in = l->inputs;
+    return (aq_coder){.spec = l->now.attempt.spec,
+                      .hessian = in ? in->hessian : NULL,
+                      .h = in ? in->h : NULL,
+                      .importance = in ? in->importance : NULL,
+                      .solve = w->run->solve,
+                      .equalization = in ? in->equalization : NULL,
+                      .hadamard_group = l->now.attempt.basis.hadamard_group};
+}
+
+static aq_status code_slab(work *w, layer *l, size_t index, size_t slab, size_t thread, float *values, aq_error *err) {
     const quantize_run *run = w->run;
-    uint64_t row = (uint64_t)slab * l->slab_rows, cols = l->layout.cols;
-    uint64_t n_rows = l->layout.rows - row < l->slab_rows ? l->layout.rows - row : l->slab_rows;
+    const candidate *c = &l->now;
+    uint64_t row = (uint64_t)slab * l->slab_rows, cols = c->layout.cols;
+    uint64_t n_rows = c->layout.rows - row < l->slab_rows ? c->layout.rows - row : l->slab_rows;
     slab_result *result = &l->slabs[slab];
-    aq_quant_layout part;
-    aq_status status = aq_quant_layout_init(&part, &l->spec, n_rows, cols, err);
-    if (status == AQ_OK) status = aq_model_read_f32(run->model, index, row * cols, n_rows * cols, values, err);
-    if (status != AQ_OK) return status;
-    bool needs_f32 = false;
-    for (int attempt = 0; attempt < 2; attempt++) {
-        status = aq_quantize(values, &l->spec, &part, NULL, 1, l->codes + row * l->layout.row_bytes, params_of_row(l, row), &result->metrics, &needs_f32, err);
-        if (needs_f32) {
-            atomic_store(&l->needs_f32, true);
-            return AQ_OK;
-        }
-        if (status != AQ_ERR_FORMAT || attempt > 0) return status;
+    thread_work going = {w, thread};
+    aq_coder coder = coder_of(w, l);
+    aq_status status = aq_model_read_f32(run->model, index, row * cols, n_rows * cols, values, err);
+    for (int pass = 0; pass < 2 && status == AQ_OK; pass++) {
+        status = aq_code_rows(&coder, values, n_rows, cols, 1, c->codes + row * c->layout.row_bytes, aq_params_of_row(c, row), &result->coded, keep_going,
+                              &going, err);
+        if (result->coded.needs_f32) atomic_store(&l->needs_f32, true);
+        if (status != AQ_ERR_FORMAT || pass > 0) return status;
         /* Not finite: what that means is decided when the whole layer was seen; zeroed values are coded at once. */
-        scan_nonfinite(values, n_rows * cols, row * cols, run->nonfinite == NONFINITE_ZERO, result);
+        aq_scan_nonfinite(values, n_rows * cols, row * cols, run->nonfinite == NONFINITE_ZERO, result);
         if (result->n_nonfinite == 0) return status;
         if (run->nonfinite != NONFINITE_ZERO) return AQ_OK;
+        status = AQ_OK;
     }
     return status;
 }
 
-static bool do_slab(void *context, size_t item, size_t slab, size_t thread) {
-    work *w = context;
-    layer *l = *slot_of(w, item);
-    size_t index = item + w->first_tensor;
-    const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    aq_error error;
+static aq_status do_part(work *w, layer *l, size_t index, size_t slab, size_t thread, aq_error *err) {
+    if (l->preparing) {
+        l->prepared = l->now.attempt;
+        return aq_inputs_take(w->pool, index, l->prepared.want, l->prepared.basis, &l->inputs, err);
+    }
     aq_status status = AQ_OK;
     if (!atomic_load(&l->needs_f32)) {
-        if (!w->scratch[thread]) w->scratch[thread] = aq_alloc(w->run->memory.slab_values * sizeof(float));
-        status = w->scratch[thread] ? code_slab(w, l, index, slab, w->scratch[thread], &error)
-                                    : aq_fail_memory(&error, w->run->memory.slab_values * sizeof(float), "a slab of weights");
+        uint64_t bytes = w->run->memory.slab_values * sizeof(float);
+        if (!w->scratch[thread]) w->scratch[thread] = aq_alloc(bytes);
+        status = w->scratch[thread] ? code_slab(w, l, index, slab, thread, w->scratch[thread], err) : aq_fail_memory(err, bytes, "a slab of weights");
     }
-    atomic_fetch_add(&w->bytes_worked, t->size_bytes / l->n_slabs);
+    atomic_fetch_add(&w->bytes_worked, aq_model_tensor(w->run->model, index)->size_bytes / l->n_slabs / l->n_attempts);
+    return status;
+}
+
+static bool part_of_layer(void *context, size_t item, size_t slab, size_t thread) {
+    work *w = context;
+    layer *l = *aq_layer_slot(w, item);
+    aq_error error;
+    aq_error_clear(&error);
+    aq_status status = do_part(w, l, item + w->first_tensor, slab, thread, &error);
     if (status == AQ_OK) return true;
     pthread_mutex_lock(&w->error_mutex); /* the first slab's error is told, whichever thread was first */
     if (l->error.code == AQ_OK || slab < l->error_slab) {
@@ -170,41 +216,37 @@ static bool do_slab(void *context, size_t item, size_t slab, size_t thread) {
     return false;
 }
 
-/* "int2: cosine 0.612 < 0.850", added to what was tried before. */
-static void note_fallback(layer *l, const char *what) {
-    size_t at = strlen(l->fallback_from);
-    snprintf(l->fallback_from + at, sizeof l->fallback_from - at, "%sint%d: %s", at ? "; " : "", l->spec.bits, what);
+/* ---- judging ---- */
+
+/* What end_layer does next. */
+typedef enum { NEXT_READY, NEXT_ATTEMPT, NEXT_SAME, NEXT_BITS } next_step;
+
+/* The layer stays as it is in the source. */
+static void keep_layer(work *w, layer *l) {
+    drop_inputs(w, l);
+    free_candidate(&l->now);
+    free_candidate(&l->best);
 }
 
-static aq_status set_fallback(layer_outcome *outcome, const layer *l, aq_error *err) {
-    if (!l->fallback_from[0]) return AQ_OK;
-    outcome->fallback_from = aq_strdup(l->fallback_from);
-    return outcome->fallback_from ? AQ_OK : aq_fail_memory(err, sizeof l->fallback_from, "the reason of a fallback");
-}
-
-static aq_status keep_layer(layer *l, layer_outcome *outcome, aq_error *err) {
-    free_buffers(l);
-    outcome->bits = 16;
-    outcome->widened = false;
-    outcome->cosine = outcome->sqnr_db = (double)NAN;
-    return set_fallback(outcome, l, err);
-}
-
-/* Decides about non-finite values; *decided: the layer's way is clear. */
-static aq_status judge_nonfinite(const quantize_run *run, layer *l, const aq_tensor_info *t, layer_outcome *outcome, bool *decided, aq_error *err) {
+/* Decides about non-finite values; *kept: the layer's way is clear. */
+static aq_status judge_nonfinite(work *w, layer *l, size_t index, bool *kept, aq_error *err) {
+    const quantize_run *run = w->run;
+    const aq_tensor_info *t = aq_model_tensor(run->model, index);
     uint64_t n = 0, first = 0;
     for (size_t i = l->n_slabs; i-- > 0;) {
         n += l->slabs[i].n_nonfinite;
         if (l->slabs[i].n_nonfinite) first = l->slabs[i].first_nonfinite;
     }
-    outcome->n_nonfinite = n;
+    run->outcomes[index].n_nonfinite = n;
     if (n == 0 || run->nonfinite == NONFINITE_ZERO) return AQ_OK;
-    *decided = true;
     if (run->nonfinite == NONFINITE_KEEP) {
-        char text[96];
-        snprintf(text, sizeof text, "%llu values are not finite, the first at index %llu", (unsigned long long)n, (unsigned long long)first);
-        note_fallback(l, text);
-        return keep_layer(l, outcome, err);
+        char what[16], why[96];
+        *kept = true;
+        snprintf(what, sizeof what, "int%d", l->bits);
+        snprintf(why, sizeof why, "%llu values are not finite, the first at index %llu", (unsigned long long)n, (unsigned long long)first);
+        note_step(l, what, why);
+        keep_layer(w, l);
+        return AQ_OK;
     }
     aq_fail_at(err, AQ_ERR_FORMAT, aq_model_file(run->model, t->file_index), t->name, "%llu of %llu values are NaN or infinite, the first at index %llu",
                (unsigned long long)n, (unsigned long long)t->count, (unsigned long long)first);
@@ -212,295 +254,270 @@ static aq_status judge_nonfinite(const quantize_run *run, layer *l, const aq_ten
     return AQ_ERR_FORMAT;
 }
 
-/* All slabs are done: takes the layer, or says what to try next by *again. */
-static aq_status judge(const quantize_run *run, layer *l, size_t index, bool *again, aq_error *err) {
-    const aq_tensor_info *t = aq_model_tensor(run->model, index);
-    layer_outcome *outcome = &run->outcomes[index];
-    if (atomic_load(&l->needs_f32)) {
-        outcome->widened = true;
-        l->spec = aq_widened(run, &l->spec);
-        *again = true;
-        return AQ_OK;
+/* Adds up the slabs and takes what the container needs beside the codes. */
+static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
+    candidate *c = &l->now;
+    const layer_inputs *in = l->inputs;
+    aq_output_error output = {0};
+    double code_sq = 0;
+    c->metrics = (aq_quant_metrics){0};
+    for (size_t i = 0; i < l->n_slabs; i++) {
+        aq_quant_metrics_add(&c->metrics, &l->slabs[i].coded.metrics);
+        output.err += l->slabs[i].coded.output.err;
+        output.ref += l->slabs[i].coded.output.ref;
+        code_sq += l->slabs[i].coded.code_sq;
     }
-    bool decided = false;
-    aq_status status = judge_nonfinite(run, l, t, outcome, &decided, err);
-    if (status != AQ_OK || decided) return status;
-    aq_quant_metrics sum = {0};
-    for (size_t i = 0; i < l->n_slabs; i++) aq_quant_metrics_add(&sum, &l->slabs[i].metrics);
-    outcome->bits = l->spec.bits;
-    outcome->cosine = aq_quant_metrics_cosine(&sum);
-    outcome->sqnr_db = aq_quant_metrics_sqnr_db(&sum);
-    if (outcome->cosine >= run->min_accuracy) return set_fallback(outcome, l, err);
-    char got[32], floor[32], text[96];
-    aq_text_below(got, floor, outcome->cosine, run->min_accuracy);
+    uint64_t n = c->layout.cols;
+    float *rms = NULL;
+    aq_status status = AQ_OK;
+    if (in && in->equalization) {
+        if (!(c->equalization = aq_alloc(n * sizeof *c->equalization))) return aq_fail_memory(err, n * sizeof *c->equalization, "equalization scales");
+        memcpy(c->equalization, in->equalization, n * sizeof *c->equalization);
+    }
+    if (c->attempt.basis.hadamard_group > 1 && !(rms = aq_alloc(n * sizeof *rms))) return aq_fail_memory(err, n * sizeof *rms, "ranges of a layer's inputs");
+    for (uint64_t i = 0; rms && i < n; i++) rms[i] = sqrtf(in->importance[i] > 0 ? in->importance[i] : 0);
+    status = aq_activations(w->run, index, c->equalization, rms, &c->activations, c->time_problem, err);
+    aq_free(rms);
+    bool measured = in && !in->made_up && (in->h || in->hessian) && output.ref > 0;
+    bool eight = aq_config_int(w->run->config, "act_bits", 16) == 8;
+    c->sqnr_db = measured ? aq_output_sqnr_db(&output) : (double)NAN;
+    c->error = measured ? (output.err + (eight ? code_sq * aq_activations_noise(&c->activations) : 0)) / output.ref : (double)NAN;
+    return status;
+}
+
+/* Similarity of the outputs, from their relative error as that of the best scale. */
+static double output_similarity(const candidate *c) { return isnan(c->error) ? 1 : sqrt(c->error < 1 ? 1 - c->error : 0); }
+
+static double similarity(const candidate *c) {
+    double weights = aq_quant_metrics_cosine(&c->metrics), output = output_similarity(c);
+    return weights < output ? weights : output;
+}
+
+static bool meets_floor(const quantize_run *run, const candidate *c) { return similarity(c) >= run->min_accuracy; }
+
+/* Whether a is to be preferred to b, which came first. */
+static bool is_better(const quantize_run *run, const candidate *a, const candidate *b) {
+    if (!b->codes) return true;
+    if (meets_floor(run, a) != meets_floor(run, b)) return meets_floor(run, a);
+    return a->error < b->error; /* false when not measured */
+}
+
+/* "search 25.3 dB", added to the others. */
+static void note_comparison(layer *l, const candidate *loser) {
+    char name[48], db[32];
+    size_t at = strlen(l->compared_with);
+    if (isnan(loser->sqnr_db)) return;
+    snprintf(l->compared_with + at, sizeof l->compared_with - at, "%s%s %s dB", at ? "; " : "", aq_attempt_name(&loser->attempt, name),
+             aq_text_fixed(db, loser->sqnr_db, 1));
+}
+
+/* l->now is finished: it or the best so far stays. */
+static void compare(work *w, layer *l) {
+    candidate *loser = is_better(w->run, &l->now, &l->best) ? &l->best : &l->now;
+    if (loser->codes) note_comparison(l, loser);
+    free_candidate(loser);
+    if (loser != &l->best) return;
+    l->best = l->now;
+    l->now = (candidate){0};
+}
+
+static void describe_floor(const quantize_run *run, const candidate *c, char out[96]) {
+    char got[32], floor[32];
+    double weights = aq_quant_metrics_cosine(&c->metrics);
+    bool by_weights = weights <= output_similarity(c);
+    aq_text_below(got, floor, by_weights ? weights : output_similarity(c), run->min_accuracy);
+    snprintf(out, 96, "%s %s < %s", by_weights ? "cosine" : "output cosine", got, floor);
+}
+
+/* All attempts at these bits are done. */
+static aq_status judge_best(work *w, layer *l, size_t index, next_step *next, aq_error *err) {
+    const quantize_run *run = w->run;
+    const aq_tensor_info *t = aq_model_tensor(run->model, index);
+    char why[512] = "no method gave codes", what[16];
+    *next = NEXT_READY;
+    if (l->best.codes) {
+        if (meets_floor(run, &l->best)) {
+            if (l->best.time_problem[0]) note_step(l, "time-aware", l->best.time_problem);
+            return AQ_OK;
+        }
+        if (aq_planned(run, t)) return AQ_OK; /* a plan is carried out as it is; the report warns */
+        describe_floor(run, &l->best, why);
+    }
     if (run->fail_fast) {
+        char got[32], floor[32];
+        if (!l->best.codes) return aq_fail_at(err, AQ_ERR_QUALITY, aq_model_file(run->model, t->file_index), t->name, "%s", why);
+        aq_text_below(got, floor, similarity(&l->best), run->min_accuracy);
         aq_fail_at(err, AQ_ERR_QUALITY, aq_model_file(run->model, t->file_index), t->name, "cosine similarity %s at %d bits is below the floor %s", got,
-                   l->spec.bits, floor);
+                   l->bits, floor);
         aq_hint(err, "use more bits or smaller groups, lower --min-accuracy, or leave out --fail-fast to let such layers go up in bits");
         return AQ_ERR_QUALITY;
     }
-    snprintf(text, sizeof text, "cosine %s < %s", got, floor);
-    note_fallback(l, text);
-    int bits = aq_next_bits(run, l->spec.bits);
-    if (bits == 16) return keep_layer(l, outcome, err);
-    *again = true;
-    outcome->widened = false;
-    return aq_spec_at(run, index, bits, &l->spec, err);
+    *next = NEXT_BITS;
+    if (l->spatial && aq_spatial_is_asked(run, index)) { /* the same bits without it */
+        note_step(l, "spatial", why);
+        l->spatial = false;
+        return AQ_OK;
+    }
+    snprintf(what, sizeof what, "int%d", l->bits);
+    note_step(l, what, why);
+    l->spatial = true;
+    l->bits = aq_next_bits(run, l->bits);
+    if (l->bits < 16) return AQ_OK;
+    keep_layer(w, l);
+    *next = NEXT_READY;
+    return AQ_OK;
+}
+
+/* Skips the attempts that need a factor that there is not; a search on what is known takes the place of the last one. */
+static aq_status skip_unsolvable(work *w, layer *l, size_t index, aq_error *err) {
+    bool noted = false;
+    while (l->at < l->n_attempts && l->inputs->problem[0] && l->attempts[l->at].spec.method != AQ_METHOD_SEARCH &&
+           same_inputs(&l->attempts[l->at], &l->prepared)) {
+        const char *method = aq_method_name(l->attempts[l->at].spec.method);
+        if (w->run->fail_fast) {
+            const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
+            return aq_fail_at(err, AQ_ERR_QUALITY, aq_model_file(w->run->model, t->file_index), t->name, "%s: %s", method, l->inputs->problem);
+        }
+        if (!noted) note_step(l, method, l->inputs->problem);
+        noted = true;
+        if (l->at + 1 == l->n_attempts && !l->best.codes) {
+            aq_quant_spec *spec = &l->attempts[l->at].spec;
+            spec->method = AQ_METHOD_SEARCH;
+            if (spec->params == AQ_PARAMS_R2Q) spec->params = AQ_PARAMS_F16;
+            break;
+        }
+        l->at++;
+    }
+    return AQ_OK;
+}
+
+/* After the last part of a pass, or of making the inputs. */
+static aq_status judge(work *w, layer *l, size_t index, next_step *next, aq_error *err) {
+    const quantize_run *run = w->run;
+    if (l->preparing) {
+        l->preparing = false;
+        aq_status status = skip_unsolvable(w, l, index, err);
+        if (status != AQ_OK) return status;
+        *next = NEXT_ATTEMPT;
+        return l->at < l->n_attempts ? AQ_OK : judge_best(w, l, index, next, err);
+    }
+    if (atomic_load(&l->needs_f32)) {
+        *next = NEXT_SAME;
+        if (l->now.attempt.spec.params != AQ_PARAMS_R2Q) {
+            l->now.widened = true;
+            l->now.attempt.spec = aq_widened(run, &l->now.attempt.spec);
+            return AQ_OK;
+        }
+        note_step(l, "r2q", "levels do not fit half precision"); /* it has no wider form */
+        free_candidate(&l->now);
+    } else {
+        bool kept = false;
+        *next = NEXT_READY;
+        aq_status status = judge_nonfinite(w, l, index, &kept, err);
+        if (status != AQ_OK || kept) return status;
+        if ((status = measure(w, l, index, err)) != AQ_OK) return status;
+        compare(w, l);
+    }
+    *next = NEXT_ATTEMPT;
+    l->at++;
+    if (l->at < l->n_attempts && l->inputs) {
+        aq_status status = skip_unsolvable(w, l, index, err);
+        if (status != AQ_OK) return status;
+    }
+    return l->at < l->n_attempts ? AQ_OK : judge_best(w, l, index, next, err);
+}
+
+static aq_status copy_text(char **to, const char *text, aq_error *err) {
+    if (!text[0]) return AQ_OK;
+    *to = aq_strdup(text);
+    return *to ? AQ_OK : aq_fail_memory(err, strlen(text), "the report of a layer");
+}
+
+/* The layer's way is clear: what the report says of it. */
+static aq_status settle(work *w, layer *l, size_t index, aq_error *err) {
+    layer_outcome *o = &w->run->outcomes[index];
+    const candidate *c = &l->best;
+    drop_inputs(w, l);
+    free_candidate(&l->now);
+    aq_free(l->slabs);
+    l->slabs = NULL;
+    aq_inputs_finish(w->pool, index);
+    o->bits = c->codes ? c->attempt.spec.bits : 16;
+    o->method = c->codes ? aq_method_name(c->attempt.spec.method) : "keep";
+    o->widened = c->codes && c->widened;
+    o->equalized = c->codes && c->equalization;
+    o->hadamard_group = c->codes ? c->attempt.basis.hadamard_group : 0;
+    o->cosine = c->codes ? aq_quant_metrics_cosine(&c->metrics) : (double)NAN;
+    o->sqnr_db = c->codes ? aq_quant_metrics_sqnr_db(&c->metrics) : (double)NAN;
+    o->output_sqnr_db = c->codes ? c->sqnr_db : (double)NAN;
+    aq_status status = copy_text(&o->fallback_from, l->fallback_from, err);
+    return status == AQ_OK && c->codes ? copy_text(&o->compared_with, l->compared_with, err) : status;
 }
 
 static aq_ordered_next end_layer(void *context, size_t item, size_t *n_parts) {
     work *w = context;
-    layer *l = *slot_of(w, item);
+    layer *l = *aq_layer_slot(w, item);
     size_t index = item + w->first_tensor;
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    bool again = false;
-    aq_status status = judge(w->run, l, index, &again, &l->error);
-    if (status == AQ_OK && again) status = start_try(l, t, &l->error);
-    if (status != AQ_OK) return AQ_ORDERED_FAIL;
-    if (!again) return AQ_ORDERED_READY;
-    *n_parts = l->n_slabs;
-    return AQ_ORDERED_AGAIN;
-}
-
-/* ---- handing over to the writer ---- */
-
-static double fraction_of(const work *w, uint64_t bytes) { return w->run->source_bytes ? 0.9 * ((double)bytes / (double)w->run->source_bytes) : 0.9; }
-
-static bool tick(void *context) {
-    work *w = context;
-    uint64_t bytes = atomic_load(&w->bytes_worked); /* a layer that starts again counts again, so this may run ahead */
-    uint64_t most = w->run->source_bytes;
-    return aq_job_tell(&w->run->job, "quantize", NULL, NULL, w->n_done, w->bytes_done, fraction_of(w, bytes < most ? bytes : most));
-}
-
-/* Adds one part unless the writer has it from an earlier run. */
-static aq_status add_part(work *w, const aq_store_record *record, aq_error *err) {
-    if (w->parts_done > 0) {
-        w->parts_done--;
-        return AQ_OK;
+    next_step next = NEXT_READY;
+    aq_status status = judge(w, l, index, &next, &l->error);
+    if (status == AQ_OK && next == NEXT_READY) {
+        status = settle(w, l, index, &l->error);
+        return status == AQ_OK ? AQ_ORDERED_READY : AQ_ORDERED_FAIL;
     }
-    if (!tick(w)) return AQ_ERR_INTERRUPTED;
-    return aq_store_writer_add(w->run->writer, record, err);
-}
-
-static aq_status write_codes(work *w, const layer *l, aq_store_record *record, aq_error *err) {
-    const aq_quant_layout *y = &l->layout;
-    uint64_t unit = l->spec.axis == 0 ? l->spec.group_size ? l->spec.group_size : y->rows : 1;
-    uint64_t step = y->row_bytes ? AQ_STORE_PART_BYTES / y->row_bytes / unit * unit : y->rows;
-    if (step == 0) step = unit;
-    aq_status status = AQ_OK;
-    for (uint64_t row = 0; row < y->rows && status == AQ_OK; row += step) {
-        uint64_t n = y->rows - row < step ? y->rows - row : step;
-        aq_quant_layout part;
-        if ((status = aq_quant_layout_init(&part, &l->spec, n, y->cols, err)) != AQ_OK) break;
-        record->row_begin = row;
-        record->row_count = n;
-        record->data = l->codes + row * y->row_bytes;
-        record->data_bytes = part.codes_bytes;
-        record->params = params_of_row(l, row);
-        record->params_bytes = part.params_bytes;
-        status = add_part(w, record, err);
+    if (status == AQ_OK && next == NEXT_ATTEMPT) status = start_attempt(w, l, t, n_parts, &l->error);
+    if (status == AQ_OK && next == NEXT_BITS) status = start_bits(w, l, index, n_parts, &l->error);
+    if (status == AQ_OK && next == NEXT_SAME) {
+        status = start_pass(l, t, &l->error);
+        *n_parts = l->n_slabs;
     }
-    return status;
-}
-
-/* A kept tensor whose values are computed: fp8 with a scale, GGUF blocks. */
-static aq_status write_computed(work *w, size_t index, aq_store_record *record, aq_error *err) {
-    const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    const uint64_t size = aq_dtype_size(t->kept_dtype), step = AQ_STORE_PART_BYTES / size, chunk = AQ_SLAB_VALUES;
-    uint64_t most = t->count < step ? t->count : step;
-    uint8_t *kept = aq_alloc(size * most);
-    float *values = aq_alloc(4 * chunk);
-    aq_status status = kept && values ? AQ_OK : aq_fail_memory(err, size * most + 4 * chunk, "a kept tensor");
-    for (uint64_t at = 0; (at < t->count || at == 0) && status == AQ_OK; at += step) {
-        uint64_t n = t->count - at < step ? t->count - at : step;
-        for (uint64_t i = 0; i < n && status == AQ_OK; i += chunk) {
-            uint64_t m = n - i < chunk ? n - i : chunk;
-            status = aq_model_read_f32(w->run->model, index, at + i, m, values, err);
-            if (status == AQ_OK) aq_f32_to_elements(values, m, t->kept_dtype, kept + i * size);
-        }
-        record->row_begin = at;
-        record->row_count = n;
-        record->data = kept;
-        record->data_bytes = size * n;
-        if (status == AQ_OK) status = add_part(w, record, err);
-    }
-    aq_free(kept);
-    aq_free(values);
-    return status;
-}
-
-static aq_status write_raw(work *w, size_t index, aq_store_record *record, aq_error *err) {
-    const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    uint64_t size = aq_dtype_size(t->dtype);
-    const uint8_t *data = aq_model_data(w->run->model, index);
-    /* A type of unknown element size is one part. */
-    uint64_t step = size && t->count ? AQ_STORE_PART_BYTES / size : t->count;
-    aq_status status = AQ_OK;
-    for (uint64_t at = 0; (at < t->count || at == 0) && status == AQ_OK; at += step) {
-        uint64_t n = t->count - at < step ? t->count - at : step;
-        record->row_begin = at;
-        record->row_count = n;
-        record->data = data + at * size;
-        record->data_bytes = size ? n * size : t->size_bytes;
-        status = add_part(w, record, err);
-        if (step == 0) break;
-    }
-    return status;
-}
-
-static aq_status write_tensor(work *w, const layer *l, size_t index, aq_error *err) {
-    const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    const layer_outcome *o = &w->run->outcomes[index];
-    if (t->role == AQ_ROLE_SCALE) return AQ_OK; /* consumed with its weight */
-    char type[64];
-    aq_store_record record = {.name = t->name, .dtype = t->dtype_name, .quant_type = type, .shape = t->shape, .quality = {.output_sqnr_db = (double)NAN}};
-    record.quality.fallback_from = o->fallback_from;
-    if (l && l->codes) {
-        snprintf(type, sizeof type, "int%d", l->spec.bits);
-        record.quantized = true;
-        record.spec = l->spec;
-        record.quality.cosine = o->cosine;
-        record.quality.sqnr_db = o->sqnr_db;
-        record.quality.method = aq_method_name(l->spec.method);
-        return write_codes(w, l, &record, err);
-    }
-    record.quality.cosine = record.quality.sqnr_db = (double)NAN;
-    record.quality.method = "keep";
-    const char *word = t->is_computed ? aq_dtype_name(t->kept_dtype) : t->dtype_name;
-    size_t i = 0;
-    for (; word[i] && i + 1 < sizeof type; i++) type[i] = word[i] >= 'A' && word[i] <= 'Z' ? (char)(word[i] - 'A' + 'a') : word[i];
-    type[i] = 0;
-    return t->is_computed ? write_computed(w, index, &record, err) : write_raw(w, index, &record, err);
-}
-
-/* One line about a finished tensor: "[3072, 3072] BF16 -> int4 g64 search  18.9 MB -> 5.03 MB  cos 0.999123". */
-static void describe(const quantize_run *run, const layer *l, size_t index, char out[512]) {
-    const aq_tensor_info *t = aq_model_tensor(run->model, index);
-    char shape[192], before[32], after[32], cosine[32], dtype[32];
-    aq_escape(dtype, sizeof dtype, t->dtype_name, strlen(t->dtype_name));
-    aq_text_shape(shape, &t->shape);
-    aq_text_bytes(before, t->size_bytes);
-    if (l && l->codes) {
-        aq_text_bytes(after, l->layout.codes_bytes + l->layout.params_bytes);
-        snprintf(out, 512, "%s %s -> int%d g%llu %s  %s -> %s  cos %s%s%s", shape, dtype, l->spec.bits, (unsigned long long)l->spec.group_size,
-                 aq_method_name(l->spec.method), before, after, aq_text_fixed(cosine, run->outcomes[index].cosine, 6), l->fallback_from[0] ? "  after " : "",
-                 l->fallback_from);
-    } else {
-        const char *reason = l ? l->fallback_from : run->choices[index].reason;
-        snprintf(out, 512, "%s %s kept, %s: %s", shape, dtype, before, reason ? reason : "");
-    }
-}
-
-/* Warnings follow from the outcome alone, so that a continued run gives those of the whole. */
-static void warn(quantize_run *run, size_t index) {
-    const layer_outcome *o = &run->outcomes[index];
-    if (!o->fallback_from && !o->widened && !(o->n_nonfinite && o->bits < 16)) return;
-    char name[256], to[16];
-    const char *raw = aq_model_tensor(run->model, index)->name;
-    aq_escape(name, sizeof name, raw, strlen(raw));
-    snprintf(to, sizeof to, "int%d", o->bits);
-    size_t before = run->warnings.n_items;
-    if (o->fallback_from) aq_sentences_add(&run->warnings, "%s: %s; %s", name, o->fallback_from, o->bits < 16 ? to : "kept as it is");
-    if (o->widened) aq_sentences_add(&run->warnings, "%s: scales do not fit half precision, F32 parameters are used", name);
-    if (o->n_nonfinite && o->bits < 16)
-        aq_sentences_add(&run->warnings, "%s: %llu values that are NaN or infinite were set to 0", name, (unsigned long long)o->n_nonfinite);
-    for (size_t i = before; i < run->warnings.n_items; i++) aq_job_log(&run->job, AQ_LOG_WARNING, "%s", run->warnings.items[i]);
+    return status == AQ_OK ? AQ_ORDERED_AGAIN : AQ_ORDERED_FAIL;
 }
 
 static bool commit_layer(void *context, size_t item) {
     work *w = context;
-    layer *l = *slot_of(w, item);
+    layer *l = *aq_layer_slot(w, item);
     size_t index = item + w->first_tensor;
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    aq_status status = write_tensor(w, l, index, &w->error);
+    aq_status status = aq_layer_write(w, l, index, &w->error);
     w->parts_done = 0;
     aq_model_release(w->run->model, index);
     if (status != AQ_OK) {
         if (status == AQ_ERR_INTERRUPTED) aq_job_cancelled(&w->error, "the state is kept; the same command continues");
         return false;
     }
-    char detail[512];
-    describe(w->run, l, index, detail);
-    warn(w->run, index);
-    free_layer(l);
-    *slot_of(w, item) = NULL;
     w->n_done++;
     w->bytes_done += t->size_bytes;
-    if (!w->run->choices[index].quantize) atomic_fetch_add(&w->bytes_worked, t->size_bytes);
-    if (aq_job_tell(&w->run->job, "quantize", t->name, detail, w->n_done, w->bytes_done, fraction_of(w, w->bytes_done))) return true;
-    aq_job_cancelled(&w->error, "the state is kept; the same command continues");
-    return false;
+    bool go_on = aq_layer_tell(w, l, index);
+    aq_layer_free(w, l);
+    *aq_layer_slot(w, item) = NULL;
+    if (!go_on) aq_job_cancelled(&w->error, "the state is kept; the same command continues");
+    return go_on;
 }
 
-/* ---- continuing an interrupted run ---- */
+/* ---- all layers ---- */
 
-/* Non-finite values of a layer that an earlier run finished are counted again: the journal does not hold them. */
-static aq_status recount(quantize_run *run, size_t index, aq_error *err) {
-    const aq_tensor_info *t = aq_model_tensor(run->model, index);
-    float *values = aq_alloc(AQ_SLAB_VALUES * sizeof *values);
-    if (!values) return aq_fail_memory(err, AQ_SLAB_VALUES * sizeof *values, "a slab of weights");
-    slab_result found = {0};
-    aq_status status = AQ_OK;
-    for (uint64_t at = 0; at < t->count && status == AQ_OK; at += AQ_SLAB_VALUES) {
-        uint64_t n = t->count - at < AQ_SLAB_VALUES ? t->count - at : AQ_SLAB_VALUES;
-        if ((status = aq_model_read_f32(run->model, index, at, n, values, err)) == AQ_OK) scan_nonfinite(values, n, at, false, &found);
-    }
-    run->outcomes[index].n_nonfinite = found.n_nonfinite;
-    aq_model_release(run->model, index);
-    aq_free(values);
-    return status;
-}
-
-static aq_status take_over(quantize_run *run, size_t index, const aq_store_record *r, aq_error *err) {
-    const aq_layer_choice *choice = &run->choices[index];
-    layer_outcome *o = &run->outcomes[index];
-    o->bits = r->quantized ? r->spec.bits : 16;
-    o->cosine = r->quality.cosine;
-    o->sqnr_db = r->quality.sqnr_db;
-    o->widened = r->quantized && r->spec.params == AQ_PARAMS_F32 && choice->spec.params != AQ_PARAMS_F32;
-    if (r->quality.fallback_from && !o->fallback_from && !(o->fallback_from = aq_strdup(r->quality.fallback_from)))
-        return aq_fail_memory(err, 256, "the reason of a fallback");
-    return choice->quantize && run->nonfinite != NONFINITE_ERROR ? recount(run, index, err) : AQ_OK;
-}
-
-static aq_status bad_state(const quantize_run *run, aq_error *err) {
-    aq_fail_at(err, AQ_ERR_USAGE, run->out_path, NULL, "the state of an interrupted run does not agree with this model");
-    aq_hint(err, "--restart discards it");
-    return AQ_ERR_USAGE;
-}
-
-/* Finds where the records of the writer end: w->first_tensor and w->parts_done. */
-static aq_status resume(work *w, aq_error *err) {
-    quantize_run *run = w->run;
-    uint64_t n = aq_store_writer_n_done(run->writer), i = 0;
-    while (i < n) {
-        while (w->first_tensor < run->n_tensors && aq_model_tensor(run->model, w->first_tensor)->role == AQ_ROLE_SCALE) w->first_tensor++;
-        if (w->first_tensor == run->n_tensors) return bad_state(run, err);
-        const aq_tensor_info *t = aq_model_tensor(run->model, w->first_tensor);
-        uint64_t rows, cols, expected = 0, parts = 0;
-        aq_shape_matrix(&t->shape, &rows, &cols);
-        aq_store_record r = {0};
-        bool complete = false;
-        for (; i < n && !complete; i++, parts++) {
-            if (!aq_store_writer_done(run->writer, i, &r) || strcmp(r.name, t->name) != 0 || r.row_begin != expected) return bad_state(run, err);
-            expected += r.row_count;
-            complete = expected >= (r.quantized ? rows : t->count);
-        }
-        if (!complete) {
-            w->parts_done = parts;
-            break;
-        }
-        aq_status status = take_over(run, w->first_tensor, &r, err);
-        if (status != AQ_OK) return status;
-        warn(run, w->first_tensor);
-        w->n_done++;
-        w->bytes_done += t->size_bytes;
-        w->first_tensor++;
-    }
-    if (n > 0) aq_job_log(&run->job, AQ_LOG_INFO, "continuing an interrupted run: %llu of %zu tensors are done", (unsigned long long)w->n_done, run->n_tensors);
-    atomic_store(&w->bytes_worked, w->bytes_done);
-    return AQ_OK;
+static aq_status run_layers(work *w, aq_error *err) {
+    aq_ordered job = {.n_items = w->run->n_tensors - w->first_tensor,
+                      .n_threads = w->run->memory.n_threads,
+                      .budget = w->run->memory.budget_bytes,
+                      .context = w,
+                      .cost = layer_cost,
+                      .begin = begin_layer,
+                      .part = part_of_layer,
+                      .end = end_layer,
+                      .commit = commit_layer,
+                      .tick = aq_layers_tick};
+    size_t failed;
+    aq_ordered_result result = aq_ordered_run(&job, &failed);
+    if (result == AQ_ORDERED_DONE) return AQ_OK;
+    if (result == AQ_ORDERED_CANCELLED || (atomic_load(&w->cancelled) && w->error.code == AQ_OK))
+        return aq_job_cancelled(err, "the state is kept; the same command continues");
+    const layer *l = *aq_layer_slot(w, failed);
+    const aq_error *e = w->error.code != AQ_OK ? &w->error : l ? &l->error : NULL;
+    if (!e) return aq_fail_memory(err, sizeof *l, "a layer");
+    if (err) *err = *e;
+    return e->code;
 }
 
 aq_status aq_quantize_layers(quantize_run *run, aq_error *err) {
@@ -508,31 +525,12 @@ aq_status aq_quantize_layers(quantize_run *run, aq_error *err) {
     if (!w) return aq_fail_memory(err, sizeof *w, "the work list");
     w->run = run;
     pthread_mutex_init(&w->error_mutex, NULL);
-    aq_status status = resume(w, err);
-    if (status == AQ_OK) {
-        aq_ordered job = {.n_items = run->n_tensors - w->first_tensor,
-                          .n_threads = run->memory.n_threads,
-                          .budget = run->memory.budget_bytes,
-                          .context = w,
-                          .cost = layer_cost,
-                          .begin = begin_layer,
-                          .part = do_slab,
-                          .end = end_layer,
-                          .commit = commit_layer,
-                          .tick = tick};
-        size_t failed;
-        aq_ordered_result result = aq_ordered_run(&job, &failed);
-        if (result == AQ_ORDERED_CANCELLED) {
-            status = aq_job_cancelled(err, "the state is kept; the same command continues");
-        } else if (result == AQ_ORDERED_FAILED) {
-            const layer *l = *slot_of(w, failed);
-            const aq_error *e = w->error.code != AQ_OK ? &w->error : l ? &l->error : NULL;
-            status = e ? e->code : aq_fail_memory(err, sizeof *l, "a layer");
-            if (e && err) *err = *e;
-        }
-    }
-    for (size_t i = 0; i < AQ_ORDERED_WINDOW; i++) free_layer(w->open[i]);
-    for (size_t i = 0; i < MAX_THREADS; i++) aq_free(w->scratch[i]);
+    aq_status status = aq_inputs_pool_create(&w->pool, run, err);
+    if (status == AQ_OK) status = aq_layers_resume(w, err);
+    if (status == AQ_OK) status = run_layers(w, err);
+    for (size_t i = 0; i < AQ_ORDERED_WINDOW; i++) aq_layer_free(w, w->open[i]);
+    for (size_t i = 0; i < MOST_THREADS; i++) aq_free(w->scratch[i]);
+    aq_inputs_pool_free(w->pool);
     pthread_mutex_destroy(&w->error_mutex);
     aq_free(w);
     return status;

@@ -10,6 +10,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/size.h"
+#include "pipeline/attempts.h"
 #include "pipeline/quantize.h"
 #include "pipeline/source.h"
 
@@ -21,9 +22,12 @@ int aq_next_bits(const quantize_run *run, int bits) {
     return 16;
 }
 
+const aq_plan_layer *aq_planned(const quantize_run *run, const aq_tensor_info *t) { return run->plan ? aq_plan_find(run->plan, t->name) : NULL; }
+
 aq_status aq_spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err) {
     aq_layer_choice choice;
-    aq_status status = aq_config_choose_bits(run->config, aq_model_tensor(run->model, index), bits, &choice, err);
+    const aq_tensor_info *t = aq_model_tensor(run->model, index);
+    aq_status status = aq_config_choose_planned(run->config, t, aq_planned(run, t), bits, &choice, err);
     *spec = choice.spec;
     spec->no_simd = run->choices[index].spec.no_simd;
     return status;
@@ -66,6 +70,11 @@ static void read_settings(quantize_run *run) {
     run->nonfinite = word && strcmp(word, "keep") == 0 ? NONFINITE_KEEP : word && strcmp(word, "zero") == 0 ? NONFINITE_ZERO : NONFINITE_ERROR;
     run->min_accuracy = aq_config_float(run->config, "min_accuracy");
     run->fail_fast = aq_config_bool(run->config, "fail_fast");
+    aq_solve_options_init(&run->solve);
+    run->solve.damp = aq_config_float(run->config, "damping");
+    const char *order = aq_config_string(run->config, "act_order");
+    run->solve.order = strcmp(order, "energy") == 0 ? AQ_ORDER_ENERGY : strcmp(order, "inputs") == 0 ? AQ_ORDER_INPUTS : AQ_ORDER_BALANCED;
+    run->solve.refine_sweeps = (int)aq_config_int(run->config, "refine_sweeps", 3);
     size_t n = aq_config_list_size(run->config, "fallback"), most = sizeof run->ladder / sizeof *run->ladder;
     for (size_t i = 0; i < n && i < most; i++) run->ladder[run->n_ladder++] = aq_config_list_int(run->config, "fallback", i);
 }
@@ -89,7 +98,7 @@ static aq_status choose_all(quantize_run *run, aq_error *err) {
     for (size_t i = 0; i < n; i++) {
         const aq_tensor_info *t = aq_model_tensor(run->model, i);
         aq_layer_choice *choice = &run->choices[i];
-        aq_status status = aq_config_choose(run->config, t, choice, err);
+        aq_status status = aq_config_choose_planned(run->config, t, aq_planned(run, t), 0, choice, err);
         if (status != AQ_OK) return status;
         if (choice->quantize && (t->count == 0 || !aq_dtype_is_float(t->dtype)))
             *choice = (aq_layer_choice){.bits = 16, .reason = t->count == 0 ? "no values" : aq_role_reason(AQ_ROLE_KEEP_DTYPE)};
@@ -111,27 +120,38 @@ static aq_status coded_bytes(const aq_tensor_info *t, const aq_quant_spec *spec,
     return status;
 }
 
-/* Largest size that a layer can take on its way up the ladder, with widened parameters. */
-static aq_status worst_bytes(quantize_run *run, size_t index, uint64_t *out, aq_error *err) {
-    aq_status status = AQ_OK;
-    *out = 0;
-    for (int bits = run->choices[index].bits; bits < 16 && status == AQ_OK; bits = run->fail_fast ? 16 : aq_next_bits(run, bits)) {
-        aq_quant_spec spec;
-        uint64_t codes, params;
-        if ((status = aq_spec_at(run, index, bits, &spec, err)) != AQ_OK) break;
-        spec = aq_widened(run, &spec);
-        status = coded_bytes(aq_model_tensor(run->model, index), &spec, &codes, &params, err);
-        if (codes + params > *out) *out = codes + params;
-    }
-    return status;
-}
-
 /* What the tensors ask for. */
 typedef struct {
     uint64_t largest, total;          /* codes and parameters in flight, of one layer and of all */
     uint64_t slab_values, slab_bytes; /* largest slab */
     uint64_t part;                    /* largest row group */
+    bool solves;                      /* something is known of the inputs of some layer */
 } demand;
+
+/* Most that a layer can hold on its way up the ladder: codes with widened parameters, those of the attempt before them, and what is known of its inputs. */
+static aq_status worst_bytes(quantize_run *run, size_t index, demand *d, uint64_t *out, aq_error *err) {
+    const aq_tensor_info *t = aq_model_tensor(run->model, index);
+    aq_status status = AQ_OK;
+    uint64_t rows, cols;
+    aq_shape_matrix(&t->shape, &rows, &cols);
+    *out = 0;
+    for (int bits = run->choices[index].bits; bits < 16 && status == AQ_OK; bits = run->fail_fast ? 16 : aq_next_bits(run, bits)) {
+        attempt attempts[MOST_ATTEMPTS];
+        size_t n;
+        uint64_t codes, params, making = 0, inputs = 0;
+        if ((status = aq_attempts(run, index, bits, true, attempts, &n, err)) != AQ_OK) break;
+        aq_quant_spec spec = aq_widened(run, &attempts[0].spec);
+        status = coded_bytes(t, &spec, &codes, &params, err);
+        inputs = aq_attempts_bytes(attempts, n, cols, &making);
+        if (!aq_add(inputs, making, &inputs)) inputs = UINT64_MAX;
+        if (inputs > 0 && run->calib && !aq_add(inputs, cols * aq_calib_settings(run->calib)->n_groups * sizeof(aq_time_stats), &inputs)) inputs = UINT64_MAX;
+        if (inputs > 0) d->solves = true;
+        uint64_t bytes = (n > 1 ? 2 : 1) * (codes + params);
+        if (!aq_add(bytes, inputs, &bytes)) bytes = UINT64_MAX / 8;
+        if (bytes > *out) *out = bytes;
+    }
+    return status;
+}
 
 static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(run->model, i);
@@ -139,7 +159,7 @@ static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *er
     uint64_t codes = t->is_computed ? t->count * aq_dtype_size(t->kept_dtype) : t->size_bytes, params = 0, rows, cols;
     if (choice->quantize) {
         aq_status status = coded_bytes(t, &choice->spec, &codes, &params, err);
-        if (status == AQ_OK) status = worst_bytes(run, i, &run->needs[i], err);
+        if (status == AQ_OK) status = worst_bytes(run, i, d, &run->needs[i], err);
         if (status != AQ_OK) return status;
         aq_shape_matrix(&t->shape, &rows, &cols);
         uint64_t slab = aq_slab_rows(rows, cols, choice->spec.axis == 0 ? choice->spec.group_size : 1);
@@ -173,8 +193,10 @@ aq_status aq_plan_memory(quantize_run *run, aq_error *err) {
      * back when it is verified. Then per thread a slab of the source, its F32 copy and as much again for the search. */
     uint64_t page = MIB;
     while (page < d.part) page *= 2;
-    uint64_t fixed = 20 * MIB + 512 * run->n_tensors + 2 * page + d.part;
-    uint64_t per_thread = d.slab_bytes + 2 * 4 * d.slab_values + MIB;
+    uint64_t held = run->calib ? aq_calib_held_bytes(run->calib) : 0;
+    uint64_t fixed = 20 * MIB + 512 * run->n_tensors + 2 * page + d.part + held;
+    /* A solver works on W, E and what the codes are chosen for, with a byte a code; another basis takes two more copies. */
+    uint64_t per_thread = d.slab_bytes + (d.solves ? 32 : 8) * d.slab_values + MIB;
     memory_plan *m = &run->memory;
     m->slab_values = d.slab_values;
     m->minimum_bytes = (fixed + per_thread + d.largest + MIB - 1) / MIB * MIB;
@@ -192,7 +214,7 @@ aq_status aq_plan_memory(quantize_run *run, aq_error *err) {
     /* Streaming keeps no more in flight than threads need to stay busy while a tensor is written. */
     uint64_t enough = d.largest > UINT64_MAX / 4 ? UINT64_MAX : 3 * d.largest > 64 * MIB ? 3 * d.largest : 64 * MIB;
     if (aq_config_bool(run->config, "enable_streaming") && m->budget_bytes > enough) m->budget_bytes = enough;
-    m->predicted_peak_bytes = aq_rss_bytes() + fixed + (uint64_t)m->n_threads * per_thread + (d.total < m->budget_bytes ? d.total : m->budget_bytes);
+    m->predicted_peak_bytes = aq_rss_bytes() + fixed - held + (uint64_t)m->n_threads * per_thread + (d.total < m->budget_bytes ? d.total : m->budget_bytes);
     return AQ_OK;
 }
 
@@ -256,14 +278,84 @@ static aq_status open_model(quantize_run *run, const char *model_path, aq_error 
     return AQ_OK;
 }
 
-/* Data that is named must be there, as a later version reads it; this one says that it does not. */
-static aq_status check_calibration(quantize_run *run, aq_error *err) {
-    const char *path = aq_config_string(run->config, "calibration_path");
-    if (!path) return AQ_OK;
-    if (!aq_path_exists(path)) return aq_fail_at(err, AQ_ERR_IO, path, NULL, "calibration_path: no such file or folder");
+/* Names under which callers put model inputs (python-api section 8). */
+static bool holds_inputs(const char *path) {
+    static const char *const endings[] = {".jsonl", ".arrow", ".npz", ".npy"};
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++)
+        if (aq_text_ends_with(path, endings[i])) return true;
+    return aq_path_is_dir(path);
+}
+
+static void warn_inputs(quantize_run *run, const char *path) {
     char shown[512];
-    aq_sentences_add(&run->warnings, "calibration is not used by this version: \"%s\" is not read", aq_escape(shown, sizeof shown, path, strlen(path)));
+    aq_sentences_add(
+        &run->warnings,
+        "\"%s\" holds inputs of the model, not statistics of its layers: it is not used; record them with arrow_quant_v2.torch.Recorder and give the "
+        ".aqcal file with --calib",
+        aq_escape(shown, sizeof shown, path, strlen(path)));
+}
+
+/* The statistics that are named, else those that lie in the model's folder. */
+static aq_status open_calibration(quantize_run *run, aq_error *err) {
+    const char *path = aq_config_string(run->config, "calibration_path");
+    static const char *const names[] = {"calibration.aqcal", "calibration.jsonl", "calibration.parquet", "calibration.arrow"};
+    char *found = NULL;
+    if ((run->calib = run->options->calib)) return AQ_OK;
+    if (path && !aq_path_exists(path)) return aq_fail_at(err, AQ_ERR_IO, path, NULL, "calibration_path: no such file or folder");
+    for (size_t i = 0; !path && run->model && i < sizeof names / sizeof *names; i++) {
+        if (!aq_path_is_dir(aq_model_path(run->model))) break;
+        if (!(found = aq_path_join(aq_model_root(run->model), names[i]))) return aq_fail_memory(err, 0, "a path");
+        if (aq_path_is_file(found)) {
+            path = found;
+        } else {
+            aq_free(found);
+            found = NULL;
+        }
+    }
+    aq_status status = AQ_OK;
+    if (path && (holds_inputs(path) || (found && !aq_text_ends_with(path, ".aqcal"))))
+        warn_inputs(run, path);
+    else if (path && (status = aq_calib_open(&run->own_calib, path, err)) == AQ_OK)
+        run->calib = run->own_calib;
+    aq_free(found);
+    return status;
+}
+
+/* The collection is of this model (CA01), and says what it lacks (CA02). */
+static aq_status check_calibration(quantize_run *run, aq_error *err) {
+    if (!run->calib) return AQ_OK;
+    aq_status status = aq_calib_check(run->calib, run->model, NULL, NULL, err);
+    if (status != AQ_OK) return status;
+    size_t n = 0, first = 0, n_layers = 0;
+    for (size_t i = run->n_tensors; i-- > 0;) {
+        if (!run->choices[i].quantize) continue;
+        n_layers++;
+        if (aq_inputs_known(run, i, NULL) == INPUTS_NONE) n++, first = i;
+    }
+    char name[256];
+    const char *raw = aq_model_tensor(run->model, first)->name;
+    if (n > 0)
+        aq_sentences_add(&run->warnings, "the calibration lacks %zu of %zu layers, the first is \"%s\": those are quantized without it", n, n_layers,
+                         aq_escape(name, sizeof name, raw, strlen(raw)));
+    if (aq_calib_settings(run->calib)->synthetic) aq_sentences_add(&run->warnings, "the calibration was made from synthetic inputs, not from data");
     return AQ_OK;
+}
+
+static aq_status open_plan(quantize_run *run, aq_error *err) {
+    const char *path = aq_config_string(run->config, "plan_path");
+    if ((run->plan = run->options->plan) || !path) return AQ_OK;
+    aq_status status = aq_plan_load(&run->own_plan, path, err);
+    if (status == AQ_OK) run->plan = run->own_plan;
+    for (size_t i = 0; status == AQ_OK && run->model && !run->options->allow_unmatched && i < aq_plan_n_layers(run->plan); i++) {
+        const char *name = aq_plan_layer_at(run->plan, i)->name;
+        char full[1100], shown[256];
+        snprintf(full, sizeof full, "%s.weight", name);
+        if (aq_model_find(run->model, name) >= 0 || aq_model_find(run->model, full) >= 0) continue;
+        status =
+            aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "the plan names \"%s\", which the model has not", aq_escape(shown, sizeof shown, name, strlen(name)));
+        aq_hint(err, "it was made for another model; --allow-unmatched carries out what is there");
+    }
+    return status;
 }
 
 static aq_status check_target(const quantize_run *run, aq_error *err) {
@@ -282,7 +374,6 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
     aq_error_clear(&e);
     bool usable = aq_config_validate(run->config, &e) == AQ_OK;
     if (!usable) note(&found, &e);
-    if (check_calibration(run, &e) != AQ_OK) note(&found, &e);
     if (open_model(run, model_path, &e) != AQ_OK) {
         note(&found, &e);
         usable = false;
@@ -290,9 +381,13 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
         if (!run->options->allow_unmatched && aq_config_check_patterns(run->config, run->model, &e) != AQ_OK) note(&found, &e);
         if (aq_check_output(run, out_path, &e) != AQ_OK) note(&found, &e);
     }
+    if (open_calibration(run, &e) != AQ_OK || open_plan(run, &e) != AQ_OK) {
+        note(&found, &e);
+        usable = false;
+    }
     if (usable) {
         read_settings(run);
-        if (choose_all(run, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK || check_target(run, &e) != AQ_OK)
+        if (choose_all(run, &e) != AQ_OK || check_calibration(run, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK || check_target(run, &e) != AQ_OK)
             note(&found, &e);
         else if (run->options->strict && run->warnings.n_items > 0) {
             aq_fail(&e, AQ_ERR_QUALITY, "%zu warnings, and --strict allows none: %s", run->warnings.n_items, run->warnings.items[0]);

@@ -8,17 +8,21 @@
 #include "base/mem.h"
 #include "pipeline/quantize.h"
 
-/* Identifies a run: program, settings that change bytes, input. */
+/* Identifies a run: program, settings that change bytes, input, calibration, plan. */
 static aq_status fingerprint(const quantize_run *run, char out[65], aq_error *err) {
     char model[33];
     aq_model_fingerprint(run->model, model);
     const aq_quantize_options *o = run->options;
     const char *component = aq_model_component(run->model), *modality = aq_modality_name(aq_model_modality(run->model));
-    size_t size = strlen(run->config_json) + strlen(component) + 256;
+    char calibration[65] = "", plan[65] = "";
+    aq_status status = run->calib ? aq_calib_fingerprint(run->calib, calibration, err) : AQ_OK;
+    if (status == AQ_OK && run->plan) status = aq_plan_fingerprint(run->plan, plan, err);
+    if (status != AQ_OK) return status;
+    size_t size = strlen(run->config_json) + strlen(component) + 512;
     char *text = aq_alloc(size);
     if (!text) return aq_fail_memory(err, size, "the fingerprint of the run");
-    snprintf(text, size, "%s %s\n%s\n%s\n%s\n%s\n%d%d %llu", AQ_VERSION, AQ_SCHEMA_VERSION, run->config_json, model, component, modality, o->no_side_files,
-             o->model.skip_unknown_dtype, (unsigned long long)o->shard_bytes);
+    snprintf(text, size, "%s %s\n%s\n%s\n%s\n%s\n%d%d %llu\n%s\n%s", AQ_VERSION, AQ_SCHEMA_VERSION, run->config_json, model, component, modality,
+             o->no_side_files, o->model.skip_unknown_dtype, (unsigned long long)o->shard_bytes, calibration, plan);
     aq_sha256_hex(text, strlen(text), out);
     aq_free(text);
     return AQ_OK;
@@ -81,6 +85,7 @@ static aq_status check_strict(const quantize_run *run, aq_error *err) {
 static aq_status write_all(quantize_run *run, aq_error *err) {
     bool go_on = aq_job_tell(&run->job, "quantize", NULL, NULL, 0, 0, 0); /* from here on a failure is one of the work */
     aq_status status = go_on ? aq_quantize_layers(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
+    if (status == AQ_OK) aq_warn_fallback_rate(run);
     if (status == AQ_OK) status = check_strict(run, err);
     run->stage = "copy";
     if (status == AQ_OK) status = copy_side_files(run, err);
@@ -101,7 +106,12 @@ static aq_status write_all(quantize_run *run, aq_error *err) {
 }
 
 static void free_run(quantize_run *run) {
-    for (size_t i = 0; run->outcomes && i < run->n_tensors; i++) aq_free(run->outcomes[i].fallback_from);
+    for (size_t i = 0; run->outcomes && i < run->n_tensors; i++) {
+        aq_free(run->outcomes[i].fallback_from);
+        aq_free(run->outcomes[i].compared_with);
+    }
+    aq_calib_free(run->own_calib);
+    aq_plan_free(run->own_plan);
     aq_free(run->outcomes);
     aq_free(run->choices);
     aq_free(run->needs);

@@ -1,13 +1,18 @@
 /* Inside of aq_quantize_model, in the order of a run:
  *   preflight.c  opens and checks everything, chooses what happens to each tensor, plans memory
- *   layers.c     quantizes tensors in parallel and hands them to the writer in order
+ *   attempts.c   what is tried for a layer; inputs.c, activations.c: what calibration says about its inputs
+ *   layers.c     quantizes tensors in parallel: attempts, the best of them, the fallback ladder
+ *   handover.c   hands finished tensors to the writer in order, and continues an interrupted run
  *   summary.c    metadata.json and the report
  *   quantize.c   the run itself
  */
 #ifndef AQ_PIPELINE_QUANTIZE_H
 #define AQ_PIPELINE_QUANTIZE_H
 
+#include <arrowquant/calibration.h>
 #include <arrowquant/pipeline.h>
+#include <arrowquant/plan.h>
+#include <arrowquant/solve.h>
 #include <arrowquant/store.h>
 #include <jansson.h>
 
@@ -22,7 +27,12 @@ typedef struct layer_outcome {
     bool widened;         /* parameters did not fit half precision */
     uint64_t n_nonfinite; /* values that were not finite: set to zero, or the reason to keep it */
     double cosine, sqnr_db;
-    char *fallback_from; /* NULL, or what was tried first */
+    double output_sqnr_db; /* NaN: nothing is known of the inputs */
+    const char *method;    /* static word */
+    bool equalized;
+    uint32_t hadamard_group;
+    char *fallback_from; /* NULL, or what was tried first: steps "int2: cosine 0.612 < 0.850", joined by "; " */
+    char *compared_with; /* NULL, or what did worse: "search 25.3 dB" */
 } layer_outcome;
 
 /* Memory of a run, announced before it starts and kept to. */
@@ -30,7 +40,7 @@ typedef struct memory_plan {
     uint64_t limit_bytes; /* UINT64_MAX: none */
     uint64_t minimum_bytes;
     uint64_t budget_bytes; /* for tensors in flight */
-    uint64_t slab_values;  /* F32 scratch of one thread */
+    uint64_t slab_values;  /* F32 values of the largest slab */
     uint64_t predicted_peak_bytes;
     int n_threads;
 } memory_plan;
@@ -41,6 +51,11 @@ typedef struct quantize_run {
     aq_job job;
     const char *stage; /* beyond the layers: "copy", "verify" */
     aq_model *model;
+    const aq_calib *calib; /* NULL: none */
+    aq_calib *own_calib;   /* what this run opened itself */
+    const aq_plan *plan;   /* NULL: none */
+    aq_plan *own_plan;
+    aq_solve_options solve; /* from the configuration */
     aq_store_writer *writer;
     char *out_path;
     char *config_json; /* what determines the bytes, canonical: see aq_run_config_json */
@@ -61,6 +76,8 @@ typedef struct quantize_run {
 
 /* The next step of the ladder above `bits`; 16 when there is none: kept. */
 int aq_next_bits(const quantize_run *run, int bits);
+/* What the run's plan says about a tensor, or NULL. */
+const aq_plan_layer *aq_planned(const quantize_run *run, const aq_tensor_info *t);
 /* What tensor `index` becomes at the bits of a ladder step. */
 aq_status aq_spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err);
 /* The same with F32 parameters, for values that do not fit half precision. */
@@ -74,6 +91,9 @@ aq_status aq_plan_memory(quantize_run *run, aq_error *err);
 
 /* Quantizes or copies all tensors that the writer does not hold yet. */
 aq_status aq_quantize_layers(quantize_run *run, aq_error *err);
+
+/* Warns when more than a fifth of the layers fell back, saying what to change. */
+void aq_warn_fallback_rate(quantize_run *run);
 
 /* The configuration without what does not change the bytes (threads, memory, paths). Freed by aq_config_free_text. */
 char *aq_run_config_json(const aq_config *config);

@@ -13,6 +13,7 @@
 #include "base/json.h"
 #include "base/mem.h"
 #include "pipeline/compare.h"
+#include "pipeline/inputs.h"
 #include "pipeline/quantize.h"
 
 const char *aq_side_file_stored_name(const char *relative_path) { return strcmp(relative_path, "metadata.json") == 0 ? "source_metadata.json" : relative_path; }
@@ -24,7 +25,7 @@ char *aq_run_config_json(const aq_config *config) {
     /* Fields that change how a run works and not what it writes. */
     static const char *const neutral[] = {"num_threads",         "enable_streaming", "enable_memory_aware_scheduling",
                                           "max_memory_limit_mb", "enable_simd",      "simd_threshold",
-                                          "calibration_path",    "fail_fast"};
+                                          "calibration_path",    "plan_path",        "fail_fast"};
     char *text = aq_config_to_json(config, false);
     json_t *object = text ? aq_report_parsed(text) : NULL;
     aq_config_free_text(text);
@@ -38,16 +39,35 @@ char *aq_run_config_json(const aq_config *config) {
 /* Figures of the quantized layers that both texts hold. */
 typedef struct {
     uint64_t n_layers, n_kept, n_widened, n_zeroed_tensors, n_zeroed, n_kept_nonfinite;
+    uint64_t n_fallen;     /* layers with a fallback of any kind */
+    uint64_t n_calibrated; /* layers whose inputs were known */
     uint64_t bits_count[9];
     aq_mean mean;
-    json_t *fallbacks; /* {"int4": 2, "keep": 1} */
+    double output_error, output_weight; /* relative errors of measured outputs, weighted by size */
+    json_t *fallbacks;                  /* {"int4": 2, "keep": 1, "per-channel": 3} */
 } figures;
 
-static void count_fallback(json_t *counts, int bits) {
-    char key[16];
-    snprintf(key, sizeof key, "int%d", bits);
-    const char *word = bits < 16 ? key : "keep";
-    json_object_set_new(counts, word, json_integer(json_integer_value(json_object_get(counts, word)) + 1));
+/* What took the place of the step `what` of a fallback: the width where the layer ended, or the simpler form of a method. */
+static const char *fallback_key(const char *what, size_t n, const layer_outcome *o, char width[16]) {
+    static const struct { const char *what, *instead; } known[] = {{"spatial", "per-channel"}, {"time-aware", "base"}, {"gptq", "search"}, {"r2q", "affine"}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strlen(known[i].what) == n && strncmp(known[i].what, what, n) == 0) return known[i].instead;
+    snprintf(width, 16, "int%d", o->bits);
+    return o->bits < 16 ? width : "keep";
+}
+
+/* Counts each kind of fallback of a layer once. */
+static void count_fallbacks(json_t *counts, const layer_outcome *o) {
+    char seen[256] = "|", width[16], entry[24];
+    for (const char *at = o->fallback_from; at && *at;) {
+        const char *key = fallback_key(at, strcspn(at, ":"), o, width), *next = strstr(at, "; ");
+        snprintf(entry, sizeof entry, "|%s|", key);
+        if (!strstr(seen, entry)) {
+            snprintf(seen + strlen(seen), sizeof seen - strlen(seen), "%s|", key);
+            json_object_set_new(counts, key, json_integer(json_integer_value(json_object_get(counts, key)) + 1));
+        }
+        at = next ? next + 2 : NULL;
+    }
 }
 
 static bool add_up(const quantize_run *run, figures *f) {
@@ -56,7 +76,8 @@ static bool add_up(const quantize_run *run, figures *f) {
         const aq_tensor_info *t = aq_model_tensor(run->model, i);
         const layer_outcome *o = &run->outcomes[i];
         if (t->role == AQ_ROLE_SCALE) continue;
-        if (o->fallback_from && f->fallbacks) count_fallback(f->fallbacks, o->bits);
+        if (o->fallback_from && f->fallbacks) count_fallbacks(f->fallbacks, o);
+        f->n_fallen += o->fallback_from != NULL;
         if (o->bits == 16) {
             f->n_kept++;
             if (o->n_nonfinite) f->n_kept_nonfinite++;
@@ -68,8 +89,37 @@ static bool add_up(const quantize_run *run, figures *f) {
         f->n_zeroed += o->n_nonfinite;
         f->n_zeroed_tensors += o->n_nonfinite > 0;
         aq_mean_add(&f->mean, t->name, t->count, o->cosine, o->sqnr_db, 0);
+        f->n_calibrated += aq_inputs_known(run, i, NULL) != INPUTS_NONE;
+        if (isnan(o->output_sqnr_db)) continue;
+        f->output_error += (double)t->count * pow(10, -o->output_sqnr_db / 10);
+        f->output_weight += (double)t->count;
     }
     return f->fallbacks != NULL;
+}
+
+/* Mean of the relative output errors, in dB; NaN where nothing was measured. */
+static double output_db(const figures *f) { return f->output_weight > 0 ? -10 * log10(f->output_error / f->output_weight) : (double)NAN; }
+
+static double fallback_rate(const figures *f) {
+    uint64_t n = 0;
+    for (int bits = 2; bits <= 8; bits++) n += f->bits_count[bits];
+    uint64_t tried = n + (uint64_t)json_integer_value(json_object_get(f->fallbacks, "keep"));
+    return tried ? (double)f->n_fallen / (double)tried : 0;
+}
+
+/* More than a fifth of the layers went another way than was asked: the settings do not suit the model. */
+void aq_warn_fallback_rate(quantize_run *run) {
+    figures f;
+    if (!add_up(run, &f)) return;
+    double rate = fallback_rate(&f);
+    char percent[32];
+    bool solver = json_object_get(f.fallbacks, "search") != NULL, widths = f.n_fallen > (uint64_t)json_integer_value(json_object_get(f.fallbacks, "search"));
+    if (rate > 0.2)
+        aq_sentences_add(&run->warnings, "%s %% of the layers fell back: %s%s%s", aq_text_fixed(percent, 100 * rate, 0),
+                         widths ? "use more bits or smaller groups, or lower --min-accuracy" : "", widths && solver ? "; " : "",
+                         solver ? "calibrate with more samples, or raise --damping" : "");
+    if (rate > 0.2) aq_job_log(&run->job, AQ_LOG_WARNING, "%s", run->warnings.items[run->warnings.n_items - 1]);
+    json_decref(f.fallbacks);
 }
 
 /* The most frequent width; the larger of two that tie. */
@@ -133,16 +183,26 @@ static json_t *modality_json(const aq_model *model) {
     return m == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(m));
 }
 
+/* Where the statistics come from: nothing of the path they were read from. */
+static json_t *calibration_json(const quantize_run *run) {
+    if (!run->calib) return json_null();
+    const aq_calib_options *o = aq_calib_settings(run->calib);
+    return json_pack("{s:o, s:o, s:b, s:I, s:I, s:I, s:I}", "data_name", aq_report_text(o->data_name), "data_sha256", aq_report_text(o->data_sha256),
+                     "synthetic", o->synthetic, "seed", (json_int_t)o->seed, "n_timesteps", (json_int_t)o->n_timesteps, "n_time_groups",
+                     (json_int_t)o->n_groups, "n_layers", (json_int_t)aq_calib_n_layers(run->calib));
+}
+
 char *aq_metadata_text(const quantize_run *run) {
     figures f;
     if (!add_up(run, &f)) return NULL;
-    json_t *summary = json_pack("{s:I, s:I, s:i, s:o, s:o, s:o, s:O, s:I, s:o, s:b}", "n_layers", (json_int_t)f.n_layers, "n_kept", (json_int_t)f.n_kept,
-                                "bit_width", usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db",
-                                aq_report_real(aq_mean_sqnr_db(&f.mean)), "worst", aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened",
-                                (json_int_t)f.n_widened, "nonfinite", nonfinite_json(&f), "calibrated", 0);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION, "arrowquant_version",
+    json_t *summary =
+        json_pack("{s:I, s:I, s:i, s:o, s:o, s:o, s:o, s:O, s:I, s:o, s:b}", "n_layers", (json_int_t)f.n_layers, "n_kept", (json_int_t)f.n_kept, "bit_width",
+                  usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f.mean)), "output_sqnr_db",
+                  aq_report_real(output_db(&f)), "worst", aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened", (json_int_t)f.n_widened,
+                  "nonfinite", nonfinite_json(&f), "calibrated", f.n_calibrated > 0);
+    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION, "arrowquant_version",
                              AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model), "config",
-                             aq_report_parsed(run->config_json), "source", source_json(run), "summary", summary);
+                             aq_report_parsed(run->config_json), "source", source_json(run), "calibration", calibration_json(run), "summary", summary);
     json_decref(f.fallbacks);
     char *text = json ? aq_json_dump(json, false) : NULL;
     json_decref(json);
@@ -152,11 +212,21 @@ char *aq_metadata_text(const quantize_run *run) {
 /* ---- the report ---- */
 
 static json_t *layer_json(const aq_store_tensor *s, uint64_t source_bytes) {
-    return json_pack("{s:o, s:o, s:o, s:o, s:i, s:I, s:s, s:o, s:o, s:o, s:I, s:I, s:o}", "name", aq_report_text(s->name), "shape", aq_report_shape(&s->shape),
-                     "dtype", aq_report_text(s->dtype), "quant_type", aq_report_text(s->quant_type), "bits", s->spec.bits, "group_size",
-                     (json_int_t)s->spec.group_size, "params", aq_params_form_name(s->spec.params), "method", aq_report_text(s->quality.method), "cosine",
-                     aq_report_real(s->quality.cosine), "sqnr_db", aq_report_real(s->quality.sqnr_db), "source_bytes", (json_int_t)source_bytes, "bytes",
-                     (json_int_t)s->stored_bytes, "fallback_from", aq_report_text(s->quality.fallback_from));
+    json_t *json = json_pack(
+        "{s:o, s:o, s:o, s:o, s:i, s:I, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:o, s:o}", "name", aq_report_text(s->name), "shape", aq_report_shape(&s->shape),
+        "dtype", aq_report_text(s->dtype), "quant_type", aq_report_text(s->quant_type), "bits", s->spec.bits, "group_size", (json_int_t)s->spec.group_size,
+        "params", aq_params_form_name(s->spec.params), "method", aq_report_text(s->quality.method), "cosine", aq_report_real(s->quality.cosine), "sqnr_db",
+        aq_report_real(s->quality.sqnr_db), "output_sqnr_db", aq_report_real(s->quality.output_sqnr_db), "source_bytes", (json_int_t)source_bytes, "bytes",
+        (json_int_t)s->stored_bytes, "fallback_from", aq_report_text(s->quality.fallback_from), "compared_with", aq_report_text(s->quality.compared_with));
+    json_t *basis = json_pack("{s:b, s:I, s:I}", "equalized", s->equalization_scales != NULL, "hadamard_group", (json_int_t)s->hadamard_group, "time_groups",
+                              (json_int_t)s->n_time_groups);
+    if (json && basis && json_object_update(json, basis) == 0) {
+        json_decref(basis);
+        return json;
+    }
+    json_decref(basis);
+    json_decref(json);
+    return NULL;
 }
 
 static json_t *kept_json(const aq_store_tensor *s, const char *reason) {
@@ -227,12 +297,13 @@ static json_t *summary_json(const quantize_run *run, const aq_store *store, cons
     size_t n_tensors;
     double n_weights = (double)count_weights(run->model, &n_tensors), size = (double)aq_store_size_bytes(store), mb = size / (double)(1 << 20);
     json_t *json = json_pack(
-        "{s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:O, s:I, s:o}", "n_layers", (json_int_t)f->n_layers, "n_kept",
+        "{s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:b, s:b, s:o, s:O, s:f, s:I, s:o}", "n_layers", (json_int_t)f->n_layers, "n_kept",
         (json_int_t)f->n_kept, "bits_per_weight", aq_report_real(ratio(8.0 * (double)list->layer_bytes, (double)list->layer_weights)), "bits_per_weight_file",
         aq_report_real(ratio(8 * size, n_weights)), "compression_ratio", aq_report_real(ratio((double)run->source_bytes, (double)list->stored_bytes)), "cosine",
-        aq_report_real(aq_mean_cosine(&f->mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f->mean)), "worst", aq_mean_worst_json(&f->mean), "model_size_mb",
-        aq_report_real(mb), "bit_width", f->n_layers ? json_integer(usual_bits(f)) : json_null(), "calibrated", 0, "verified", !run->options->no_verify,
-        "target_met", target_json(run, mb), "fallbacks", f->fallbacks, "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
+        aq_report_real(aq_mean_cosine(&f->mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f->mean)), "output_sqnr_db", aq_report_real(output_db(f)), "worst",
+        aq_mean_worst_json(&f->mean), "model_size_mb", aq_report_real(mb), "bit_width", f->n_layers ? json_integer(usual_bits(f)) : json_null(), "calibrated",
+        f->n_calibrated > 0, "verified", !run->options->no_verify, "target_met", target_json(run, mb), "fallbacks", f->fallbacks, "fallback_rate",
+        fallback_rate(f), "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
     return json;
 }
 
@@ -246,11 +317,11 @@ aq_status aq_quantize_report(quantize_run *run, char **report_json, aq_error *er
     json_t *report = NULL;
     if (listed) {
         char *config = aq_config_to_json(run->config, false);
-        report =
-            json_pack("{s:s, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input", input_json(run), "output",
-                      output_json(run, store), "config", aq_report_parsed(config), "summary", summary_json(run, store, &list, &f), "layers", list.layers,
-                      "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s),
-                      "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
+        report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input", input_json(run),
+                           "output", output_json(run, store), "config", aq_report_parsed(config), "calibration", calibration_json(run), "summary",
+                           summary_json(run, store, &list, &f), "layers", list.layers, "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time",
+                           "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s), "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(),
+                           "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
         aq_config_free_text(config);
         json_decref(f.fallbacks);
     }

@@ -20,6 +20,7 @@ typedef struct aq_coder {
 typedef struct aq_coded {
     aq_quant_metrics metrics; /* of W itself, whatever the basis */
     aq_output_error output;   /* zeros when nothing is known of the inputs */
+    double code_sq;           /* sum of squares of what the codes stand for, in their basis: how much noise of the inputs reaches the output */
     bool needs_f32;           /* nothing was coded: parameters do not fit half precision */
 } aq_coded;
 

@@ -202,6 +202,7 @@ static aq_status read_quality(group_reader *g, aq_store_tensor *t, aq_error *err
     t->quality.output_sqnr_db = next_measure(g, COL_OUTPUT_SQNR_DB);
     aq_status status = next_text(g, COL_METHOD, 4096, &t->quality.method, t->name, err);
     if (status == AQ_OK) status = next_text(g, COL_FALLBACK_FROM, 65536, &t->quality.fallback_from, t->name, err);
+    if (status == AQ_OK) status = next_text(g, COL_COMPARED_WITH, 65536, &t->quality.compared_with, t->name, err);
     static const struct {
         const char *name;
         aq_method method;

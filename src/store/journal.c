@@ -148,6 +148,7 @@ static void free_done(aq_done_record *d) {
     aq_free(d->quant_type);
     aq_free(d->method);
     aq_free(d->fallback_from);
+    aq_free(d->compared_with);
 }
 
 /* Takes the record, also on failure. */
@@ -164,6 +165,7 @@ static bool keep_done(aq_journal *j, aq_done_record *d) {
     }
     d->quality.method = d->method;
     d->quality.fallback_from = d->fallback_from;
+    d->quality.compared_with = d->compared_with;
     j->done[j->n_done++] = *d;
     return true;
 }
@@ -173,6 +175,7 @@ static void put_done(payload *p, const aq_done_record *d) {
     put_text(p, d->quant_type);
     put_text(p, d->method);
     put_text(p, d->fallback_from);
+    put_text(p, d->compared_with);
     put_u64(p, d->quantized);
     put_u64(p, (uint64_t)d->spec.bits);
     put_u64(p, d->spec.group_size);
@@ -193,6 +196,7 @@ static bool get_done(aq_journal *j, cursor *c) {
     d.quant_type = get_text(c);
     d.method = get_text(c);
     d.fallback_from = get_text(c);
+    d.compared_with = get_text(c);
     d.quantized = get_u64(c) != 0;
     d.spec.bits = (int)get_u64(c);
     d.spec.group_size = get_u64(c);
@@ -327,7 +331,9 @@ aq_status aq_journal_remember(aq_journal *j, const aq_store_record *r, aq_error 
     d.quant_type = aq_strdup(r->quant_type);
     if (r->quality.method) d.method = aq_strdup(r->quality.method);
     if (r->quality.fallback_from) d.fallback_from = aq_strdup(r->quality.fallback_from);
-    if (!d.name || !d.quant_type || (r->quality.method && !d.method) || (r->quality.fallback_from && !d.fallback_from)) {
+    if (r->quality.compared_with) d.compared_with = aq_strdup(r->quality.compared_with);
+    if (!d.name || !d.quant_type || (r->quality.method && !d.method) || (r->quality.fallback_from && !d.fallback_from) ||
+        (r->quality.compared_with && !d.compared_with)) {
         free_done(&d);
         return aq_fail_memory(err, sizeof d, "the journal");
     }

@@ -11,7 +11,7 @@
 
 /* What is remembered of a record that was written; strings are owned. */
 typedef struct {
-    char *name, *quant_type, *method, *fallback_from;
+    char *name, *quant_type, *method, *fallback_from, *compared_with;
     bool quantized;
     aq_quant_spec spec;
     uint64_t row_begin, row_count;

@@ -197,7 +197,7 @@ static bool add_stats(aq_row *row, const aq_store_record *r) {
 
 static bool add_quality(aq_row *row, const aq_store_quality *q) {
     return put_measure(row, COL_COSINE, q->cosine) && put_measure(row, COL_SQNR_DB, q->sqnr_db) && put_measure(row, COL_OUTPUT_SQNR_DB, q->output_sqnr_db) &&
-           put_text(row, COL_METHOD, q->method) && put_text(row, COL_FALLBACK_FROM, q->fallback_from);
+           put_text(row, COL_METHOD, q->method) && put_text(row, COL_FALLBACK_FROM, q->fallback_from) && put_text(row, COL_COMPARED_WITH, q->compared_with);
 }
 
 aq_status aq_row_fill(aq_row *row, const aq_store_record *r, bool is_diffusion_model, aq_modality modality, aq_error *err) {

@@ -53,6 +53,7 @@ const aq_column_info aq_columns[COL_COUNT] = {
     [COL_OUTPUT_SQNR_DB] = {"quality.output_sqnr_db", F64, false, false},
     [COL_METHOD] = {"quality.method", STRING, false, false},
     [COL_FALLBACK_FROM] = {"quality.fallback_from", STRING, false, false},
+    [COL_COMPARED_WITH] = {"quality.compared_with", STRING, false, false},
 };
 
 static bool leaf(carquet_schema_t *s, const char *name, carquet_physical_type_t type, bool text, bool optional, int32_t parent) {
@@ -92,7 +93,7 @@ static bool add_quality(carquet_schema_t *s) {
     int32_t group = carquet_schema_add_group(s, "quality", CARQUET_REPETITION_OPTIONAL, 0);
     return group >= 0 && leaf(s, "cosine", F64, false, true, group) && leaf(s, "sqnr_db", F64, false, true, group) &&
            leaf(s, "output_sqnr_db", F64, false, true, group) && leaf(s, "method", STRING, true, true, group) &&
-           leaf(s, "fallback_from", STRING, true, true, group);
+           leaf(s, "fallback_from", STRING, true, true, group) && leaf(s, "compared_with", STRING, true, true, group);
 }
 
 carquet_schema_t *aq_store_schema_create(void) {

@@ -49,6 +49,7 @@ typedef enum {
     COL_OUTPUT_SQNR_DB,
     COL_METHOD,
     COL_FALLBACK_FROM,
+    COL_COMPARED_WITH,
     COL_COUNT
 } aq_column;
 

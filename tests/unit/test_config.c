@@ -137,8 +137,12 @@ static void ends_of_each_range_pass_and_their_neighbours_do_not(void **state) {
         {"smoothing_window", "20", "21", "Invalid smoothing_window: 21. Must be between 1 and 20"},
         {"fallback", "[2,4,8]", "[4,2]", "Invalid fallback: [4,2]. Must be rising numbers out of 2, 4, 8"},
         {"fallback", "[]", "[16]", "Invalid fallback: [16]. Must be rising numbers out of 2, 4, 8"},
-        {"method", "\"search\"", "\"gptq\"", "Invalid method: gptq is not part of this version, which has 'auto', 'rtn', and 'search'"},
-        {"method", "\"rtn\"", "\"r2q\"", "Invalid method: r2q is not part of this version, which has 'auto', 'rtn', and 'search'"},
+        {"act_bits", "8", "4", "Invalid act_bits: 4. Must be 8 or 16"},
+        {"damping", "1", "0", "Invalid damping: 0.0. Must be above 0 and at most 1"},
+        {"refine_sweeps", "0", "101", "Invalid refine_sweeps: 101. Must be between 0 and 100"},
+        {"allow_bits", "[2,16]", "[4,3]", "Invalid allow_bits: [4,3]. Must be rising numbers out of 2, 4, 8, 16"},
+        {"allow_bits", "[8]", "[]", "Invalid allow_bits: []. Must be rising numbers out of 2, 4, 8, 16"},
+        {"target_bpw", "2.5", "0", "Invalid target_bpw: 0.0. Must be above 0"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         aq_config *config = aq_config_clone(*state);

@@ -184,8 +184,8 @@ static void CF05_bad_patterns_are_refused(void **state) {
 }
 
 static void CF05_bad_layer_overrides_are_refused(void **state) {
-    static const char *const bad[] = {"a",          "=bits:8",   "a=",           "a=bits",        "a=bits:3",  "a=bits:8,",
-                                      "a=group:17", "a=group:0", "a=params:f64", "a=method:gptq", "a=width:8", "a[=bits:8"};
+    static const char *const bad[] = {"a",          "=bits:8",   "a=",           "a=bits",       "a=bits:3",  "a=bits:8,",
+                                      "a=group:17", "a=group:0", "a=params:f64", "a=method:hqq", "a=width:8", "a[=bits:8"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(aq_config_set(*state, "layer_overrides", bad[i], "--layer", &err), AQ_ERR_USAGE);
         assert_int_equal(strncmp(err.message, "--layer: Invalid layer override \"", 33), 0);

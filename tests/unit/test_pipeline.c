@@ -475,7 +475,7 @@ static void a_container_of_a_pipeline_is_named_as_one(void **state) {
     assert_non_null(strstr(r.err.message, "is an ArrowQuant container"));
 }
 
-static void calibration_data_that_is_not_used_is_told(void **state) {
+static void inputs_of_the_model_are_no_statistics_and_that_is_told(void **state) {
     (void)state;
     char model[512], settings[1024];
     snprintf(model, sizeof model, "%s", mixed_model("m.safetensors"));
@@ -489,7 +489,7 @@ static void calibration_data_that_is_not_used_is_told(void **state) {
     assert_int_equal(quantize_with(model, st_path("o"), settings, &strict, NULL).status, AQ_ERR_QUALITY);
     json_t *report = quantize(model, st_path("o"), settings), *warnings = json_object_get(report, "warnings");
     assert_int_equal(json_array_size(warnings), 1);
-    assert_non_null(strstr(json_string_value(json_array_get(warnings, 0)), "calibration is not used by this version"));
+    assert_non_null(strstr(json_string_value(json_array_get(warnings, 0)), "holds inputs of the model, not statistics of its layers"));
     json_decref(report);
 }
 
@@ -657,7 +657,7 @@ int main(int argc, char **argv) {
         TEST(ST18_a_model_that_changes_while_it_is_read_is_refused),
         TEST(a_component_of_what_has_none_is_refused),
         TEST(a_container_of_a_pipeline_is_named_as_one),
-        TEST(calibration_data_that_is_not_used_is_told),
+        TEST(inputs_of_the_model_are_no_statistics_and_that_is_told),
         TEST(fp8_weights_are_read_with_their_scale),
         TEST(progress_never_falls_and_names_every_tensor_once),
         TEST(FA07_running_out_of_memory_anywhere_is_an_error),

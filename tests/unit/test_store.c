@@ -309,6 +309,7 @@ static void spatial_and_time_aware_parts_round_trip(void **state) {
         if (i == 3 || i == 4 || i == 5) r->n_activation_stats = 0;
     }
     s[0].record.quality.fallback_from = "int2: cosine 0.612 < 0.850";
+    s[0].record.quality.compared_with = "search 25.3 dB";
     char *dir = sample_dir_create(), *path = sample_path(dir, "out");
     aq_store_writer_options options = sample_options("f");
     aq_store_writer *w;
@@ -338,6 +339,7 @@ static void spatial_and_time_aware_parts_round_trip(void **state) {
         assert_memory_equal(some, out + 9 * 64, sizeof some);
     }
     assert_string_equal(aq_store_tensor_at(store, 0)->quality.fallback_from, "int2: cosine 0.612 < 0.850");
+    assert_string_equal(aq_store_tensor_at(store, 0)->quality.compared_with, "search 25.3 dB");
     assert_int_equal(aq_store_tensor_at(store, 0)->spec.method, AQ_METHOD_SEARCH);
     expect_ok(aq_store_verify(store, NULL, NULL, &err), &err);
     aq_store_close(store);

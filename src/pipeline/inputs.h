@@ -1,0 +1,43 @@
+/* What calibration says about the inputs of a layer, in the basis its codes are made in: the diagonal of H, H itself, or its factor.
+ *
+ * A pool holds what the layers in flight use. Consecutive layers that read the same input (q, k, v) share one entry, which lives until the last of them is
+ * finished, so that their second moment is factored once. An entry counts in the memory plan of every layer that uses it.
+ */
+#ifndef AQ_PIPELINE_INPUTS_H
+#define AQ_PIPELINE_INPUTS_H
+
+#include "pipeline/quantize.h"
+
+typedef enum inputs_want { INPUTS_NONE, INPUTS_DIAGONAL, INPUTS_METRIC, INPUTS_FACTOR } inputs_want;
+
+/* Which inputs: x s R. */
+typedef struct inputs_basis {
+    bool equalized;
+    uint32_t hadamard_group; /* 0: not rotated */
+} inputs_basis;
+
+typedef struct layer_inputs {
+    uint64_t n;
+    float *importance;   /* [n] diagonal of H */
+    float *h;            /* [n, n] with INPUTS_METRIC, or when there is no factor */
+    aq_hessian *hessian; /* with INPUTS_FACTOR */
+    float *equalization; /* s [n] of an equalized basis */
+    bool made_up;        /* H = I: nothing is known of the inputs */
+    char problem[320];   /* why there is no factor */
+} layer_inputs;
+
+typedef struct inputs_pool inputs_pool;
+aq_status aq_inputs_pool_create(inputs_pool **out, const quantize_run *run, aq_error *err);
+void aq_inputs_pool_free(inputs_pool *pool);
+/* The inputs of tensor `index`; made by the first who asks, others wait for it. A second moment that cannot be factored is no failure: see `problem`. */
+aq_status aq_inputs_take(inputs_pool *pool, size_t index, inputs_want want, inputs_basis basis, const layer_inputs **out, aq_error *err);
+void aq_inputs_release(inputs_pool *pool, const layer_inputs *inputs);
+/* Tensor `index` will not take any more. */
+void aq_inputs_finish(inputs_pool *pool, size_t index);
+
+/* What the run's calibration has for a tensor: INPUTS_NONE, INPUTS_DIAGONAL or INPUTS_METRIC. `layer` (may be NULL): its number in the collection. */
+inputs_want aq_inputs_known(const quantize_run *run, size_t index, size_t *layer);
+/* Bytes of an entry for n inputs, and what making it takes beyond that. UINT64_MAX: beyond every memory. */
+uint64_t aq_inputs_bytes(inputs_want want, uint64_t n, uint64_t *making);
+
+#endif

@@ -1,0 +1,140 @@
+/* Coding rows by any method, measured in the layer's output (see code.h). */
+#include "quant/code.h"
+
+#include <string.h>
+
+#include <arrowquant/time.h>
+
+#include "base/error.h"
+#include "base/mem.h"
+#include "base/size.h"
+#include "base/threads.h"
+
+static bool is_changed(const aq_coder *c) { return c->equalization || c->hadamard_group > 1; }
+
+/* Rows of W in the basis of the codes, and back. */
+static void change_basis(const aq_coder *c, float *w, uint64_t rows, uint64_t cols) {
+    if (c->equalization) aq_scale_columns(w, rows, cols, c->equalization, true);
+    if (c->hadamard_group > 1) aq_hadamard(w, rows, cols, c->hadamard_group);
+}
+
+static void restore_basis(const aq_coder *c, float *v, uint64_t rows, uint64_t cols) {
+    if (c->hadamard_group > 1) aq_hadamard(v, rows, cols, c->hadamard_group);
+    if (c->equalization) aq_scale_columns(v, rows, cols, c->equalization, false);
+}
+
+static bool needs_solver(const aq_coder *c) { return c->spec.method != AQ_METHOD_RTN && c->hessian; }
+
+static aq_status choose_codes(const aq_coder *c, const float *w, const aq_quant_layout *layout, int n_threads, uint8_t *codes, void *params, aq_coded *out,
+                              aq_going keep_going, void *user, aq_error *err) {
+    if (!needs_solver(c)) return aq_quantize(w, &c->spec, layout, c->importance, n_threads, codes, params, &out->metrics, &out->needs_f32, err);
+    aq_quant_spec spec = c->spec;
+    aq_solve_options options = c->solve;
+    if (spec.method == AQ_METHOD_SEARCH) { /* the same search, measured */
+        spec.method = AQ_METHOD_GPTQ;
+        options.no_feedback = true;
+        options.refine_sweeps = 0;
+    }
+    return aq_solve(w, &spec, layout, c->hessian, &options, n_threads, codes, params, &out->metrics, &out->output, &out->needs_f32, keep_going, user, err);
+}
+
+/* What is measured on the dequantized values: the output error without a solver, and the metrics of W itself when the codes are those of W R / s. */
+static aq_status measure(const aq_coder *c, const float *w, const float *changed, const aq_quant_layout *layout, const uint8_t *codes, const void *params,
+                         int n_threads, aq_coded *out, aq_error *err) {
+    bool wants_output = c->h && !needs_solver(c);
+    if (!wants_output && !is_changed(c)) return AQ_OK;
+    uint64_t n = layout->rows * layout->cols;
+    float *v = aq_alloc(n * sizeof *v);
+    if (!v) return aq_fail_memory(err, n * sizeof *v, "dequantized values");
+    aq_dequantize(&c->spec, layout, codes, params, 0, layout->rows, v);
+    aq_status status = AQ_OK;
+    if (wants_output) status = aq_output_error_add(changed, v, layout->rows, layout->cols, c->h, n_threads, &out->output, err);
+    if (status == AQ_OK && is_changed(c)) {
+        restore_basis(c, v, layout->rows, layout->cols);
+        aq_quant_metrics_compute(w, v, n, &out->metrics);
+    }
+    aq_free(v);
+    return status;
+}
+
+aq_status aq_code_rows(const aq_coder *coder, const float *w, uint64_t rows, uint64_t cols, int n_threads, uint8_t *codes, void *params, aq_coded *out,
+                       aq_going keep_going, void *user, aq_error *err) {
+    *out = (aq_coded){0};
+    aq_quant_layout layout;
+    aq_status status = aq_quant_layout_init(&layout, &coder->spec, rows, cols, err);
+    if (status != AQ_OK) return status;
+    float *changed = NULL;
+    uint64_t n = rows * cols;
+    if (is_changed(coder)) {
+        if (!(changed = aq_alloc(n * sizeof *changed))) return aq_fail_memory(err, n * sizeof *changed, "weights in another basis");
+        memcpy(changed, w, n * sizeof *changed);
+        change_basis(coder, changed, rows, cols);
+    }
+    const float *basis = changed ? changed : w;
+    status = choose_codes(coder, basis, &layout, n_threads, codes, params, out, keep_going, user, err);
+    out->code_sq = out->metrics.v_sq;
+    if (out->needs_f32)
+        status = AQ_OK;
+    else if (status == AQ_OK)
+        status = measure(coder, w, basis, &layout, codes, params, n_threads, out, err);
+    aq_free(changed);
+    return status;
+}
+
+/* ---- a whole layer ---- */
+
+typedef struct measuring {
+    const aq_coder *coder;
+    aq_rows_reader read;
+    void *read_user;
+    uint64_t rows, cols, slab_rows;
+    aq_coded *parts;  /* one per slab */
+    aq_error *errors; /* one per slab */
+    aq_going keep_going;
+    void *user;
+} measuring;
+
+static bool measure_slab(void *context, size_t slab) {
+    measuring *m = context;
+    uint64_t begin = slab * m->slab_rows, n = m->rows - begin < m->slab_rows ? m->rows - begin : m->slab_rows;
+    aq_error *err = &m->errors[slab];
+    aq_quant_layout layout;
+    aq_status status = aq_quant_layout_init(&layout, &m->coder->spec, n, m->cols, err);
+    float *w = status == AQ_OK ? aq_alloc(n * m->cols * sizeof *w) : NULL;
+    uint8_t *codes = status == AQ_OK ? aq_alloc(layout.codes_bytes) : NULL, *params = status == AQ_OK ? aq_alloc(layout.params_bytes) : NULL;
+    if (status == AQ_OK && !(w && codes && params)) status = aq_fail_memory(err, n * m->cols * sizeof *w, "a slab of weights");
+    if (status == AQ_OK && m->keep_going && !m->keep_going(m->user)) status = aq_fail(err, AQ_ERR_INTERRUPTED, "interrupted");
+    if (status == AQ_OK) status = m->read(m->read_user, begin, n, w, err);
+    if (status == AQ_OK) status = aq_code_rows(m->coder, w, n, m->cols, 1, codes, params, &m->parts[slab], m->keep_going, m->user, err);
+    aq_free(w);
+    aq_free(codes);
+    aq_free(params);
+    return status == AQ_OK;
+}
+
+aq_status aq_measure_layer(const aq_coder *coder, aq_rows_reader read, void *read_user, uint64_t rows, uint64_t cols, uint64_t slab_rows, int n_threads,
+                           aq_coded *out, uint64_t *size_bytes, aq_going keep_going, void *user, aq_error *err) {
+    *out = (aq_coded){0};
+    aq_quant_layout layout;
+    aq_status status = aq_quant_layout_init(&layout, &coder->spec, rows, cols, err);
+    if (status != AQ_OK) return status;
+    if (size_bytes) *size_bytes = layout.codes_bytes + layout.params_bytes;
+    size_t n_slabs = rows ? (size_t)aq_div_up(rows, slab_rows) : 0;
+    measuring m = {coder,      read, read_user, rows, cols, slab_rows, aq_calloc(n_slabs + 1, sizeof *m.parts), aq_calloc(n_slabs + 1, sizeof *m.errors),
+                   keep_going, user};
+    if (!m.parts || !m.errors)
+        status = aq_fail_memory(err, n_slabs * (sizeof *m.parts + sizeof *m.errors), "a layer's measurements");
+    else if (!aq_parallel_for(n_slabs, n_threads, measure_slab, &m))
+        for (size_t i = 0; i < n_slabs && status == AQ_OK; i++)
+            if ((status = m.errors[i].code) != AQ_OK && err) *err = m.errors[i];
+    for (size_t i = 0; i < n_slabs && status == AQ_OK; i++) {
+        aq_quant_metrics_add(&out->metrics, &m.parts[i].metrics);
+        out->output.err += m.parts[i].output.err;
+        out->output.ref += m.parts[i].output.ref;
+        out->code_sq += m.parts[i].code_sq;
+        out->needs_f32 |= m.parts[i].needs_f32;
+    }
+    aq_free(m.parts);
+    aq_free(m.errors);
+    return status;
+}
