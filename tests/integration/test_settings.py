@@ -118,7 +118,7 @@ def test_sizes_that_are_none_are_refused(cli, size):
         (["--bits", "3"], 'error: --bits: invalid value "3"; must be 2, 4 or 8\n'),
         (["--bits=3"], 'error: --bits: invalid value "3"; must be 2, 4 or 8\n'),
         (["--group", "17"], 'error: --group: invalid value "17"; must be 32, 64, 128, 256 or row\n'),
-        (["--method", "magic"], 'error: --method: invalid value "magic"; must be auto, rtn or search\n'),
+        (["--method", "magic"], 'error: --method: invalid value "magic"; must be auto, rtn, search, gptq or r2q\n'),
         (["--profile", "desk"], 'error: --profile: invalid value "desk"; must be edge, local or cloud\n'),
         (["--bit", "4"], "error: unknown option --bit\n  hint: did you mean --bits?\n"),
         (["--exlude", "x"], "error: unknown option --exlude\n  hint: did you mean --exclude?\n"),
