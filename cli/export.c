@@ -56,12 +56,14 @@ int cli_run_export(const cli_args *args) {
     aq_error err;
     aq_error_clear(&err);
     aq_config *config = NULL;
+    aq_model_options model;
     char *report = NULL, *own = NULL;
     const char *out = cli_args_value(args, "output"), *rotate = cli_args_value(args, "rotate");
     aq_export_options options = {.to = cli_args_value(args, "to"),
                                  .dtype = cli_args_value(args, "dtype"),
                                  .type = cli_args_value(args, "type"),
                                  .source = cli_args_value(args, "source"),
+                                 .model = &model,
                                  .rotate = rotate && strcmp(rotate, "hadamard") == 0,
                                  .overwrite = cli_args_has(args, "overwrite"),
                                  .make_parents = cli_args_has(args, "mkdir")};
@@ -71,7 +73,7 @@ int cli_run_export(const cli_args *args) {
         return cli_report_error(&err, args->json, NULL);
     }
     if (!out && !(out = own = default_output(args->operands[0], options.to))) aq_fail_memory(&err, strlen(args->operands[0]), "the output path");
-    if (out && cli_settings_config(&config, args, &err) == AQ_OK) {
+    if (out && cli_settings_model(&model, args, &err) == AQ_OK && cli_settings_config(&config, args, &err) == AQ_OK) {
         cli_signals_catch_interrupts();
         options.n_threads = (int)aq_config_int(config, "num_threads", 0);
         aq_export(args->operands[0], out, &options, cli_job_hooks(), &report, &err);

@@ -96,6 +96,8 @@ static const cli_option table[] = {
      "folder of a diffusers pipeline to read (transformer, else unet)"},
     {"variant", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
      "which weights when a folder has several, as in fp16"},
+    {"lora", 0, "FILE[:STRENGTH]", NULL, NULL, NULL, true, false, GROUP_INPUT, "inspect quantize plan verify export report",
+     "merge an adapter into the weights before anything else (kohya and PEFT names, strength 1); may be repeated"},
     {"modality", 0, "NAME", "text|code|image|audio", "modality", NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
      "what the model makes (detected)"},
     {"calib", 0, "FILE", NULL, "calibration_path", NULL, false, false, GROUP_INPUT, "quantize plan report",

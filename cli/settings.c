@@ -103,6 +103,8 @@ aq_status cli_settings_print(const aq_config *config, const cli_args *args, aq_e
 
 /* ---- model options ---- */
 
+enum { MAX_ADAPTERS = 64 };
+
 static aq_status set_limit(aq_model_limits *limits, const char *text, aq_error *err) {
     uint64_t json_depth = limits->json_depth;
     const struct {
@@ -146,6 +148,13 @@ aq_status cli_settings_model(aq_model_options *out, const cli_args *args, aq_err
     out->variant = cli_args_value(args, "variant");
     out->no_follow_symlinks = cli_args_has(args, "no-follow-symlinks");
     out->skip_unknown_dtype = cli_args_has(args, "skip-unknown-dtype");
+    static const char *adapters[MAX_ADAPTERS]; /* the program reads one command line */
+    for (size_t i = 0; i < args->n_settings; i++) {
+        if (strcmp(args->settings[i].option->name, "lora") != 0) continue;
+        if (out->n_lora == MAX_ADAPTERS) return aq_fail(err, AQ_ERR_USAGE, "--lora: more than %d adapters", MAX_ADAPTERS);
+        adapters[out->n_lora++] = args->settings[i].value;
+        out->lora = adapters;
+    }
     const char *modality = cli_args_value(args, "modality");
     if (modality) out->modality = aq_modality_from_name(modality);
     for (size_t i = 0; i < args->n_settings; i++) {

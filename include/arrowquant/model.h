@@ -45,7 +45,9 @@ typedef struct aq_model_options {
     bool skip_unknown_dtype; /* carry tensors of unknown dtype verbatim instead of refusing (ST09) */
     aq_modality modality;    /* AQ_MODALITY_UNKNOWN: detect */
     bool require_modality;   /* AQ_ERR_FORMAT when it cannot be told and is not given */
-    const char *const *lora; /* adapters "FILE" or "FILE:STRENGTH", merged in F32 by aq_model_read_f32 */
+    /* Adapters "FILE" or "FILE:STRENGTH" (LoRA; a .safetensors file, or a folder that PEFT wrote), merged in F32 by aq_model_read_f32. A key that matches no
+     * layer is AQ_ERR_FORMAT and lists them. */
+    const char *const *lora;
     size_t n_lora;
 } aq_model_options;
 AQ_API void aq_model_options_init(aq_model_options *options);
@@ -76,12 +78,13 @@ struct aq_tensor_info {
     uint64_t count;      /* elements */
     uint64_t size_bytes; /* bytes in the file */
     uint32_t file_index;
-    uint64_t offset;     /* absolute, in that file */
-    aq_role role;        /* by the built-in rule; patterns are applied by the pipeline */
-    int64_t scale_index; /* fp8 with a scale: index of the scale tensor, else -1 */
-    uint32_t block_type; /* GGUF blocks: their type number, dtype is AQ_F32 and dtype_name the type's; 0: plain elements */
-    bool is_computed;    /* the values are not the bytes of the file: fp8 with a scale, GGUF blocks, merged adapters. Only aq_model_read_f32 gives them */
-    aq_dtype kept_dtype; /* element type that holds the values of a kept tensor: BF16 of scaled fp8, F32 of blocks, else dtype */
+    uint64_t offset;       /* absolute, in that file */
+    aq_role role;          /* by the built-in rule; patterns are applied by the pipeline */
+    int64_t scale_index;   /* fp8 with a scale: index of the scale tensor, else -1 */
+    uint32_t block_type;   /* GGUF blocks: their type number, dtype is AQ_F32 and dtype_name the type's; 0: plain elements */
+    bool is_computed;      /* the values are not the bytes of the file: fp8 with a scale, GGUF blocks, merged adapters. Only aq_model_read_f32 gives them */
+    int64_t adapter_index; /* first change that an adapter makes of it (model room), else -1 */
+    aq_dtype kept_dtype;   /* element type that holds the values of a kept tensor: BF16 of scaled fp8, F32 of blocks and merged weights, else dtype */
 };
 
 /* Opens and checks a model. `*out` is freed by aq_model_close. options may be NULL.
@@ -93,6 +96,15 @@ AQ_API size_t aq_model_n_tensors(const aq_model *model);
 AQ_API const aq_tensor_info *aq_model_tensor(const aq_model *model, size_t index);
 /* Index of a tensor by name, -1 when there is none. */
 AQ_API int64_t aq_model_find(const aq_model *model, const char *name);
+
+/* Adapters that are merged into the values. */
+typedef struct aq_adapter_info {
+    const char *path;
+    double strength;
+    size_t n_layers; /* that it changes */
+} aq_adapter_info;
+AQ_API size_t aq_model_n_adapters(const aq_model *model);
+AQ_API const aq_adapter_info *aq_model_adapter(const aq_model *model, size_t index);
 
 AQ_API size_t aq_model_n_files(const aq_model *model);
 AQ_API const char *aq_model_file(const aq_model *model, size_t file_index); /* path */
@@ -136,7 +148,8 @@ AQ_API void aq_model_release(const aq_model *model, size_t index);
 
 /* Size, modification time and header of each file are still those seen at open; AQ_ERR_FORMAT "changed during read" otherwise (ST18). */
 AQ_API aq_status aq_model_check_unchanged(const aq_model *model, aq_error *err);
-/* XXH3-128 over names, headers, sizes and modification times of all input files: the run's fingerprint of its input. 32 hex digits + NUL. */
+/* XXH3-128 over names, headers, sizes and modification times of all input files, adapters with their strengths included: the run's fingerprint of its input. 32
+ * hex digits + NUL. */
 AQ_API void aq_model_fingerprint(const aq_model *model, char out[33]);
 
 #ifdef __cplusplus

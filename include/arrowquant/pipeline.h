@@ -84,7 +84,8 @@ typedef struct aq_export_options {
     const char *dtype;  /* "f32", "f16", "bf16": of the weights (safetensors), or of what is not coded (others); NULL: the source's, for gguf f16 */
     const char *type;   /* gguf: "auto" (or NULL), "q8_0", "q4_0", "q4_1", "q4_k", "q2_k", "f16" */
     const char *source; /* the original model: coded from where the container's codes do not fit the target's grid; NULL: from the dequantized weights */
-    bool rotate;        /* comfy-int8: rotate the inputs in groups of 256 */
+    const aq_model_options *model; /* how to open the source, with the adapters that the container has merged; NULL: plainly */
+    bool rotate;                   /* comfy-int8: rotate the inputs in groups of 256 */
     bool overwrite, make_parents;
     int n_threads; /* 0: all */
 } aq_export_options;

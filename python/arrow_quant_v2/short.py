@@ -15,8 +15,16 @@ if TYPE_CHECKING:
     from .results import Result
 
 RUN_KEYWORDS = (
-    "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype shard_size"
+    "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype shard_size lora"
 ).split()
+
+
+def adapters_of(lora):
+    """Adapters as the library takes them, 'FILE:STRENGTH': from one path, or from paths and (path, strength) pairs."""
+    import os
+
+    items = [lora] if isinstance(lora, (str, os.PathLike)) else list(lora)
+    return [f"{os.fspath(item[0])}:{float(item[1]):.12f}" if isinstance(item, tuple) else os.fspath(item) for item in items]
 
 
 def run_quantize(path, output, keywords, keep_going=None):
@@ -28,6 +36,8 @@ def run_quantize(path, output, keywords, keep_going=None):
         run["make_parents"] = run.pop("mkdir")
     if "shard_size" in run:
         run["shard_bytes"] = int(_jobs.bytes_of(run.pop("shard_size") or 0))
+    if run.get("lora") is not None:
+        run["lora"] = adapters_of(run["lora"])
     source = _jobs.require_model(path)
     target = None if output is None else _jobs.path_of(output)
     with Watch(run.pop("progress", None), keep_going) as watch:
@@ -40,11 +50,12 @@ def run_quantize(path, output, keywords, keep_going=None):
 def quantize(path: Path, output: Path | None = None, **settings: Any) -> Result:
     """Quantizes a model into a container folder and measures the result.
 
-    path: a .safetensors file, a *.safetensors.index.json, or a model folder; output: the folder to write (None: "NAME-int4" beside the source).
+    path: a .safetensors or .gguf file, a *.safetensors.index.json, or a model folder; output: the folder to write (None: "NAME-int4" beside the source).
     Keywords, all optional. Settings: every field of DiffusionQuantConfig, and short names as on the command line: bits, group, time_groups, calib, samples,
     target_size ("6.5GB"), threads, max_memory ("4GB"), spatial, time_aware; config: a DiffusionQuantConfig to start from; profile: 'edge', 'local' or 'cloud'
     (its values, which the other keywords change). Run: overwrite, mkdir, restart, verify (True), strict, allow_unmatched, side_files (True), component,
-    variant, follow_symlinks (True), skip_unknown_dtype, shard_size ("5GB"); progress: True for a bar on a terminal, or a callable that takes a Progress and
+    variant, follow_symlinks (True), skip_unknown_dtype, shard_size ("5GB"); lora: adapters to merge first, a path or a list of paths, "FILE:STRENGTH" or
+    (path, strength); progress: True for a bar on a terminal, or a callable that takes a Progress and
     may return False to cancel.
     Returns a Result. Raises ModelNotFoundError, FormatError, ConfigurationError (BudgetError: target_size not met), ValidationError, OSError (FileExistsError
     without overwrite), MemoryError, Interrupted (cancelled; the same call continues), TypeError for an unknown keyword.
@@ -96,6 +107,7 @@ def export(
     dtype: str | None = None,
     type: str | None = None,
     source: Path | None = None,
+    lora: Any = None,
     overwrite: bool = False,
     mkdir: bool = False,
     threads: int = 0,
@@ -105,7 +117,8 @@ def export(
 
     to: 'safetensors' (dequantized; a folder like the source's, or one file) or 'gguf' (one file). output: the folder or file to write (None: beside the
     container). dtype: 'f32', 'f16', 'bf16' or None (the source's). type: the blocks of a GGUF file, 'auto', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q2_k', 'f16'.
-    source: the original model; layers whose codes do not fit the format's grid are coded from it, not from the dequantized weights.
+    source: the original model; layers whose codes do not fit the format's grid are coded from it, not from the dequantized weights
+    (lora: with the adapters that the container has merged, as for quantize).
     Returns the report (docs/json.md) as a dict; its 'recoding' tells per layer the error that the format adds.
     Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
@@ -122,6 +135,8 @@ def export(
     options: dict[str, Any] = {"dtype": dtype, "type": type, "overwrite": overwrite, "make_parents": mkdir, "threads": threads}
     if source is not None:
         options["source"] = _jobs.require_model(source)
+    if lora is not None:
+        options["lora"] = adapters_of(lora)
     with Watch(progress) as watch:
         return _jobs.loads(_core.run_export(container, to, target, watch, _jobs.log, **options))
 

@@ -77,6 +77,40 @@ static int path_or_none(PyObject *object, void *result) {
 
 static const char *bytes_or_null(PyObject *path) { return path ? PyBytes_AsString(path) : NULL; }
 
+/* Paths as C strings, and the objects that hold them. */
+typedef struct path_list {
+    PyObject *held; /* a list of bytes, NULL when empty */
+    const char **items;
+    size_t n;
+} path_list;
+
+static void path_list_free(path_list *list) {
+    Py_XDECREF(list->held);
+    PyMem_Free(list->items);
+    *list = (path_list){0};
+}
+
+/* False with an exception when an item is no path. */
+static bool path_list_of(PyObject *sequence, path_list *out) {
+    *out = (path_list){0};
+    if (!sequence || sequence == Py_None) return true;
+    Py_ssize_t n = PySequence_Size(sequence);
+    if (n < 0) return false;
+    out->held = PyList_New(n);
+    out->items = PyMem_Calloc((size_t)n + 1, sizeof *out->items);
+    for (Py_ssize_t i = 0; out->held && out->items && i < n; i++) {
+        PyObject *item = PySequence_GetItem(sequence, i), *bytes = NULL;
+        bool ok = item && PyUnicode_FSConverter(item, &bytes);
+        Py_XDECREF(item);
+        if (!ok || PyList_SetItem(out->held, i, bytes) != 0) break;
+        out->items[out->n++] = PyBytes_AsString(bytes);
+    }
+    if (out->held && out->items && out->n == (size_t)n) return true;
+    if (!PyErr_Occurred()) PyErr_NoMemory();
+    path_list_free(out);
+    return false;
+}
+
 /* A copy of a DiffusionQuantConfig, checked. */
 static aq_config *checked_config(const aqpy_state *state, PyObject *object) {
     aq_config *config = aqpy_config_of(state, object);
@@ -123,15 +157,17 @@ static aq_job_hooks hooks_of(job *j) { return (aq_job_hooks){.progress = on_prog
 static PyObject *run_quantize(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"model_path",         "output_path",  "config",  "tick",   "log",    "require_modality", "component",  "variant",
                             "overwrite",          "make_parents", "restart", "verify", "strict", "allow_unmatched",  "side_files", "follow_symlinks",
-                            "skip_unknown_dtype", "shard_bytes",  NULL};
-    PyObject *model = NULL, *output = NULL, *config_arg = NULL, *tick = NULL, *log = NULL;
+                            "skip_unknown_dtype", "shard_bytes",  "lora",    NULL};
+    PyObject *model = NULL, *output = NULL, *config_arg = NULL, *tick = NULL, *log = NULL, *lora = NULL;
+    path_list adapters = {0};
     int require_modality = 0, overwrite = 0, make_parents = 0, restart = 0, verify = 1, strict = 0, allow_unmatched = 0, side_files = 1, follow = 1, skip = 0;
     unsigned long long shard_bytes = 0;
     aq_quantize_options options = {0};
     aq_model_options_init(&options.model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OOO|$pzzpppppppppK:run_quantize", names, PyUnicode_FSConverter, &model, path_or_none, &output,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OOO|$pzzpppppppppKO:run_quantize", names, PyUnicode_FSConverter, &model, path_or_none, &output,
                                      &config_arg, &tick, &log, &require_modality, &options.model.component, &options.model.variant, &overwrite, &make_parents,
-                                     &restart, &verify, &strict, &allow_unmatched, &side_files, &follow, &skip, &shard_bytes)) {
+                                     &restart, &verify, &strict, &allow_unmatched, &side_files, &follow, &skip, &shard_bytes, &lora) ||
+        !path_list_of(lora, &adapters)) {
         Py_XDECREF(model);
         Py_XDECREF(output);
         return NULL;
@@ -139,6 +175,8 @@ static PyObject *run_quantize(PyObject *module, PyObject *args, PyObject *kwargs
     options.model.require_modality = require_modality;
     options.model.no_follow_symlinks = !follow;
     options.model.skip_unknown_dtype = skip;
+    options.model.lora = adapters.items;
+    options.model.n_lora = adapters.n;
     options.overwrite = overwrite;
     options.make_parents = make_parents;
     options.restart = restart;
@@ -161,6 +199,7 @@ static PyObject *run_quantize(PyObject *module, PyObject *args, PyObject *kwargs
         aq_config_destroy(config);
         result = finish(&j, status, &err, report, false);
     }
+    path_list_free(&adapters);
     Py_DECREF(model);
     Py_XDECREF(output);
     return result;
@@ -213,18 +252,26 @@ static PyObject *run_diff(PyObject *module, PyObject *args, PyObject *kwargs) {
 }
 
 static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"path", "to", "output_path", "tick", "log", "dtype", "type", "source", "rotate", "overwrite", "make_parents", "threads", NULL};
-    PyObject *path = NULL, *output = NULL, *source = NULL, *tick = NULL, *log = NULL;
+    static char *names[] = {"path",   "to",   "output_path", "tick",      "log",          "dtype",   "type",
+                            "source", "lora", "rotate",      "overwrite", "make_parents", "threads", NULL};
+    PyObject *path = NULL, *output = NULL, *source = NULL, *tick = NULL, *log = NULL, *lora = NULL;
+    path_list adapters = {0};
+    aq_model_options model;
     aq_export_options options = {0};
     int rotate = 0, overwrite = 0, make_parents = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&pppi:run_export", names, PyUnicode_FSConverter, &path, &options.to, path_or_none, &output,
-                                     &tick, &log, &options.dtype, &options.type, path_or_none, &source, &rotate, &overwrite, &make_parents,
-                                     &options.n_threads)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&Opppi:run_export", names, PyUnicode_FSConverter, &path, &options.to, path_or_none, &output,
+                                     &tick, &log, &options.dtype, &options.type, path_or_none, &source, &lora, &rotate, &overwrite, &make_parents,
+                                     &options.n_threads) ||
+        !path_list_of(lora, &adapters)) {
         Py_XDECREF(path);
         Py_XDECREF(output);
         Py_XDECREF(source);
         return NULL;
     }
+    aq_model_options_init(&model);
+    model.lora = adapters.items;
+    model.n_lora = adapters.n;
+    options.model = &model;
     options.source = bytes_or_null(source);
     options.rotate = rotate;
     options.overwrite = overwrite;
@@ -240,6 +287,7 @@ static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) 
     Py_DECREF(path);
     Py_XDECREF(output);
     Py_XDECREF(source);
+    path_list_free(&adapters);
     return result;
 }
 

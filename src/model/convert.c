@@ -130,8 +130,13 @@ aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin,
         return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "elements %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)count,
                           (unsigned long long)t->count);
     if (count == 0) return AQ_OK;
-    if (t->block_type != 0) return read_blocks(file, t, begin, count, out, err);
-    if (t->dtype == AQ_F32) return aq_weights_file_read(file, t->offset + begin * 4, out, count * 4, err);
-    aq_status status = read_pieces(file, t, begin, count, out, err);
-    return status == AQ_OK && t->scale_index >= 0 ? apply_scale(model, t, begin, count, out, err) : status;
+    aq_status status;
+    if (t->block_type != 0)
+        status = read_blocks(file, t, begin, count, out, err);
+    else if (t->dtype == AQ_F32)
+        status = aq_weights_file_read(file, t->offset + begin * 4, out, count * 4, err);
+    else
+        status = read_pieces(file, t, begin, count, out, err);
+    if (status == AQ_OK && t->scale_index >= 0) status = apply_scale(model, t, begin, count, out, err);
+    return status == AQ_OK && t->adapter_index >= 0 ? aq_lora_apply(model, index, begin, count, out, err) : status;
 }

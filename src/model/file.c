@@ -197,5 +197,6 @@ aq_status aq_model_check_unchanged(const aq_model *model, aq_error *err) {
     aq_status status = AQ_OK;
     for (size_t i = 0; i < model->n_files && status == AQ_OK; i++) status = check_header(&model->files[i], piece, err);
     aq_free(piece);
+    for (size_t i = 0; i < aq_model_n_adapters(model) && status == AQ_OK; i++) status = aq_model_check_unchanged(aq_lora_model(model, i), err);
     return status;
 }

@@ -28,6 +28,8 @@ typedef struct aq_side_file {
     char *relative, *absolute;
 } aq_side_file;
 
+typedef struct aq_lora aq_lora;
+
 struct aq_model {
     char *path, *root, *weights_dir, *weights_name, *component, *class_name;
     const char *format;
@@ -46,6 +48,7 @@ struct aq_model {
     size_t n_side_files, side_files_capacity;
     json_t *config;      /* config.json of the weights, NULL without one */
     json_t *model_index; /* model_index.json of a diffusers folder, NULL without one */
+    aq_lora *lora;       /* NULL without adapters */
 };
 
 /* Adds `FILE: text` to the warnings; the file, which may be NULL, is escaped. */
@@ -100,6 +103,12 @@ aq_status aq_folder_config(aq_model *model, const char *dir, const aq_model_opti
 
 /* reduced.c: refuses quantized weights by kind and pairs fp8 weights with their scales (IX09). */
 aq_status aq_reduced_check(aq_model *model, aq_error *err);
+/* lora.c: opens the adapters that the options name and finds their layers. */
+aq_status aq_lora_open(aq_model *model, const aq_model_options *options, aq_error *err);
+void aq_lora_close(aq_lora *lora);
+/* Adds the changes of all adapters to elements [begin, begin + count) of a weight. */
+aq_status aq_lora_apply(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err);
+const aq_model *aq_lora_model(const aq_model *model, size_t index);
 /* roles.c: the role of each tensor whose role is not AQ_ROLE_SCALE. */
 void aq_roles_assign(aq_model *model);
 /* modality.c */

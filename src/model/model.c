@@ -166,8 +166,9 @@ static aq_status mark_computed(aq_model *model, aq_error *err) {
     size_t n_blocks = 0, first = 0;
     for (size_t i = model->n_tensors; i-- > 0;) {
         aq_tensor_info *t = &model->tensors[i];
-        t->is_computed = t->scale_index >= 0 || t->block_type != 0;
-        t->kept_dtype = t->scale_index >= 0 ? AQ_BF16 : t->dtype;
+        bool fp8 = t->dtype == AQ_F8_E4M3 || t->dtype == AQ_F8_E5M2;
+        t->is_computed = t->scale_index >= 0 || t->block_type != 0 || t->adapter_index >= 0;
+        t->kept_dtype = t->adapter_index >= 0 ? AQ_F32 : fp8 && t->is_computed ? AQ_BF16 : t->dtype;
         if (t->block_type != 0) n_blocks++, first = i;
     }
     if (n_blocks == 0) return AQ_OK;
@@ -190,6 +191,7 @@ aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options
     aq_status status = open_path(model, options, err);
     if (status == AQ_OK) status = join_tensors(model, options, err);
     if (status == AQ_OK) status = aq_reduced_check(model, err);
+    if (status == AQ_OK) status = aq_lora_open(model, options, err);
     if (status == AQ_OK) status = mark_computed(model, err);
     if (status == AQ_OK) aq_roles_assign(model);
     if (status == AQ_OK) status = aq_modality_detect(model, options, err);
@@ -221,6 +223,7 @@ void aq_model_close(aq_model *model) {
     aq_free(model->class_name);
     json_decref(model->config);
     json_decref(model->model_index);
+    aq_lora_close(model->lora);
     aq_free(model);
 }
 
@@ -266,6 +269,14 @@ void aq_model_fingerprint(const aq_model *model, char out[33]) {
         const char *slash = strrchr(file->path, '/');
         int n = snprintf(state, sizeof state, "%s %s %llu %lld %.255s", hash, file->header_hash, (unsigned long long)file->stamp.size,
                          (long long)file->stamp.mtime_ns, slash ? slash + 1 : file->path);
+        aq_xxh3_hex(state, n > 0 ? (uint64_t)n : 0, hash);
+    }
+    for (size_t i = 0; i < aq_model_n_adapters(model); i++) {
+        char adapter[33];
+        aq_model_fingerprint(aq_lora_model(model, i), adapter);
+        uint64_t strength;
+        memcpy(&strength, &aq_model_adapter(model, i)->strength, sizeof strength);
+        int n = snprintf(state, sizeof state, "%s lora %s %llx", hash, adapter, (unsigned long long)strength);
         aq_xxh3_hex(state, n > 0 ? (uint64_t)n : 0, hash);
     }
     memcpy(out, hash, sizeof hash);

@@ -324,6 +324,15 @@ static aq_status check_words(exporting *x, aq_error *err) {
     return AQ_OK;
 }
 
+/* Weights from --source without the adapters that the container holds would be another model. */
+static aq_status check_adapters(const exporting *x, aq_error *err) {
+    size_t n = json_array_size(json_object_get(json_object_get(x->metadata, "source"), "lora"));
+    if (!x->options->source || n == 0 || (x->original.model && aq_model_n_adapters(x->original.model) == n)) return AQ_OK;
+    aq_fail(err, AQ_ERR_USAGE, "the container holds %zu merged adapters, which --source lacks", n);
+    aq_hint(err, "give the same --lora options that it was made with");
+    return AQ_ERR_USAGE;
+}
+
 static aq_status check_request(exporting *x, aq_error *err) {
     aq_status status = check_target_name(x, err);
     if (status == AQ_OK) status = check_words(x, err);
@@ -501,8 +510,9 @@ aq_status aq_export(const char *path, const char *out_path, const aq_export_opti
     aq_status status = check_request(x, err);
     if (status == AQ_OK) status = aq_source_open(&x->source, path, NULL, err);
     if (status == AQ_OK && !x->source.store) status = aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a source model, not a container that ArrowQuant wrote");
-    if (status == AQ_OK && options->source) status = aq_source_open(&x->original, options->source, NULL, err);
+    if (status == AQ_OK && options->source) status = aq_source_open(&x->original, options->source, options->model, err);
     if (status == AQ_OK) x->metadata = aq_report_parsed(aq_store_metadata_json(x->source.store));
+    if (status == AQ_OK) status = check_adapters(x, err);
     if (status == AQ_OK) status = check_target(x, err);
     if (status == AQ_OK) status = plan_all(x, err);
     if (status == AQ_OK) status = x->single_file ? export_weights(x, out_path, err) : export_folder(x, err);

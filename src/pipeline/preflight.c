@@ -90,6 +90,15 @@ static void announce_scaled(const quantize_run *run) {
     aq_job_log(&run->job, AQ_LOG_INFO, "%zu fp8 weights (the first is \"%s\") are multiplied by their scales; those that are kept are stored as BF16", n, name);
 }
 
+static void announce_adapters(const quantize_run *run) {
+    for (size_t i = 0; i < aq_model_n_adapters(run->model); i++) {
+        const aq_adapter_info *a = aq_model_adapter(run->model, i);
+        char path[512], strength[32];
+        aq_escape(path, sizeof path, a->path, strlen(a->path));
+        aq_job_log(&run->job, AQ_LOG_INFO, "%s: merged into %zu layers with strength %s", path, a->n_layers, aq_text_fixed(strength, a->strength, 3));
+    }
+}
+
 static aq_status choose_all(quantize_run *run, aq_error *err) {
     uint64_t n = run->n_tensors = aq_model_n_tensors(run->model);
     run->choices = aq_calloc(n, sizeof *run->choices);
@@ -399,6 +408,7 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
     if (status == AQ_OK) {
         announce_input(run);
         announce_scaled(run);
+        announce_adapters(run);
         announce_plan(run);
     }
     return status;

@@ -164,6 +164,22 @@ static json_t *header_metadata(const aq_model *model) {
     return map;
 }
 
+/* Merged adapters, by the names of their files. */
+static json_t *lora_json(const aq_model *m) {
+    json_t *list = json_array();
+    for (size_t i = 0; list && i < aq_model_n_adapters(m); i++) {
+        const aq_adapter_info *a = aq_model_adapter(m, i);
+        char *name = aq_path_basename(a->path);
+        json_t *entry =
+            json_pack("{s:o, s:o, s:I}", "name", aq_report_text(name), "strength", aq_report_real(a->strength), "n_layers", (json_int_t)a->n_layers);
+        aq_free(name);
+        if (json_array_append_new(list, entry) == 0) continue;
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
 static json_t *source_json(const quantize_run *run) {
     const aq_model *m = run->model;
     char *name = aq_path_basename(aq_model_path(m));
@@ -175,6 +191,10 @@ static json_t *source_json(const quantize_run *run) {
                   "weights_name", aq_report_text(aq_model_weights_name(m)), "n_files", (json_int_t)aq_model_n_files(m), "n_tensors", (json_int_t)n_tensors,
                   "n_weights", (json_int_t)n_weights, "size_bytes", (json_int_t)run->source_bytes, "metadata", header_metadata(m));
     aq_free(name);
+    if (json && aq_model_n_adapters(m) > 0 && json_object_set_new(json, "lora", lora_json(m)) != 0) {
+        json_decref(json);
+        return NULL;
+    }
     return json;
 }
 

@@ -130,7 +130,7 @@ def test_sizes_that_are_none_are_refused(cli, size):
             "  hint: did you mean n_tensors?\n",
         ),
         (["--config", "--print-config"], "error: --config needs a value: FILE\n  hint: read settings from a .yaml or .json file\n"),
-        (["-o"], "error: --output needs a value: OUT\n  hint: where to write (beside the input: NAME-int4 by the bits, or NAME-safetensors)\n"),
+        (["-o"], "error: --output needs a value: OUT\n  hint: where to write (beside the input: NAME-int4 by the bits, NAME-safetensors, NAME.gguf)\n"),
         (["--shard-size", "0B"], 'error: --shard-size: invalid size "0B"; must be above 0\n'),
     ],
 )

@@ -31,7 +31,7 @@ static void put(file_bytes *f, const void *p, size_t n) {
     f->size += n;
 }
 static void put_n(file_bytes *f, uint64_t x, int bytes) {
-    for (int i = 0; i < bytes; i++) put(f, &(uint8_t){(uint8_t)(x >> 8 * i)}, 1);
+    for (int i = 0; i < bytes; i++) put(f, &(uint8_t){(uint8_t)(i < 8 ? x >> 8 * i : 0)}, 1);
 }
 static void put_text(file_bytes *f, const char *text) {
     put_n(f, strlen(text), 8);
