@@ -167,7 +167,7 @@ static aq_status check_operands(const cli_args *args, aq_error *err) {
     if (words && strcmp(words, "*") != 0 && !is_one_of(words, args->operands[0])) {
         char list[256], shown[128];
         list_words(list, sizeof list, words);
-        return aq_fail(err, AQ_ERR_USAGE, "%s: unknown %s \"%s\"; must be %s", command->name, command->operands,
+        return aq_fail(err, AQ_ERR_USAGE, "%s: unknown %.*s \"%s\"; must be %s", command->name, (int)strcspn(command->operands, " "), command->operands,
                        escaped(shown, sizeof shown, args->operands[0], strlen(args->operands[0])), list);
     }
     return AQ_OK;

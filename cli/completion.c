@@ -167,7 +167,8 @@ static void zsh(void) {
             put(" \\\n                '1:word:(");
             put_operand_words(command);
             put(")'");
-        } else if (command->max_operands) {
+        }
+        if (command->operand_words ? command->max_operands > 1 : command->max_operands > 0) {
             put(" \\\n                '*:path:_files'");
         }
         put(" ;;\n");

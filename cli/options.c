@@ -47,6 +47,17 @@ static const cli_command commands[] = {
      "With --against errors and sensitivities are measured, with --calib those of the outputs over the schedule as well.",
      "arrowquant report model-int4 -o report.html\narrowquant report model-int4 --against model.safetensors --calib model.aqcal -o report.html",
      cli_run_report},
+    {"calib", "ACTION FILE...", 2, 1000, "show|merge|check|synth", "look at calibration statistics, merge them, check them against a model",
+     "show FILE...: what was recorded of each layer; -v: per time group.\n"
+     "merge A B... -o OUT: the sum of several recordings. --max-memory bounds what is held; the rest goes to a temporary file.\n"
+     "check FILE MODEL: every layer must be a tensor of the model with that many inputs (exit code 3), and layers without statistics are listed.\n"
+     "synth MODEL -o OUT.jsonl: a data set of random inputs, marked as synthetic, for when there are no data. It is not yet statistics: this program does not\n"
+     "run models; the recorder (arrow_quant_v2.torch) runs the model on it. Image and audio: standard normal values, text: even tokens and rising mask "
+     "ratios.\n"
+     "Statistics are recorded from Python; docs/calibration.md.",
+     "arrowquant calib show model.aqcal\narrowquant calib merge a.aqcal b.aqcal -o both.aqcal\narrowquant calib check model.aqcal model.safetensors\n"
+     "arrowquant calib synth pipeline-folder --samples 64 -o synthetic.jsonl",
+     cli_run_calib},
     {"version", "", 0, 0, NULL, "version of the program and its kernels", "With --json for programs.", "arrowquant version\narrowquant version --json",
      cli_run_version},
     {"help", "[COMMAND]", 0, 1, "*", "this help, or that of a command", "With --markdown the whole manual, which is docs/cli.md.",
@@ -92,23 +103,24 @@ static const cli_option table[] = {
      "settings of matching tensors, as in '*attn*=bits:8,group:64'; may be repeated, the last match wins"},
     {"allow-unmatched", 0, NULL, NULL, NULL, NULL, false, false, GROUP_LAYERS, "quantize plan", "a pattern that matches nothing is no error"},
 
-    {"component", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
+    {"shape", 0, "N,N,...", NULL, NULL, NULL, false, false, GROUP_INPUT, "calib", "synth: shape of one input, as in 4,64,64 (from the model's config.json)"},
+    {"component", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report calib",
      "folder of a diffusers pipeline to read (transformer, else unet)"},
-    {"variant", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
+    {"variant", 0, "NAME", NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report calib",
      "which weights when a folder has several, as in fp16"},
     {"lora", 0, "FILE[:STRENGTH]", NULL, NULL, NULL, true, false, GROUP_INPUT, "inspect quantize plan verify export report",
      "merge an adapter into the weights before anything else (kohya and PEFT names, strength 1); may be repeated"},
-    {"modality", 0, "NAME", "text|code|image|audio", "modality", NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
+    {"modality", 0, "NAME", "text|code|image|audio", "modality", NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report calib",
      "what the model makes (detected)"},
     {"calib", 0, "FILE", NULL, "calibration_path", NULL, false, false, GROUP_INPUT, "quantize plan report",
      "statistics of the layers' inputs (.aqcal): errors are measured and lowered in the layers' outputs"},
     {"nonfinite", 0, "WHAT", "error|keep|zero", "nonfinite", NULL, false, false, GROUP_INPUT, "quantize plan",
      "NaN and infinity: refuse, keep that tensor as it is, or replace by zero and count (error)"},
-    {"skip-unknown-dtype", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
+    {"skip-unknown-dtype", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report calib",
      "carry tensors of unknown element type over as bytes instead of refusing the file"},
-    {"no-follow-symlinks", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report",
+    {"no-follow-symlinks", 0, NULL, NULL, NULL, NULL, false, false, GROUP_INPUT, "inspect quantize plan verify diff report calib",
      "refuse weights files that are symbolic links"},
-    {"limit", 0, "NAME=VALUE", NULL, NULL, NULL, true, false, GROUP_INPUT, "inspect quantize plan verify diff report",
+    {"limit", 0, "NAME=VALUE", NULL, NULL, NULL, true, false, GROUP_INPUT, "inspect quantize plan verify diff report calib",
      "raise a limit on untrusted input: header_bytes, n_tensors, name_bytes, index_bytes, config_bytes, n_shards, json_depth"},
 
     {"min-accuracy", 0, "X", NULL, "min_accuracy", NULL, false, false, GROUP_QUALITY, "quantize plan verify",
@@ -138,9 +150,9 @@ static const cli_option table[] = {
      "the original model: layers whose codes do not fit the format are coded from it, not from the dequantized weights"},
     {"dtype", 0, "TYPE", "f32|f16|bf16", NULL, NULL, false, false, GROUP_OUTPUT, "export",
      "element type of the weights, or of what has no codes (that of the source; gguf: f16)"},
-    {"output", 'o', "OUT", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize plan export report",
+    {"output", 'o', "OUT", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize plan export report calib",
      "where to write (beside the input: NAME-int4 by the bits, NAME-safetensors, NAME.gguf)"},
-    {"overwrite", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize plan export report",
+    {"overwrite", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize plan export report calib",
      "replace an existing output, once the new one is complete"},
     {"mkdir", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "create missing parent folders"},
     {"shard-size", 0, "SIZE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "begin a new file beyond this size (5GB)"},
@@ -149,12 +161,14 @@ static const cli_option table[] = {
     {"restart", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "discard the state of an interrupted run"},
 
     {"threads", 0, "N", NULL, "num_threads", NULL, false, false, GROUP_RUN, "quantize plan verify diff export report", "threads to use; 0: all (0)"},
-    {"max-memory", 0, "SIZE", NULL, "max_memory_limit_mb", NULL, false, false, GROUP_RUN, "quantize plan", "most memory to use, as in 4GB"},
+    {"max-memory", 0, "SIZE", NULL, "max_memory_limit_mb", NULL, false, false, GROUP_RUN, "quantize plan calib", "most memory to use, as in 4GB"},
 
     {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "inspect quantize plan", "read settings from a .yaml or .json file"},
     {"print-config", 0, NULL, NULL, NULL, NULL, false, false, GROUP_CONFIG, "quantize", "print the merged settings, which reproduce the run, and stop"},
 
-    {"samples", 0, "N", NULL, "calibration_samples", NULL, false, false, GROUP_FIELDS, "quantize", "short name of --calibration-samples"},
+    {"seed", 0, "N", NULL, "seed", NULL, false, false, GROUP_FIELDS, "quantize calib", "seed of what is drawn at random (0)"},
+    {"samples", 0, "N", NULL, "calibration_samples", NULL, false, false, GROUP_FIELDS, "quantize calib",
+     "short name of --calibration-samples; calib synth: samples to make (128)"},
 
     {"report", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "write an HTML page about the result as well"},
     {"show", 0, "LAYER", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "report", "layer whose histograms are drawn (the one with the largest error)"},

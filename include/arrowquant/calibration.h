@@ -129,6 +129,10 @@ AQ_API const aq_timestep_stats *aq_calib_timesteps(const aq_calib *calib, size_t
  * model that the collection lacks are told by `missing` (may be NULL), one name each. */
 AQ_API aq_status aq_calib_check(const aq_calib *calib, const aq_model *model, void (*missing)(void *user, const char *name), void *user, aq_error *err);
 
+/* What is weak about the statistics, one sentence each: synthetic data, layers or time groups without rows, inputs that never change, fewer rows than inputs,
+ * rows of unknown timestep (CA02). */
+AQ_API void aq_calib_warnings(const aq_calib *calib, void (*tell)(void *user, const char *sentence), void *user);
+
 /* SHA-256 over everything that counts (not the path): part of a run's fingerprint and of cache keys. 64 hex digits + NUL. */
 AQ_API aq_status aq_calib_fingerprint(const aq_calib *calib, char out[65], aq_error *err);
 

@@ -12,6 +12,7 @@
 #define ARROWQUANT_DATASET_H
 
 #include <arrowquant/base.h>
+#include <arrowquant/model.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,6 +48,7 @@ typedef struct aq_sample {
     bool integers;    /* all values are written as integers: token ids, bytes of an image */
     aq_dtype dtype;   /* element type in an .npy array, F64 elsewhere */
     int32_t timestep; /* -1: none */
+    bool synthetic;   /* marked so ("synthetic": true): statistics from it are synthetic too */
 } aq_sample;
 
 /* Opens by extension. AQ_ERR_IO, AQ_ERR_FORMAT (unknown kind of file, damaged, no array with samples), AQ_ERR_USAGE. options may be NULL. */
@@ -60,6 +62,26 @@ AQ_API aq_status aq_dataset_next(aq_dataset *dataset, aq_sample *out, bool *end,
 AQ_API uint64_t aq_dataset_n_samples(const aq_dataset *dataset);
 /* SHA-256 of the file, 64 hex digits + NUL: for aq_calib_options.data_sha256. */
 AQ_API aq_status aq_dataset_sha256(const char *path, char out[65], aq_error *err);
+
+/* ---- synthetic data, when there is none ---- */
+
+typedef struct aq_synthetic_options {
+    uint64_t n_samples;   /* 0: 128 */
+    aq_shape shape;       /* of one sample, without batch; rank 0: from the model's config.json */
+    uint32_t n_timesteps; /* of the schedule; 0: from the model's scheduler, else 1000 */
+    aq_modality modality; /* AQ_MODALITY_UNKNOWN: the model's */
+    uint32_t vocabulary;  /* text; 0: from config.json */
+    int64_t mask_token;   /* text; -1: from config.json, or none */
+    uint64_t seed;
+} aq_synthetic_options;
+AQ_API void aq_synthetic_options_init(aq_synthetic_options *options);
+
+/* Writes `path` (.jsonl), n_samples rows {"data", "timestep", "shape", "synthetic": true}: inputs for the model, to be run through it, not statistics.
+ * Image and audio: standard normal values. Text: tokens drawn evenly from the vocabulary; of sample i of N the part (i + 1/2) / N is masked where there is a
+ * mask token. Timesteps lie evenly over the schedule. The same options give the same bytes. *used (may be NULL) takes the options with what was read from the
+ * model. AQ_ERR_USAGE says what has to be given when the configuration does not tell. */
+AQ_API aq_status aq_dataset_synthesize(const char *path, const aq_model *model, const aq_synthetic_options *options, bool overwrite, aq_synthetic_options *used,
+                                       aq_error *err);
 
 #ifdef __cplusplus
 }

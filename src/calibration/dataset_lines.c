@@ -167,6 +167,7 @@ static aq_status read_sample(aq_dataset *d, aq_sample *out, const json_t *root, 
             return aq_dataset_fail(d, "line", out->line, err, "timestep is no integer of at least 0");
         out->timestep = (int32_t)json_integer_value(timestep);
     }
+    out->synthetic = json_is_true(json_object_get(root, "synthetic"));
     if (out->kind >= AQ_SAMPLE_INPUT) return read_values(d, out, value, root, err);
     if (!json_is_string(value)) return aq_dataset_fail(d, "line", out->line, err, "%s is no string", keys[out->kind]);
     out->text = json_string_value(value);

@@ -244,6 +244,47 @@ static aq_status try_file(const char *path, aq_error *err) {
     return status;
 }
 
+/* A recording whose layers are those of the model that the tests of the program use. */
+static aq_calib *of_blocks(void) {
+    aq_calib_options o;
+    aq_calib_options_init(&o);
+    o.n_timesteps = 1000;
+    o.n_groups = 2;
+    o.data_name = "noise";
+    o.synthetic = true;
+    o.modality = AQ_MODALITY_IMAGE;
+    aq_calib *c;
+    assert_int_equal(aq_calib_create(&c, &o, NULL), AQ_OK);
+    static float x[20 * 128];
+    random_state = 1;
+    for (size_t l = 0; l < 3; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "blocks.%zu.attn.to_q.weight", l);
+        for (size_t i = 0; i < sizeof x / sizeof *x; i++) x[i] = (float)(l + 1) * uniform();
+        assert_int_equal(aq_calib_add_layer(c, name, 128, NULL, NULL, NULL), AQ_OK);
+        assert_int_equal(aq_calib_update(c, l, x, 20, 128, NULL, 750, 1, NULL), AQ_OK);
+    }
+    return c;
+}
+
+/* tests/fixtures/calibration: files as the first version wrote them. They are read, and the same content still gives the same bytes on any machine.
+ * AQ_UPDATE_FIXTURES=1 writes them anew, which a change of the format needs. */
+static void files_of_the_first_version_are_read_and_written_alike(void **state) {
+    (void)state;
+    for (int k = 0; k < 2; k++) {
+        const char *path = k ? AQ_SOURCE_DIR "/tests/fixtures/calibration/blocks.aqcal" : AQ_SOURCE_DIR "/tests/fixtures/calibration/small.aqcal";
+        aq_calib *c = k ? of_blocks() : sample_of(true, false, 2, 9), *opened;
+        if (getenv("AQ_UPDATE_FIXTURES")) assert_int_equal(aq_calib_save(c, path, true, NULL), AQ_OK);
+        assert_int_equal(aq_calib_open(&opened, path, NULL), AQ_OK);
+        assert_same(c, opened);
+        const char *again = in_dir("fixture.aqcal");
+        assert_int_equal(aq_calib_save(c, again, true, NULL), AQ_OK);
+        assert_same_bytes(path, again);
+        aq_calib_free(c);
+        aq_calib_free(opened);
+    }
+}
+
 static void CA_truncated_at_any_byte_it_is_refused(void **state) {
     (void)state;
     const char *path = in_dir("cut.aqcal");
@@ -333,6 +374,7 @@ int main(void) {
         cmocka_unit_test(a_file_can_be_continued),
         cmocka_unit_test(threads_and_spilling_do_not_change_the_file),
         cmocka_unit_test(an_existing_file_stays_unless_told_otherwise),
+        cmocka_unit_test(files_of_the_first_version_are_read_and_written_alike),
         cmocka_unit_test(CA_truncated_at_any_byte_it_is_refused),
         cmocka_unit_test(CA_a_flipped_bit_never_passes_for_another_figure),
         cmocka_unit_test(CA_foreign_files_are_refused_with_the_reason),
