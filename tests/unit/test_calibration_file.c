@@ -251,6 +251,7 @@ static aq_calib *of_blocks(void) {
     o.n_timesteps = 1000;
     o.n_groups = 2;
     o.data_name = "noise";
+    o.data_sha256 = "00000000000000000000000000000000000000000000000000000000000000ff";
     o.synthetic = true;
     o.modality = AQ_MODALITY_IMAGE;
     aq_calib *c;
