@@ -37,7 +37,7 @@ typedef struct product {
 
     uint64_t nc, mc;                             /* columns of a phase; rows of a task */
     uint64_t k_blocks, packs, row_tasks, groups; /* per phase: packing tasks, multiplying tasks (rows x groups of columns) */
-    uint64_t buffers, buffer_size;               /* for A: one a thread */
+    uint64_t buffers, a_size, buffer_size;       /* for A (and a panel of B when packs is 0): one a thread */
     char *packed_b[2], *packed_a;
     atomic_bool *taken;                            /* [buffers] */
     atomic_uint_fast64_t packed[2], multiplied[2]; /* tasks done, of even and of odd phases */
@@ -64,22 +64,24 @@ static phase phase_at(const product *p, uint64_t index) {
     return f;
 }
 
-/* Columns of a panel lie together: panel number q starts at q * cols * depth. */
+/* Panel number q of the phase's columns. */
+static void pack_panel(const product *p, const phase *f, uint64_t q, char *out) {
+    uint64_t j = q * p->kernels->cols, width = least(p->kernels->cols, f->width - j);
+    if (p->fill) {
+        p->fill(p->context, f->j + j, width, f->l, f->depth, (float *)(void *)out);
+        return;
+    }
+    const char *in = p->b.data + ((f->j + j) * p->b.col_stride + f->l * p->b.row_stride) * p->kernels->element;
+    p->kernels->pack_cols(out, in, p->b.col_stride, p->b.row_stride, width, f->depth);
+}
+
+static uint64_t panel_size(const product *p, uint64_t depth) { return p->kernels->cols * depth * p->kernels->element; }
+
 static void pack_b(product *p, const phase *f, uint64_t part) {
-    const aq_gemm_kernels *kernels = p->kernels;
-    uint64_t panels = ceil_div(f->width, kernels->cols), size = kernels->element;
+    uint64_t panels = ceil_div(f->width, p->kernels->cols), size = panel_size(p, f->depth);
     char *out = p->packed_b[f->index & 1];
     wait_for(&p->multiplied[f->index & 1], f->index / 2 * p->row_tasks * p->groups);
-    for (uint64_t q = panels * part / p->packs; q < panels * (part + 1) / p->packs; q++) {
-        uint64_t j = q * kernels->cols;
-        uint64_t width = least(kernels->cols, f->width - j);
-        if (p->fill) {
-            p->fill(p->context, f->j + j, width, f->l, f->depth, (float *)(void *)(out + j * f->depth * size));
-            continue;
-        }
-        const char *in = p->b.data + ((f->j + j) * p->b.col_stride + f->l * p->b.row_stride) * size;
-        kernels->pack_cols(out + j * f->depth * size, in, p->b.col_stride, p->b.row_stride, width, f->depth);
-    }
+    for (uint64_t q = panels * part / p->packs; q < panels * (part + 1) / p->packs; q++) pack_panel(p, f, q, out + q * size);
     atomic_fetch_add_explicit(&p->packed[f->index & 1], 1, memory_order_release);
 }
 
@@ -92,6 +94,8 @@ static void multiply_rows(product *p, const phase *f, char *packed, uint64_t row
                            p->a.col_stride, least(rows, height - i), f->depth);
     for (uint64_t q = first; q < end; q++) {
         uint64_t column = f->j + q * cols;
+        char *panel = p->packs ? p->packed_b[f->index & 1] + q * panel_size(p, f->depth) : packed + p->a_size;
+        if (!p->packs) pack_panel(p, f, q, panel);
         aq_gemm_edge edge = {.cols = least(cols, f->width - q * cols), .diagonal = -(ptrdiff_t)rows, .subtract = p->subtract};
         for (uint64_t i = 0; i < height; i += rows) {
             if (p->upper) {
@@ -99,8 +103,7 @@ static void multiply_rows(product *p, const phase *f, char *packed, uint64_t row
                 edge.diagonal = (ptrdiff_t)(row + i) - (ptrdiff_t)column;
             }
             edge.rows = least(rows, height - i);
-            kernels->tile(f->depth, packed + i * f->depth * size, p->packed_b[f->index & 1] + q * cols * f->depth * size,
-                          p->c + ((row + i) * p->ldc + column) * size, p->ldc, &edge);
+            kernels->tile(f->depth, packed + i * f->depth * size, panel, p->c + ((row + i) * p->ldc + column) * size, p->ldc, &edge);
         }
     }
 }
@@ -133,19 +136,22 @@ static bool run_task(void *context, size_t index) {
     return true;
 }
 
-/* How the product is cut: for `threads` threads some four tasks each, of rows first. */
+/* How the product is cut: for `threads` threads some four tasks each, of rows first. When the rows of A fit the cache all at once, each panel of B serves one
+ * task only, which packs it when it comes to it: there it is in the first-level cache. */
 static void cut(product *p, uint64_t threads) {
     uint64_t rows = p->kernels->rows, cols = p->kernels->cols, depth = least(AQ_GEMM_BLOCK, p->k), size = p->kernels->element;
     uint64_t most = A_BYTES / (AQ_GEMM_BLOCK * size * rows) * rows, wanted = threads > 1 ? 4 * threads : 1;
-    p->nc = least(round_up(p->n, cols), B_BYTES / (depth * size * cols) * cols);
-    p->mc = least(most, round_up(ceil_div(p->m, wanted), rows));
+    bool one = p->m <= 2 * most && p->n >= 8 * cols * threads;
+    p->nc = one ? round_up(p->n, cols) : least(round_up(p->n, cols), B_BYTES / (depth * size * cols) * cols);
+    p->mc = one ? round_up(p->m, rows) : least(most, round_up(ceil_div(p->m, wanted), rows));
     p->row_tasks = ceil_div(p->m, p->mc);
-    p->groups = 1;
-    if (p->row_tasks < wanted) p->groups = least(ceil_div(wanted, p->row_tasks), ceil_div(p->nc, 4 * cols));
-    p->packs = threads > 1 ? least(2 * threads, ceil_div(p->nc, cols)) : 1;
+    p->groups = one ? 2 * threads : 1;
+    if (!one && p->row_tasks < wanted) p->groups = least(ceil_div(wanted, p->row_tasks), ceil_div(p->nc, 4 * cols));
+    p->packs = one ? 0 : threads > 1 ? least(2 * threads, ceil_div(p->nc, cols)) : 1;
     p->k_blocks = ceil_div(p->k, AQ_GEMM_BLOCK);
     p->buffers = threads;
-    p->buffer_size = round_up(p->mc * depth * size, ALIGNMENT);
+    p->a_size = round_up(p->mc * depth * size, ALIGNMENT);
+    p->buffer_size = p->a_size + (one ? round_up(panel_size(p, depth), ALIGNMENT) : 0);
 }
 
 static bool run(product *p, int n_threads) {
@@ -156,7 +162,8 @@ static bool run(product *p, int n_threads) {
     cut(p, threads);
 
     uint64_t n_phases = ceil_div(p->n, p->nc) * p->k_blocks, parts = p->row_tasks * p->groups;
-    uint64_t b_size = round_up(p->nc * least(AQ_GEMM_BLOCK, p->k) * p->kernels->element, ALIGNMENT), b_count = threads > 1 && n_phases > 1 ? 2 : 1;
+    uint64_t b_size = round_up(p->nc * least(AQ_GEMM_BLOCK, p->k) * p->kernels->element, ALIGNMENT);
+    uint64_t b_count = !p->packs ? 0 : threads > 1 && n_phases > 1 ? 2 : 1;
     char *memory = aq_alloc(b_size * b_count + p->buffer_size * p->buffers + parts * sizeof *p->phases + p->buffers * sizeof *p->taken + ALIGNMENT);
     if (!memory) return false;
     char *at = memory + (ALIGNMENT - (uintptr_t)memory % ALIGNMENT);
