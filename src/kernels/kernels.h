@@ -70,7 +70,7 @@ typedef struct aq_gemm_kernels {
  * s and o can be read 16 elements past their last. */
 typedef struct aq_code_row {
     const uint8_t *codes;
-    size_t bytes;
+    size_t bytes, readable; /* of the row; from its start to the end of the memory that holds it */
     int bits;
     const float *s, *o;
     unsigned shift;

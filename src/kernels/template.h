@@ -618,24 +618,29 @@ static void unpack_panel(const aq_code_panel *p, float *out) {
         unpack_panel_of(p, 8, out);
 }
 
+/* Codes of byte `byte` of each word are read by a load that many bytes further on, which leaves shifts within a byte only; the last lane's other bytes, and
+ * words behind the end of the row, lie in what follows: they meet inputs of 0 or are masked. */
 static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_row *row, int bits, const float *x, size_t x_stride, const float *sums,
                                                                size_t sums_stride, size_t n_rows, float *out) {
-    const size_t per = 32 / (size_t)bits;
+    const size_t per = 32 / (size_t)bits, per_byte = per / 4;
     vf total[4][PARTS];
     for (size_t r = 0; r < n_rows; r++)
         for (size_t u = 0; u < PARTS; u++) total[r][u] = (vf){0};
     for (size_t block = 0, at = 0; at < row->bytes; block++, at += 64) {
         const uint8_t *codes = row->codes + at;
-        uint8_t last[64] = {0};
-        if (row->bytes - at < 64) codes = memcpy(last, codes, row->bytes - at);
+        uint8_t last[64 + 3] = {0};
+        if (row->readable - at < sizeof last) codes = memcpy(last, codes, row->bytes - at < 64 ? row->bytes - at : 64);
         for (size_t u = 0; u < PARTS; u++) {
             size_t word = block * AQ_LANES + u * W;
-            vi words;
-            memcpy(&words, codes + u * VECTOR_BYTES, sizeof words);
             vf part[4] = {{0}, {0}, {0}, {0}}, s = v_spread(row->s + (word >> row->shift), row->shift), o = v_spread(row->o + (word >> row->shift), row->shift);
-            for (size_t t = 0; t < per; t++) {
-                vf q = v_codes(words >> (int)t * bits, bits);
-                for (size_t r = 0; r < n_rows; r++) part[r] = v_fma(q, v_load(x + r * x_stride + (block * per + t) * AQ_LANES + u * W), part[r]);
+            for (size_t byte = 0; byte < 4; byte++) {
+                vi words;
+                memcpy(&words, codes + u * VECTOR_BYTES + byte, sizeof words);
+                for (size_t t = 0; t < per_byte; t++) {
+                    vf q = v_codes(t ? words >> (int)t * bits : words, bits);
+                    const float *inputs = x + (block * per + byte * per_byte + t) * AQ_LANES + u * W;
+                    for (size_t r = 0; r < n_rows; r++) part[r] = v_fma(q, v_load(inputs + r * x_stride), part[r]);
+                }
             }
             for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(s, part[r], v_fma(o, v_load(sums + r * sums_stride + word), total[r][u]));
         }

@@ -11,6 +11,7 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
@@ -150,6 +151,28 @@ static aq_status multiply_panels(const aq_linear_weight *w, const float *x, uint
 
 /* ---- few rows ---- */
 
+/* One output's records: s = S k, o = O m, with k - 1 and m in p bits each (params.c). */
+static void load_two_level_lines(const aq_linear_weight *w, const uint8_t *record, float *s, float *o) {
+    int bits = w->spec.bits, p = aq_two_level_field_bits(bits);
+    uint64_t subs = w->spec.group_size / w->layout.pair_width, full = aq_two_level_record_bytes(bits, subs);
+    for (uint64_t left = w->layout.pairs_per_row, n; left > 0; left -= n, s += n, o += n, record += full) {
+        uint16_t outer[2], fields[AQ_TWO_LEVEL_MAX_SUB];
+        n = least(subs, left);
+        memcpy(outer, record, sizeof outer);
+        for (uint64_t j = 0; bits == 2 && j < n; j++) fields[j] = record[4 + j];
+        for (uint64_t j = 0; bits == 4 && j < n; j++) { /* 12 bits each: the first or the last of two bytes */
+            memcpy(&fields[j], record + 4 + j * 3 / 2, sizeof *fields);
+            fields[j] = j & 1 ? fields[j] >> 4 : fields[j] & 0xFFF;
+        }
+        float scale = aq_f16_to_f32(outer[0]), offset = aq_f16_to_f32(outer[1]);
+        int mask = (1 << p) - 1;
+        for (uint64_t j = 0; j < n; j++) {
+            s[j] = scale * (float)((fields[j] & mask) + 1);
+            o[j] = offset * (float)(fields[j] >> p);
+        }
+    }
+}
+
 typedef struct dots {
     const aq_linear_weight *weight;
     const aq_kernels *kernels;
@@ -175,50 +198,74 @@ static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, f
     }
 }
 
-/* w = s q + o of each pair of an output. */
-static void load_lines(const aq_linear_weight *w, uint64_t row, float *s, float *o, aq_pair *pairs) {
-    uint64_t n = w->layout.pairs_per_row;
-    load_pairs(w, row, 0, n, pairs);
-    for (uint64_t i = 0; i < n; i++) {
-        s[i] = pairs[i].s;
-        o[i] = -(pairs[i].z * pairs[i].s);
+/* w = s q + o of each pair of outputs [row, row + n_rows), output after output. */
+static void load_lines(const dots *d, uint64_t row, uint64_t n_rows, float *s, float *o) {
+    enum { CHUNK = 256 };
+    const aq_linear_weight *w = d->weight;
+    uint64_t n = w->layout.pairs_per_row, count = n_rows * n;
+    const uint8_t *stored = (const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, param_row(w, row), 0);
+    if (w->spec.params == AQ_PARAMS_TWO_LEVEL) {
+        for (uint64_t i = 0; i < n_rows; i++, s += n, o += n, stored += aq_params_row_bytes(&w->spec, &w->layout)) load_two_level_lines(w, stored, s, o);
+    } else if (w->spec.axis == 1 && w->spec.params == AQ_PARAMS_F16) {
+        for (uint64_t i = 0; i < count; i += CHUNK) {
+            uint16_t halves[2 * CHUNK];
+            float pairs[2 * CHUNK];
+            size_t some = (size_t)least(CHUNK, count - i);
+            memcpy(halves, stored + i * 4, some * 4);
+            d->kernels->f16_to_f32(halves, pairs, 2 * some);
+            for (size_t j = 0; j < some; j++) {
+                s[i + j] = pairs[2 * j];
+                o[i + j] = pairs[2 * j + 1];
+            }
+        }
+    } else {
+        for (uint64_t i = 0; i < count; i++) { /* groups of rows have one pair a row */
+            aq_pair pair;
+            aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row + i / n), i % n, 1, &pair);
+            s[i] = pair.s;
+            o[i] = -(pair.z * pair.s);
+        }
     }
 }
 
-/* Each line `copies` times in place of once, from the last on. */
-static void repeat(float *lines, uint64_t n, uint64_t copies, uint64_t most) {
-    for (uint64_t i = n; i-- > 0;)
-        for (uint64_t c = least(copies, most - least(most, i * copies)); c-- > 0;) lines[i * copies + c] = lines[i];
+/* Each of n lines `copies` times, up to `most` in all. */
+static const float *repeat(float *out, const float *lines, uint64_t n, uint64_t copies, uint64_t most) {
+    for (uint64_t i = 0, at = 0; i < n; i++)
+        for (uint64_t c = 0; c < copies && at < most; c++) out[at++] = lines[i];
+    return out;
 }
 
 static bool dot_task(void *context, size_t index) {
     dots *d = context;
     const aq_linear_weight *w = d->weight;
-    uint64_t n = w->layout.pairs_per_row, lines = (d->words >> d->shift) + n + PADDING;
-    uint64_t begin = index * d->outputs_per_task, end = least(begin + d->outputs_per_task, w->layout.rows);
-    float *s = aq_calloc(2 * lines, sizeof *s), *o = s ? s + lines : NULL;
-    aq_pair *pairs = aq_alloc(n * sizeof *pairs);
-    bool ok = s && pairs;
-    if (!ok) atomic_store(&d->no_memory, true);
-    uint64_t per = 32 / (uint64_t)w->spec.bits, x_stride = d->words * per;
-    for (uint64_t row = begin; ok && row < end; row++) {
-        load_lines(w, row, s, o, pairs);
+    uint64_t n = w->layout.pairs_per_row, spread = d->words >> d->shift, outputs = w->layout.rows;
+    uint64_t begin = index * d->outputs_per_task, end = least(begin + d->outputs_per_task, outputs);
+    uint64_t lines = (end - begin) * n + PADDING, extra = spread + n + PADDING;
+    float *s = aq_calloc(2 * (lines + extra), sizeof *s), *o = s ? s + lines : NULL, *one_s = s ? o + lines : NULL, *one_o = s ? one_s + extra : NULL;
+    if (!s) {
+        atomic_store(&d->no_memory, true);
+        return false;
+    }
+    load_lines(d, begin, end - begin, s, o);
+    uint64_t x_stride = d->words * (32 / (uint64_t)w->spec.bits);
+    for (uint64_t row = begin; row < end; row++) {
+        aq_code_row codes = {.codes = codes_at(w, row, 0), .bytes = w->layout.row_bytes, .bits = w->spec.bits, .shift = d->shift};
+        codes.readable = (outputs - row) * w->layout.row_bytes;
+        codes.s = s + (row - begin) * n;
+        codes.o = o + (row - begin) * n;
         if (d->copies != 1) {
-            uint64_t most = d->words >> d->shift, copies = d->copies ? d->copies : most;
-            repeat(s, n, copies, most);
-            repeat(o, n, copies, most);
+            codes.s = repeat(one_s, codes.s, n, d->copies ? d->copies : spread, spread);
+            codes.o = repeat(one_o, codes.o, n, d->copies ? d->copies : spread, spread);
         }
-        aq_code_row codes = {codes_at(w, row, 0), w->layout.row_bytes, w->spec.bits, s, o, d->shift};
         for (uint64_t r = 0; r < d->n_rows; r += 4) {
             float out[4];
             uint64_t rows = least(4, d->n_rows - r);
             d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->words, d->words, rows, out);
-            for (uint64_t i = 0; i < rows; i++) d->y[(r + i) * w->layout.rows + row] = w->bias ? w->bias[row] + out[i] : out[i];
+            for (uint64_t i = 0; i < rows; i++) d->y[(r + i) * outputs + row] = w->bias ? w->bias[row] + out[i] : out[i];
         }
     }
     aq_free(s);
-    aq_free(pairs);
-    return ok;
+    return true;
 }
 
 /* How lines are spread over words: as they are where 1, 2, 4, 8 or 16 words share a pair, else repeated. */
