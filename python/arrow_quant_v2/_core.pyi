@@ -6,7 +6,7 @@ from typing import Any, Final, Self, final
 
 from typing_extensions import disjoint_base
 
-from ._types import Array, ArrowTable, LayerAutoResult, LayerResult, TimeGroupParams
+from ._types import Array, ArrowTable, LayerAutoResult, LayerResult, R2QLayer, SolvedLayer, TimeGroupParams
 
 __version__: Final[str]
 
@@ -153,6 +153,33 @@ def quantize_batch(
 ) -> dict[str, LayerResult]: ...
 def dequantize(result: Any, *, as_numpy: bool = True, threads: int = 0) -> Any: ...
 def rtn(weights: Array, bits: int = 4, group: int = 128, *, as_numpy: bool = False) -> LayerResult: ...
+def gptq(
+    weights: Array,
+    hessian: Array,
+    bits: int = 4,
+    group: int = 128,
+    *,
+    params: str = "f16",
+    damp: float = 0.01,
+    order: str = "balanced",
+    refine: int = 3,
+    symmetric: bool = False,
+    as_numpy: bool = False,
+    threads: int = 0,
+) -> SolvedLayer: ...
+def r2q(
+    weights: Array,
+    hessian: Array | None = None,
+    group: int = 64,
+    *,
+    damp: float = 0.01,
+    order: str = "balanced",
+    refine: int = 3,
+    as_numpy: bool = False,
+    threads: int = 0,
+) -> R2QLayer: ...
+def hadamard(array: Array, size: int = 0) -> Any: ...
+def output_sqnr_db(weights: Array, values: Array, hessian: Array) -> float: ...
 def cosine_similarity(a: Array, b: Array) -> float: ...
 def sqnr_db(a: Array, b: Array) -> float: ...
 def check_arrays(weights_dict: Mapping[str, Any], /) -> list[tuple[str, list[int]]]: ...

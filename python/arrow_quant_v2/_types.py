@@ -30,6 +30,38 @@ class LayerResult(TypedDict):
     group_size: int
 
 
+class StoredLayer(TypedDict):
+    """What gptq and r2q say beside codes and parameters."""
+
+    quantized_data: Any
+    shape: list[int]
+    bit_width: int
+    group_size: int
+    """inputs that share a scale and a zero point (levels)"""
+    params: Any
+    """the stored parameters: bytes, or with as_numpy=True a uint8 array"""
+    params_form: str
+    """'f16', 'f32', 'two-level' or 'r2q'"""
+    params_group: int
+    """the group that was asked for; two-level groups hold several of group_size"""
+    method: str
+    stored_bytes: int
+    cosine: float
+    sqnr_db: float | None
+    output_sqnr_db: float | None
+    damping: float | None
+
+
+class SolvedLayer(StoredLayer):
+    scales: Any
+    zero_points: Any
+
+
+class R2QLayer(StoredLayer):
+    levels: Any
+    """four values a group, of the codes 0 to 3"""
+
+
 class TimeGroupParams(TypedDict):
     scale: float
     zero_point: float

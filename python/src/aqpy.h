@@ -162,6 +162,9 @@ int aqpy_add_linear(PyObject *module); /* linear.c */
 /* The form that a word names; false with a ValueError. */
 bool aqpy_params_form(const char *word, aq_params_form *out);
 
+/* ---- solve.c ---- */
+int aqpy_add_solve(PyObject *module);
+
 /* ---- time.c ---- */
 int aqpy_add_time(PyObject *module);
 /* A list of dict time_range, scale, zero_point, group_size. */

@@ -110,6 +110,47 @@ done:
     return array;
 }
 
+/* A result whose codes stand for the levels of their group (r2q): levels [groups, 4] in place of scales and zero points. */
+static PyObject *dequantize_levels(const aqpy_state *state, PyObject *codes, PyObject *levels, PyObject *shape, uint64_t group, const options *o) {
+    PyObject *array = NULL, *name = PyUnicode_FromString("levels");
+    aqpy_array l = {0};
+    Py_buffer view = {0};
+    uint64_t rows, cols;
+    aq_quant_layout layout;
+    aq_error err = {0};
+    void *data;
+    aq_quant_spec spec = aqpy_array_spec(2, group);
+    if (!name || !matrix_of(shape, &rows, &cols)) goto done;
+    if (aq_quant_layout_init(&layout, &spec, rows, cols, &err) != AQ_OK) {
+        aqpy_raise(state, &err);
+        goto done;
+    }
+    if (!aqpy_bytes_of(codes, &view, "quantized_data") || !aqpy_array_any(&l, levels, name) ||
+        !check_count(state, "quantized_data", (uint64_t)view.len, layout.codes_bytes, shape) ||
+        !check_count(state, "levels", l.count, 4 * layout.n_groups, shape))
+        goto done;
+    array = aqpy_buffer_new(state, 'f', rows * cols, &data);
+    if (!array || aqpy_buffer_reshape(array, shape) < 0) {
+        Py_CLEAR(array);
+        goto done;
+    }
+    const uint8_t *packed = view.buf;
+    for (uint64_t r = 0; r < rows; r++)
+        for (uint64_t i = 0; i < cols; i++)
+            ((float *)data)[r * cols + i] = l.data[4 * (r * layout.groups_per_row + i / group) + (packed[r * layout.row_bytes + i / 4] >> i % 4 * 2 & 3)];
+    PyObject *maker = o->as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type);
+    if (maker)
+        array = aqpy_buffer_as_array(array, maker);
+    else
+        Py_CLEAR(array);
+    Py_XDECREF(maker);
+done:
+    if (view.obj) PyBuffer_Release(&view);
+    aqpy_array_release(&l);
+    Py_XDECREF(name);
+    return array;
+}
+
 static uint64_t group_of(PyObject *result) {
     PyObject *value = PyMapping_GetItemString(result, "group_size");
     if (!value) {
@@ -127,7 +168,19 @@ static uint64_t group_of(PyObject *result) {
     return good ? (uint64_t)group : 0;
 }
 
+static PyObject *dequantize_r2q(const aqpy_state *state, PyObject *result, const options *o) {
+    PyObject *codes = get(result, "quantized_data"), *levels = codes ? get(result, "levels") : NULL, *shape = levels ? get(result, "shape") : NULL,
+             *array = NULL;
+    uint64_t group = shape ? group_of(result) : 0;
+    if (group) array = dequantize_levels(state, codes, levels, shape, group, o);
+    Py_XDECREF(codes);
+    Py_XDECREF(levels);
+    Py_XDECREF(shape);
+    return array;
+}
+
 static PyObject *dequantize_layer(const aqpy_state *state, PyObject *result, const options *o) {
+    if (PyDict_GetItemString(result, "levels")) return dequantize_r2q(state, result, o);
     PyObject *codes = get(result, "quantized_data"), *scales = codes ? get(result, "scales") : NULL, *zeros = scales ? get(result, "zero_points") : NULL;
     PyObject *shape = zeros ? get(result, "shape") : NULL, *width = shape ? get(result, "bit_width") : NULL, *array = NULL;
     int bits = width ? aqpy_bit_width(width) : 0;
