@@ -185,3 +185,24 @@ def test_quantize_module_is_the_same_job(container):
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(aq.ModelNotFoundError):
         load_into(dit(), tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("size", [4, 16, 64])
+def test_the_rotation_is_its_own_inverse_on_every_path(size):
+    x = torch.randn(3, 5, 192, generator=torch.Generator().manual_seed(size))
+    rotated = ops.rotate(x, size)
+    torch.testing.assert_close(ops.rotate(rotated, size), x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ops._rotate_anywhere(x, size), rotated, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(rotated, x)
+
+
+def test_loading_with_integer_activations(container):
+    from arrow_quant_v2.torch import IntegerLinear
+
+    model = load_into(dit(), container, activations="dynamic")
+    assert sum(isinstance(m, IntegerLinear) for m in model.modules()) == 42
+    plain = run(load_into(dit(), container))
+    error = (run(model) - plain).square().sum() / plain.square().sum()
+    assert 0 < error < 1e-2
+    with pytest.raises(ValueError, match="no QuantLinear with time groups"):
+        load_into(dit(), container, activations="time")

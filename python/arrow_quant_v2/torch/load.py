@@ -82,13 +82,23 @@ def _list(names, most=10):
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def load_into(module: nn.Module, path: str | os.PathLike, *, prefix: str = "", strict: bool = True, dtype: torch.dtype | None = None) -> nn.Module:
+def load_into(
+    module: nn.Module,
+    path: str | os.PathLike,
+    *,
+    prefix: str = "",
+    strict: bool = True,
+    dtype: torch.dtype | None = None,
+    activations: str | None = None,
+    timestep="timestep",
+) -> nn.Module:
     """Loads a quantized model (a container folder) into `module`, in place, and returns it: linear and convolution layers that are stored as codes become
     QuantLinear and QuantConv, all other tensors are copied into the parameters and buffers that bear their names.
 
     prefix: what stands before the module's own names in the container. dtype: of the kept floating tensors; None: that of the module's parameter, or where
     the module is on the meta device that of the file. strict=False leaves out what only one side has. A module on the meta device is filled.
-    Raises ModelNotFoundError, FormatError; ValueError that lists the names that only one side has; ShapeMismatchError.
+    activations: 'time', 'static' or 'dynamic' makes the layers run on integers as integer_activations does, which also tells what `timestep` is; None: they run
+    in floating point. Raises ModelNotFoundError, FormatError; ValueError that lists the names that only one side has; ShapeMismatchError.
     """
     with Reader(path) as reader:
         container, names = reader._container, {n.removeprefix(prefix): i for n, i in reader._index.items() if n.startswith(prefix)}
@@ -107,6 +117,10 @@ def load_into(module: nn.Module, path: str | os.PathLike, *, prefix: str = "", s
         for name, index in names.items():  # everything agrees: from here on the module changes
             if name in expected:
                 _load_tensor(module, name, container, index, expected[name], dtype)
+    if activations is not None:
+        from .activations import integer_activations
+
+        integer_activations(module, activations, timestep=timestep)
     return module
 
 

@@ -92,6 +92,12 @@ def _unpack_cpu(qweight, qparams, cols, bits, group_size, params):
     return torch.frombuffer(values, dtype=torch.float32).view(-1, cols) if len(values) else torch.empty((qweight.shape[0], cols))
 
 
+def _rotate_cpu(x, size):
+    rotated = torch.from_numpy(_core._transform_input(_float(x).reshape(-1, x.shape[-1]), None, size))
+    return rotated.view(x.shape).to(x.dtype)
+
+
+_library.impl("rotate", _rotate_cpu, "CPU")
 _library.impl("linear", _linear_cpu, "CPU")
 _library.impl("unpack", _unpack_cpu, "CPU")
 
