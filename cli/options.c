@@ -37,10 +37,12 @@ static const cli_command commands[] = {
      "arrowquant diff model.safetensors model-int4\narrowquant diff model-int4 model-int8 -v", cli_run_diff},
     {"export", "PATH", 1, 1, NULL, "write a container as a model that other programs load",
      "safetensors: the folder layout of the source comes back, same names, shapes and side files; OUT may be a single .safetensors file.\n"
-     "gguf: one file for stable-diffusion.cpp, ComfyUI-GGUF and diffusers.\n"
+     "gguf: one file for stable-diffusion.cpp, ComfyUI-GGUF and diffusers. comfy-int8: one file for ComfyUI and stable-diffusion.cpp.\n"
+     "gptq: a folder with quantization_config for transformers, vLLM and diffusers.\n"
      "Codes are taken over where the format's grid agrees with theirs; the error that coding anew adds is printed. Which program loads what: docs/exports.md.",
      "arrowquant export model-int4 --to safetensors\narrowquant export model-int4 --to safetensors --dtype f16 -o model-f16.safetensors\n"
-     "arrowquant export model-int4 --to gguf -o model.gguf",
+     "arrowquant export model-int4 --to gguf -o model.gguf\narrowquant export model-int8 --to comfy-int8 --rotate hadamard --source model.safetensors\n"
+     "arrowquant export model-int4 --to gptq -o model-gptq",
      cli_run_export},
     {"report", "PATH", 1, 1, NULL, "write an HTML page about a container",
      "Sizes, errors, bits, fallbacks with their reasons and the command that makes it again, in one file without scripts or anything from elsewhere.\n"
@@ -143,9 +145,11 @@ static const cli_option table[] = {
     {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
     {"against", 0, "SOURCE", NULL, NULL, NULL, false, false, GROUP_QUALITY, "verify report", "the source model: measure the error of each tensor"},
 
-    {"to", 0, "FORMAT", "safetensors|gguf", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write"},
+    {"to", 0, "FORMAT", "safetensors|gguf|comfy-int8|gptq", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write"},
     {"type", 0, "TYPE", "auto|q8_0|q4_0|q4_1|q4_k|q2_k|f16", NULL, NULL, false, false, GROUP_OUTPUT, "export",
      "gguf: blocks of the layers (auto: those that the codes fit)"},
+    {"rotate", 0, "WHAT", "none|hadamard", NULL, NULL, false, false, GROUP_OUTPUT, "export",
+     "comfy-int8: multiply each 256 inputs by a Hadamard matrix, which spreads outliers; the loader undoes it (none)"},
     {"source", 0, "MODEL", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "export",
      "the original model: layers whose codes do not fit the format are coded from it, not from the dequantized weights"},
     {"dtype", 0, "TYPE", "f32|f16|bf16", NULL, NULL, false, false, GROUP_OUTPUT, "export",

@@ -108,6 +108,7 @@ def export(
     type: str | None = None,
     source: Path | None = None,
     lora: Any = None,
+    rotate: bool = False,
     overwrite: bool = False,
     mkdir: bool = False,
     threads: int = 0,
@@ -115,10 +116,10 @@ def export(
 ) -> dict[str, Any]:
     """Exports a container to a format that other programs load (docs/exports.md).
 
-    to: 'safetensors' (dequantized; a folder like the source's, or one file) or 'gguf' (one file). output: the folder or file to write (None: beside the
+    to: 'safetensors' (dequantized; a folder like the source's, or one file), 'gguf' or 'comfy-int8' (one file), 'gptq' (a folder). output: the folder or file to write (None: beside the
     container). dtype: 'f32', 'f16', 'bf16' or None (the source's). type: the blocks of a GGUF file, 'auto', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q2_k', 'f16'.
     source: the original model; layers whose codes do not fit the format's grid are coded from it, not from the dequantized weights
-    (lora: with the adapters that the container has merged, as for quantize).
+    (lora: with the adapters that the container has merged, as for quantize). rotate: comfy-int8 with rotated inputs.
     Returns the report (docs/json.md) as a dict; its 'recoding' tells per layer the error that the format adds.
     Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
@@ -132,7 +133,7 @@ def export(
     container = _jobs.require_model(path)
     suffix = {"gguf": ".gguf", "comfy-int8": "-comfy-int8.safetensors"}.get(to, f"-{to}")
     target = container.rstrip("/") + suffix if output is None else _jobs.path_of(output)
-    options: dict[str, Any] = {"dtype": dtype, "type": type, "overwrite": overwrite, "make_parents": mkdir, "threads": threads}
+    options: dict[str, Any] = {"dtype": dtype, "type": type, "rotate": rotate, "overwrite": overwrite, "make_parents": mkdir, "threads": threads}
     if source is not None:
         options["source"] = _jobs.require_model(source)
     if lora is not None:

@@ -80,6 +80,18 @@ aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_s
     return aq_fail_at(err, AQ_ERR_INTERNAL, NULL, part->name, "row %llu is in no part", (unsigned long long)*row);
 }
 
+aq_status export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err) {
+    aq_store_record part;
+    aq_quant_layout layout, one;
+    aq_status status = export_codes_at(x, tensor, &row, &part, &layout, err);
+    if (status == AQ_OK) status = aq_quant_layout_init(&one, &part.spec, 1, layout.cols, err);
+    if (status != AQ_OK) return status;
+    uint64_t at = part.spec.axis == 1 ? row : part.spec.group_size ? row / part.spec.group_size : 0;
+    aq_quant_pairs(&part.spec, &one, (const uint8_t *)part.params + at * one.params_bytes, s, z);
+    *out = (export_row){(const uint8_t *)part.data + row * layout.row_bytes, part.spec.bits, one.pair_width};
+    return AQ_OK;
+}
+
 /* A matching tensor of --source may stand for the container's weights: the same name and shape. */
 static bool source_has(const exporting *x, const aq_source_tensor *t) {
     int64_t at = x->options->source && t->stored->quantized && !t->stored->equalization_folded ? aq_source_find(&x->original, t->name) : -1;
@@ -140,9 +152,14 @@ static export_slab slab_at(const exporting *x, size_t item) {
     return s;
 }
 
+/* Bytes that a slab has of one output. */
+static uint64_t slab_bytes(const export_slab *s, const export_out *out) {
+    return out->blob ? 0 : s->plan->whole ? out->size_bytes : s->n_rows * out->row_bytes;
+}
+
 static uint64_t piece_bytes(const exporting *x, const export_slab *s) {
     uint64_t bytes = 0;
-    for (size_t i = 0; i < s->plan->n_outs; i++) bytes += s->n_rows * x->outs[s->plan->first_out + i].row_bytes;
+    for (size_t i = 0; i < s->plan->n_outs; i++) bytes += slab_bytes(s, &x->outs[s->plan->first_out + i]);
     return bytes;
 }
 
@@ -179,7 +196,7 @@ static bool do_slab(void *context, size_t item, size_t part, size_t thread) {
     uint64_t n = s.n_rows * s.t.cols;
     *piece = (export_piece){.bytes = NULL};
     if (s.plan->from == EXPORT_COPIED) return true; /* when it is its turn */
-    piece->bytes = aq_alloc(piece_bytes(x, &s));
+    piece->bytes = aq_calloc(piece_bytes(x, &s), 1);
     if (!room(x, t) || !piece->bytes) {
         aq_fail_memory(&piece->error, n * sizeof(float), "a slab of weights");
         return false;
@@ -215,10 +232,9 @@ static aq_status write_piece(exporting *x, const export_slab *s, const export_pi
     const uint8_t *bytes = piece->bytes;
     for (size_t i = s->plan->first_out; i < s->plan->first_out + s->plan->n_outs; i++) {
         const export_out *out = &x->outs[i];
-        if (out->blob) continue;
-        aq_status status = aq_outfile_write(x->file, out->offset + s->row * out->row_bytes, bytes, s->n_rows * out->row_bytes, err);
+        aq_status status = aq_outfile_write(x->file, out->offset + s->row * out->row_bytes, bytes, slab_bytes(s, out), err);
         if (status != AQ_OK) return status;
-        bytes += s->n_rows * out->row_bytes;
+        bytes += slab_bytes(s, out);
     }
     return AQ_OK;
 }
@@ -235,6 +251,7 @@ static bool commit_slab(void *context, size_t item) {
     if (status != AQ_OK) return false;
     x->bytes_done += copied ? x->outs[plan->first_out].size_bytes : piece_bytes(x, &s);
     x->n_infinite += piece->n_infinite;
+    x->n_shifted += piece->n_shifted;
     plan->n_units += piece->n_units;
     plan->n_taken += piece->n_taken;
     aq_quant_metrics_add(&plan->added, &piece->added);
@@ -291,7 +308,7 @@ aq_status export_weights(exporting *x, const char *path, aq_error *err) {
 
 /* ---- checks before work ---- */
 
-static const export_target *const targets[] = {&export_safetensors, &export_gguf};
+static const export_target *const targets[] = {&export_safetensors, &export_gguf, &export_comfy, &export_gptq};
 enum { N_TARGETS = sizeof targets / sizeof targets[0] };
 
 static aq_status check_target_name(exporting *x, aq_error *err) {
@@ -314,7 +331,7 @@ static aq_status check_words(exporting *x, aq_error *err) {
     if (o->dtype && x->dtype == AQ_DTYPE_OTHER) return aq_fail(err, AQ_ERR_USAGE, "unknown element type '%s'. Must be 'f32', 'f16', or 'bf16'", o->dtype);
     if (o->type && x->target != &export_gguf) return aq_fail(err, AQ_ERR_USAGE, "a type is for GGUF files only, not for %s", x->target->name);
     if (o->source && !x->target->recodes) return aq_fail(err, AQ_ERR_USAGE, "the source weights are of no use for %s, which dequantizes", x->target->name);
-    if (o->rotate) return aq_fail(err, AQ_ERR_USAGE, "rotation is for comfy-int8 only, not for %s", x->target->name);
+    if (o->rotate && x->target != &export_comfy) return aq_fail(err, AQ_ERR_USAGE, "rotation is for comfy-int8 only, not for %s", x->target->name);
     if (o->type && strcmp(o->type, "auto") != 0) {
         const aq_ggml_format *f = aq_ggml_format_named(o->type);
         if (!f || (f->type != AQ_GGML_F16 && !aq_ggml_can_encode(f)))

@@ -63,6 +63,7 @@ typedef struct export_slab {
 typedef struct export_piece {
     uint8_t *bytes; /* n_rows * row_bytes of each output by rows, one after the other */
     uint64_t n_infinite, n_units, n_taken;
+    uint64_t n_shifted; /* gptq: groups whose zero point is not in the middle */
     aq_quant_metrics added, written, before;
     aq_error error;
 } export_piece;
@@ -87,10 +88,10 @@ typedef struct export_target {
     bool (*make)(exporting *x, const export_slab *slab, export_scratch *scratch, export_piece *piece); /* NULL: only conversions */
     aq_status (*header)(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
     /* Changes config.json on its way into a folder; NULL: copied. */
-    aq_status (*config)(exporting *x, json_t *config, aq_error *err);
+    aq_status (*config)(const exporting *x, json_t *config, aq_error *err);
 } export_target;
 
-extern const export_target export_safetensors, export_gguf;
+extern const export_target export_safetensors, export_gguf, export_comfy, export_gptq;
 
 struct exporting {
     const export_target *target;
@@ -111,7 +112,7 @@ struct exporting {
     aq_slabs slabs;
     export_piece pieces[AQ_ORDERED_WINDOW];
     export_scratch scratch[EXPORT_MAX_THREADS];
-    uint64_t n_infinite, bytes_done, n_done;
+    uint64_t n_infinite, n_shifted, bytes_done, n_done;
     aq_sentences warnings, files;
 };
 
@@ -125,6 +126,17 @@ aq_status export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *
 bool export_has_plain_codes(const aq_store_tensor *stored);
 /* The stored codes and parameters around a row: `part` is the part, `row` becomes the row in it. */
 aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err);
+/* One row's codes with their pairs (s, z), each for `width` consecutive inputs; s and z have room for the layout's pairs_per_row. */
+typedef struct export_row {
+    const uint8_t *codes;
+    int bits;
+    uint64_t width;
+} export_row;
+aq_status export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err);
+static inline int export_code(const export_row *row, uint64_t i) {
+    uint64_t bit = i * (uint64_t)row->bits;
+    return row->codes[bit / 8] >> bit % 8 & ((1 << row->bits) - 1);
+}
 /* Header of a safetensors file with all outputs; `key` and `value`, when not NULL, are added to its metadata. */
 aq_status export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
 /* Writes the weights to a file that appears at once. */

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -10,9 +11,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/mem.h"
 #include "pipeline/export.h"
 #include "pipeline/quantize.h"
+
+#define MAX_CONFIG (UINT64_C(16) << 20)
 
 /* A plain relative path: no "..", no root, nothing empty. Text from metadata.json is data from a file. */
 static bool is_safe_relative(const char *path) {
@@ -48,9 +52,25 @@ void export_weights_path(const exporting *x, char out[512]) {
     snprintf(out, 512, "%s%s%s", folder ? folder : "", folder && folder[0] ? "/" : "", name);
 }
 
+/* config.json beside the weights, with what the target has to say in it; `from` is the source's own, or NULL. */
+static aq_status write_config(const exporting *x, const char *from, const char *to, aq_error *err) {
+    json_t *config = from ? NULL : json_object();
+    aq_status status = from ? aq_json_load(&config, from, MAX_CONFIG, 64, err) : AQ_OK;
+    if (status == AQ_OK && !json_is_object(config)) status = aq_fail_at(err, AQ_ERR_FORMAT, from, NULL, "expected a JSON object");
+    if (status == AQ_OK) status = x->target->config(x, config, err);
+    char *text = status == AQ_OK ? aq_json_dump(config, true) : NULL;
+    if (status == AQ_OK) status = text ? aq_file_write(to, text, strlen(text), err) : aq_fail_memory(err, 1, "the configuration");
+    free(text);
+    json_decref(config);
+    return status;
+}
+
 static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
-    char relative[512], *path;
+    char relative[512], config[512], *path;
     export_weights_path(x, relative);
+    const char *slash = strrchr(relative, '/');
+    snprintf(config, sizeof config, "%.*sconfig.json", slash ? (int)(slash + 1 - relative) : 0, relative);
+    bool has_config = false;
     aq_status status = place(root, relative, &path, err);
     if (status != AQ_OK) return status;
     status = export_weights(x, path, err);
@@ -59,11 +79,17 @@ static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
     for (size_t i = 0; i < aq_store_n_side_files(x->source.store) && status == AQ_OK; i++) {
         const char *absolute, *name = aq_side_file_original_name(aq_store_side_file(x->source.store, i, &absolute));
         if ((status = place(root, name, &path, err)) != AQ_OK) break;
-        status = aq_file_copy_while(absolute, path, export_tick, x, err);
+        bool changed = x->target->config && strcmp(name, config) == 0;
+        has_config |= changed;
+        status = changed ? write_config(x, absolute, path, err) : aq_file_copy_while(absolute, path, export_tick, x, err);
         aq_free(path);
         if (status == AQ_OK) aq_sentences_add(&x->files, "%s", name);
         if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !export_tick(x))) status = aq_job_cancelled(err, "nothing was written");
     }
+    if (status != AQ_OK || has_config || !x->target->config || (status = place(root, config, &path, err)) != AQ_OK) return status;
+    status = write_config(x, NULL, path, err);
+    aq_free(path);
+    if (status == AQ_OK) aq_sentences_add(&x->files, "%s", config);
     return status;
 }
 
