@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .results import Result
 
 RUN_KEYWORDS = (
-    "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype shard_size lora"
+    "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype"
+    " shard_size lora"
 ).split()
 
 
@@ -116,8 +117,9 @@ def export(
 ) -> dict[str, Any]:
     """Exports a container to a format that other programs load (docs/exports.md).
 
-    to: 'safetensors' (dequantized; a folder like the source's, or one file), 'gguf' or 'comfy-int8' (one file), 'gptq' (a folder). output: the folder or file to write (None: beside the
-    container). dtype: 'f32', 'f16', 'bf16' or None (the source's). type: the blocks of a GGUF file, 'auto', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q2_k', 'f16'.
+    to: 'safetensors' (dequantized; a folder like the source's, or one file), 'gguf' or 'comfy-int8' (one file), 'gptq' (a folder).
+    output: the folder or file to write (None: beside the container). dtype: 'f32', 'f16', 'bf16' or None (the source's).
+    type: the blocks of a GGUF file, 'auto', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q2_k', 'f16'.
     source: the original model; layers whose codes do not fit the format's grid are coded from it, not from the dequantized weights
     (lora: with the adapters that the container has merged, as for quantize). rotate: comfy-int8 with rotated inputs.
     Returns the report (docs/json.md) as a dict; its 'recoding' tells per layer the error that the format adds.
