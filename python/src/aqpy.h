@@ -29,6 +29,8 @@
 
 #include <arrowquant/arrowquant.h>
 #include <arrowquant/batch.h>
+
+#include "base/pages.h"
 #include <arrowquant/time.h>
 
 /* Objects that the module owns. */
@@ -133,6 +135,8 @@ bool aqpy_bytes_of(PyObject *object, Py_buffer *view, const char *what);
 int aqpy_add_buffer(PyObject *module);
 /* A new object that owns `n` elements of `format` ("f", "e", "d" or "B") in memory of the library and exports them; *data receives the memory. */
 PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data);
+/* The same in a region that several share (base/pages.h), while it has room. */
+PyObject *aqpy_buffer_new_in(const aqpy_state *state, aq_pages *pages, char format, uint64_t n, void **data);
 /* Gives it a shape, a list or tuple of int whose product is its length. */
 int aqpy_buffer_reshape(PyObject *buffer, PyObject *shape);
 /* What makes arrays over buffers: numpy.asarray, or memoryview where NumPy is not installed. New reference. */

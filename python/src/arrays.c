@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/size.h"
 
 aq_quant_spec aqpy_array_spec(int bits, uint64_t group_size) {
     return (aq_quant_spec){.bits = bits, .group_size = group_size, .axis = 1, .params = AQ_PARAMS_F32, .method = AQ_METHOD_RTN};
@@ -43,6 +44,7 @@ typedef struct batch {
     size_t *entry_of;       /* by layer */
     Py_ssize_t n_entries, n_layers;
     double library_seconds; /* time inside the library, for the log */
+    aq_pages *pages;        /* where the results' arrays are, or NULL */
 } batch;
 
 static void batch_free(batch *b) {
@@ -58,6 +60,7 @@ static void batch_free(batch *b) {
     aq_free(b->entries);
     aq_free(b->layers);
     aq_free(b->entry_of);
+    aq_pages_close(b->pages);
 }
 
 /* Keeps the exception's text as the reason for leaving the entry out, where that was asked for; else leaves it set. */
@@ -133,8 +136,21 @@ static bool check_values(batch *b) {
     return true;
 }
 
+/* One region for the arrays of all results, where they are large together; NULL otherwise. */
+static aq_pages *region_of_results(const batch *b, const aq_quant_spec *spec) {
+    uint64_t total = 0;
+    for (Py_ssize_t i = 0; b->options->as_numpy && i < b->n_layers; i++) {
+        aq_quant_layout layout;
+        if (aq_quant_layout_init(&layout, spec, b->layers[i].rows, b->layers[i].cols, NULL) != AQ_OK) return NULL;
+        if (!aq_add(total, layout.codes_bytes, &total) || !aq_add(total, layout.n_groups * 8 + 3 * (uint64_t)AQ_PIECE_EXTRA, &total)) return NULL;
+    }
+    return total >= AQ_PAGES_LEAST ? aq_pages_create(total) : NULL;
+}
+
 /* Step 3. */
 static bool allocate_results(batch *b, const aq_quant_spec *spec) {
+    aq_pages_close(b->pages);
+    b->pages = region_of_results(b, spec);
     for (Py_ssize_t i = 0; i < b->n_layers; i++) {
         entry *e = &b->entries[b->entry_of[i]];
         aq_quant_layout layout;
@@ -149,14 +165,14 @@ static bool allocate_results(batch *b, const aq_quant_spec *spec) {
         e->n_groups = layout.n_groups;
         void *codes = NULL, *scales = NULL, *zeros = NULL;
         if (b->options->as_numpy) {
-            e->codes = aqpy_buffer_new(b->state, 'B', layout.codes_bytes, &codes);
+            e->codes = aqpy_buffer_new_in(b->state, b->pages, 'B', layout.codes_bytes, &codes);
         } else if (layout.codes_bytes <= PY_SSIZE_T_MAX) {
             e->codes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)layout.codes_bytes); /* ours alone until it is returned */
             codes = e->codes ? PyBytes_AsString(e->codes) : NULL;
         }
         if (!e->codes) return false;
-        e->scales = aqpy_buffer_new(b->state, 'f', layout.n_groups, &scales);
-        e->zeros = aqpy_buffer_new(b->state, 'f', layout.n_groups, &zeros);
+        e->scales = aqpy_buffer_new_in(b->state, b->pages, 'f', layout.n_groups, &scales);
+        e->zeros = aqpy_buffer_new_in(b->state, b->pages, 'f', layout.n_groups, &zeros);
         if (!e->scales || !e->zeros) return false;
         b->layers[i].codes = codes;
         b->layers[i].scales = e->scale_data = scales;

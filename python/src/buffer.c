@@ -11,16 +11,24 @@ enum { MAX_DIMS = 64 };
 typedef struct buffer {
     PyObject_HEAD
     void *data;
+    aq_pages *pages; /* the region that data is a piece of, or NULL */
     char format[2];
     Py_ssize_t item_size, n;
     int ndim;
     Py_ssize_t *shape, *strides; /* one block of 2 * ndim; NULL for the plain 1-D form, which uses n and item_size */
 } buffer;
 
+static void release_memory(aq_pages *pages, void *data, uint64_t size) {
+    if (pages)
+        aq_pages_drop(pages, data, size);
+    else
+        aq_free(data);
+}
+
 static void buffer_dealloc(PyObject *self) {
     PyTypeObject *type = Py_TYPE(self);
     buffer *b = (buffer *)self;
-    aq_free(b->data);
+    release_memory(b->pages, b->data, (uint64_t)b->n * (uint64_t)b->item_size);
     aq_free(b->shape);
     freefunc release = PyType_GetSlot(type, Py_tp_free);
     release(self);
@@ -51,18 +59,30 @@ static PyType_Spec spec = {"arrow_quant_v2._core.Buffer", sizeof(buffer), 0, Py_
 
 int aqpy_add_buffer(PyObject *module) { return aqpy_add_type(module, AQPY_Buffer, &spec); }
 
-PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data) {
-    uint64_t item_size = format == 'd' ? sizeof(double) : format == 'f' ? sizeof(float) : format == 'e' ? 2 : 1;
-    void *memory = n <= PY_SSIZE_T_MAX / item_size ? aq_alloc(n * item_size) : NULL;
+/* From the region given, which then is set to NULL if it has no room; from one of its own when large; else ordinary memory. */
+static void *take_memory(aq_pages **pages, uint64_t size) {
+    void *piece = *pages ? aq_pages_take(*pages, size) : NULL;
+    if (piece) return piece;
+    *pages = size >= AQ_PAGES_LEAST ? aq_pages_create(size) : NULL;
+    if (!*pages) return aq_alloc(size);
+    piece = aq_pages_take(*pages, size);
+    aq_pages_close(*pages);
+    return piece;
+}
+
+PyObject *aqpy_buffer_new_in(const aqpy_state *state, aq_pages *pages, char format, uint64_t n, void **data) {
+    uint64_t item_size = format == 'f' ? sizeof(float) : format == 'e' ? 2 : 1;
+    void *memory = n <= PY_SSIZE_T_MAX / item_size ? take_memory(&pages, n * item_size) : NULL;
     if (!memory) return PyErr_NoMemory();
     PyTypeObject *type = (PyTypeObject *)aqpy_get(state, AQPY_Buffer);
     allocfunc allocate = PyType_GetSlot(type, Py_tp_alloc);
     buffer *b = (buffer *)allocate(type, 0);
     if (!b) {
-        aq_free(memory);
+        release_memory(pages, memory, n * item_size);
         return NULL;
     }
     b->data = memory;
+    b->pages = pages;
     b->format[0] = format;
     b->item_size = (Py_ssize_t)item_size;
     b->n = (Py_ssize_t)n;
@@ -70,6 +90,8 @@ PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void
     *data = memory;
     return (PyObject *)b;
 }
+
+PyObject *aqpy_buffer_new(const aqpy_state *state, char format, uint64_t n, void **data) { return aqpy_buffer_new_in(state, NULL, format, n, data); }
 
 int aqpy_buffer_reshape(PyObject *self, PyObject *shape) {
     buffer *b = (buffer *)self;
