@@ -66,6 +66,44 @@ typedef struct aq_plan_job {
 AQ_API aq_status aq_plan_model(const char *model_path, const aq_config *config, const aq_plan_job *options, const aq_job_hooks *hooks, aq_plan **plan,
                                char **report_json, aq_error *err);
 
+/* ---- group sizes per layer at one bit width (python-api 7) ---- */
+
+typedef struct aq_granularity_job {
+    aq_model_options model;
+    bool allow_unmatched;
+    const char *sensitivity;     /* "gradient" (default, NULL), "hessian", "variance" */
+    double target_compression;   /* against F32, two 32-bit parameters a group: 10 */
+    double min_accuracy;         /* no layer's estimated accuracy is below: 0.70 */
+    double accuracy_weight;      /* 0.7 */
+    const uint64_t *group_sizes; /* NULL: 32, 64, 128, 256 */
+    size_t n_group_sizes;
+    const char *const *layers; /* names, with or without ".weight"; NULL: all that would be quantized */
+    size_t n_layers;
+    uint64_t sample_values; /* 0: 65536 */
+} aq_granularity_job;
+AQ_API void aq_granularity_init(aq_granularity_job *job);
+
+/* Size for a sensitivity score: 0.75 or more 32, 0.5 or more 64, 0.25 or more 128, else 256, restricted to the sizes (rising; n >= 1): the largest that is
+ * not larger, else the smallest. */
+AQ_API uint64_t aq_granularity_recommend(double score, const uint64_t *sizes, size_t n_sizes);
+/* Estimated loss of accuracy, 0.15 score log2(group / 16): a rule of thumb under which the objective at its default weights picks the recommended sizes. */
+AQ_API double aq_granularity_impact(double score, uint64_t group_size);
+/* 32 / (bits + 64 / group): against F32 with two F32 parameters a group. An estimate: the container stores smaller ones. */
+AQ_API double aq_granularity_compression(uint64_t group_size, int bits);
+
+/* A size for each layer: accuracy * accuracy_weight + compression / target * (1 - accuracy_weight) is largest, accuracy = 1 - impact of the layer's score,
+ * and not below min_accuracy. The real accuracy (cosine of the weights at these sizes) is measured on the sampled rows beside it. The report is a plan of
+ * group sizes (docs/json.md, "Granularity"). AQ_ERR_QUALITY: no size keeps a layer above min_accuracy. AQ_ERR_USAGE: what the method needs is missing. */
+AQ_API aq_status aq_granularity(const char *model_path, const aq_config *config, const aq_granularity_job *options, const aq_job_hooks *hooks,
+                                char **report_json, aq_error *err);
+
+/* Evolutionary search of the sizes, each genome measured: metric "cosine_similarity" (or "accuracy"; mean over layers by size), "compression_ratio" (of the
+ * layers' source bytes to their stored bytes) or "balanced" (mean of cosine and compression over target_compression, at most 1). `start`: sizes [n_layers]
+ * for `layers`, or NULL: the knapsack's answer for the budget of the configuration, else the best by the metric. Of `evolution` fitness, generation and user
+ * are not used; the history is in the report. */
+AQ_API aq_status aq_evolve_groups(const char *model_path, const aq_config *config, const aq_granularity_job *options, const aq_evolution *evolution,
+                                  const char *metric, const uint64_t *start, const aq_job_hooks *hooks, char **report_json, aq_error *err);
+
 /* What is in a path (source model or container): "arrowquant.inspect/1". */
 AQ_API aq_status aq_inspect(const char *path, const aq_config *config, const aq_model_options *options, char **report_json, aq_error *err);
 

@@ -182,10 +182,11 @@ typedef struct aq_evolution {
 } aq_evolution;
 AQ_API void aq_evolution_init(aq_evolution *evolution);
 
-/* Improves choice[n_items], which fits the budget (0: none). *fitness (may be NULL): that of the result. AQ_ERR_USAGE: a bad option, or a choice outside the
+/* Improves choice[n_items], which fits the budget (0: none). *fitness and *n_evaluations (may be NULL): that of the result, and of how many choices it was
+ * asked for. AQ_ERR_USAGE: a bad option, or a choice outside the
  * problem or the budget. AQ_ERR_FORMAT: the state file belongs to another search. */
 AQ_API aq_status aq_plan_evolve(const aq_plan_problem *problem, uint64_t budget_bytes, const aq_evolution *evolution, size_t *choice, double *fitness,
-                                aq_error *err);
+                                uint64_t *n_evaluations, aq_error *err);
 
 /* ---- sensitivity ---- */
 

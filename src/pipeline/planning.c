@@ -64,49 +64,42 @@ static aq_status is_pinned(const aq_config *config, const aq_tensor_info *t, boo
 }
 
 /* Kept by its name alone: a suggestion. */
-static bool is_suggestion(const planner *p, const aq_tensor_info *t, const aq_layer_choice *choice) {
-    return (t->role == AQ_ROLE_KEEP_EMBED || t->role == AQ_ROLE_KEEP_EDGE) && !aq_config_bool(p->config, "skip_sensitive_layers") && t->shape.rank >= 2 &&
+static bool is_suggestion(const aq_config *config, const aq_tensor_info *t, const aq_layer_choice *choice) {
+    return (t->role == AQ_ROLE_KEEP_EMBED || t->role == AQ_ROLE_KEEP_EDGE) && !aq_config_bool(config, "skip_sensitive_layers") && t->shape.rank >= 2 &&
            t->count >= 4096 && strcmp(choice->reason, aq_role_reason(t->role)) == 0;
 }
 
-static bool allows(const planner *p, int least) {
-    for (size_t i = 0; i < p->measure.n_bits; i++)
-        if (p->bits[i] >= least) return true;
-    return false;
+static aq_method method_of(const aq_config *config) {
+    const char *word = aq_config_string(config, "method");
+    return strcmp(word, "rtn") == 0 ? AQ_METHOD_RTN : strcmp(word, "search") == 0 ? AQ_METHOD_SEARCH : AQ_METHOD_GPTQ;
 }
 
-static aq_status request_of(planner *p, size_t index, aq_plan_request *out, aq_error *err) {
-    const aq_tensor_info *t = aq_model_tensor(p->model, index);
+static aq_status request_of(const aq_config *config, const aq_tensor_info *t, bool names_decide, aq_plan_request *out, aq_error *err) {
     aq_layer_choice choice;
     bool pinned;
     *out = (aq_plan_request){.open = AQ_PLAN_KEEP};
-    aq_status status = aq_config_choose(p->config, t, &choice, err);
-    if (status == AQ_OK) status = is_pinned(p->config, t, &pinned, err);
+    aq_status status = aq_config_choose(config, t, &choice, err);
+    if (status == AQ_OK) status = is_pinned(config, t, &pinned, err);
     if (status != AQ_OK || !aq_dtype_is_float(t->dtype) || t->count == 0) return status;
-    const char *method = aq_config_string(p->config, "method");
-    aq_quant_spec base = {.bits = 4,
-                          .axis = 1,
-                          .method = strcmp(method, "rtn") == 0      ? AQ_METHOD_RTN
-                                    : strcmp(method, "search") == 0 ? AQ_METHOD_SEARCH
-                                                                    : AQ_METHOD_GPTQ,
-                          .symmetric = aq_config_bool(p->config, "symmetric"),
-                          .no_simd = !aq_config_bool(p->config, "enable_simd")};
-    if (choice.quantize && pinned) {
+    aq_quant_spec base = {
+        .bits = 4, .axis = 1, .method = method_of(config), .symmetric = aq_config_bool(config, "symmetric"), .no_simd = !aq_config_bool(config, "enable_simd")};
+    if (choice.quantize && pinned)
         *out = (aq_plan_request){.open = AQ_PLAN_FIXED, .spec = choice.spec};
-    } else if (choice.quantize) {
+    else if (choice.quantize)
         *out = (aq_plan_request){.open = AQ_PLAN_OPEN, .spec = base};
-    } else if (is_suggestion(p, t, &choice) && !pinned && allows(p, LEAST_BITS_BY_NAME)) {
+    else if (!names_decide && !pinned && is_suggestion(config, t, &choice))
         *out = (aq_plan_request){.open = AQ_PLAN_OPEN, .spec = base, .least_bits = LEAST_BITS_BY_NAME};
-    }
     return AQ_OK;
 }
 
-static aq_status make_requests(planner *p, aq_error *err) {
-    size_t n = aq_model_n_tensors(p->model);
-    if (!(p->requests = aq_calloc(n + 1, sizeof *p->requests))) return aq_fail_memory(err, n * sizeof *p->requests, "the layers of a plan");
-    aq_status status = AQ_OK;
-    for (size_t i = 0; i < n && status == AQ_OK; i++) status = request_of(p, i, &p->requests[i], err);
-    p->measure.requests = p->requests;
+aq_status aq_plan_requests(aq_plan_request **out, const aq_config *config, const aq_model *model, bool names_decide, aq_error *err) {
+    size_t n = aq_model_n_tensors(model);
+    aq_plan_request *requests = *out = aq_calloc(n + 1, sizeof *requests);
+    aq_status status = requests ? AQ_OK : aq_fail_memory(err, n * sizeof *requests, "the layers of a plan");
+    for (size_t i = 0; i < n && status == AQ_OK; i++) status = request_of(config, aq_model_tensor(model, i), names_decide, &requests[i], err);
+    if (status == AQ_OK) return AQ_OK;
+    aq_free(requests);
+    *out = NULL;
     return status;
 }
 
@@ -151,17 +144,23 @@ static void read_allowed(planner *p) {
     for (size_t i = 0; n == 0 && i < 4; i++) p->bits[p->measure.n_bits++] = all[i];
 }
 
+void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const aq_calib *calib) {
+    const char *nonfinite = aq_config_string(config, "nonfinite");
+    int64_t memory_mb = aq_config_int(config, "max_memory_limit_mb", 0);
+    aq_plan_options_init(out);
+    out->min_cosine = aq_config_float(config, "min_accuracy");
+    out->calib = calib;
+    out->nonfinite = strcmp(nonfinite, "keep") == 0   ? AQ_PLAN_NONFINITE_KEEP
+                     : strcmp(nonfinite, "zero") == 0 ? AQ_PLAN_NONFINITE_ZERO
+                                                      : AQ_PLAN_NONFINITE_ERROR;
+    out->n_threads = (int)aq_config_int(config, "num_threads", 0);
+    out->max_memory_bytes = memory_mb > 0 ? (uint64_t)memory_mb * MIB : aq_available_memory_bytes() / 2;
+}
+
 static aq_status read_settings(planner *p, aq_error *err) {
-    const char *nonfinite = aq_config_string(p->config, "nonfinite");
-    int64_t memory_mb = aq_config_int(p->config, "max_memory_limit_mb", 0);
     aq_plan_options *m = &p->measure;
-    aq_plan_options_init(m);
+    aq_plan_options_from(m, p->config, p->calib);
     read_allowed(p);
-    m->min_cosine = aq_config_float(p->config, "min_accuracy");
-    m->calib = p->calib;
-    m->nonfinite = strcmp(nonfinite, "keep") == 0 ? AQ_PLAN_NONFINITE_KEEP : strcmp(nonfinite, "zero") == 0 ? AQ_PLAN_NONFINITE_ZERO : AQ_PLAN_NONFINITE_ERROR;
-    m->n_threads = (int)aq_config_int(p->config, "num_threads", 0);
-    m->max_memory_bytes = memory_mb > 0 ? (uint64_t)memory_mb * MIB : aq_available_memory_bytes() / 2;
     m->progress = progress;
     m->user = p;
     m->cache_dir = p->options->cache_dir;
@@ -273,6 +272,12 @@ static aq_status set_summary(const planner *p, aq_plan *plan, aq_error *err) {
 
 /* ---- the whole ---- */
 
+static bool allows(const planner *p, int least) {
+    for (size_t i = 0; i < p->measure.n_bits; i++)
+        if (p->bits[i] >= least) return true;
+    return false;
+}
+
 static aq_status score(planner *p, aq_error *err) {
     if (!p->options->sensitivity) return AQ_OK;
     int method = aq_sensitivity_from_name(p->options->sensitivity);
@@ -291,7 +296,7 @@ static aq_status solve(planner *p, aq_plan **out, aq_error *err) {
     p->budget = aq_plan_budget(p->config, problem, p->model);
     aq_status status = aq_plan_choose(problem, p->budget, p->choice, NULL, err);
     p->start_error = status == AQ_OK ? aq_plan_error(problem, p->choice) : 0;
-    if (status == AQ_OK && p->options->evolution) status = aq_plan_evolve(problem, p->budget, p->options->evolution, p->choice, NULL, err);
+    if (status == AQ_OK && p->options->evolution) status = aq_plan_evolve(problem, p->budget, p->options->evolution, p->choice, NULL, NULL, err);
     if (status == AQ_OK) status = aq_plan_of_choice(out, problem, p->choice, err);
     if (status == AQ_OK) status = set_summary(p, *out, err);
     return status;
@@ -303,7 +308,9 @@ aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *cali
     planner p = {.model = model, .calib = calib, .config = config, .options = options ? options : &defaults, .job = job, .stage = "plan"};
     *out = NULL;
     aq_status status = read_settings(&p, err);
-    if (status == AQ_OK) status = make_requests(&p, err);
+    bool names_decide = !allows(&p, LEAST_BITS_BY_NAME);
+    if (status == AQ_OK) status = aq_plan_requests(&p.requests, config, model, names_decide, err);
+    p.measure.requests = p.requests;
     if (status == AQ_OK) status = aq_plan_measure(&p.problem, model, &p.measure, err);
     if (status == AQ_OK) status = score(&p, err);
     if (status == AQ_OK) status = solve(&p, out, err);
@@ -321,16 +328,23 @@ aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *cali
     return status;
 }
 
-static aq_status open_inputs(const char *path, const aq_config *config, const aq_plan_job *options, aq_model **model, aq_calib **calib, aq_error *err) {
-    aq_model_options open = options->model;
+static void warn_missing(void *user, const char *name) {
+    char shown[256];
+    aq_job_log(user, AQ_LOG_WARNING, "the calibration has nothing about \"%s\": its error is that of its weights",
+               aq_escape(shown, sizeof shown, name, strlen(name)));
+}
+
+aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const aq_model_options *options, bool allow_unmatched, aq_job *job, aq_model **model,
+                              aq_calib **calib, aq_error *err) {
+    aq_model_options open = *options;
     const char *modality = aq_config_string(config, "modality"), *calibration = aq_config_string(config, "calibration_path");
     if (open.modality == AQ_MODALITY_UNKNOWN && modality) open.modality = aq_modality_from_name(modality);
     aq_status status = aq_config_validate(config, err);
     if (status == AQ_OK) status = aq_model_open(model, path, &open, err);
     if (status == AQ_OK) status = aq_component_check(*model, path, &open, err);
-    if (status == AQ_OK && !options->allow_unmatched) status = aq_config_check_patterns(config, *model, err);
-    (void)calib;
-    (void)calibration;
+    if (status == AQ_OK && !allow_unmatched) status = aq_config_check_patterns(config, *model, err);
+    if (status == AQ_OK && calibration) status = aq_calib_open(calib, calibration, err);
+    if (status == AQ_OK && *calib) status = aq_calib_check(*calib, *model, warn_missing, job, err);
     return status;
 }
 
@@ -350,7 +364,7 @@ aq_status aq_plan_model(const char *model_path, const aq_config *config, const a
     if (!config && !own) return aq_fail_memory(err, 0, "the configuration");
     aq_job_init(&job, hooks, 0, 0);
     aq_status status = aq_job_tell(&job, "check", NULL, NULL, 0, 0, 0) ? AQ_OK : aq_job_cancelled(err, "nothing was done");
-    if (status == AQ_OK) status = open_inputs(model_path, config ? config : own, options, &model, &calib, err);
+    if (status == AQ_OK) status = aq_plan_open_inputs(model_path, config ? config : own, &options->model, options->allow_unmatched, &job, &model, &calib, err);
     if (status == AQ_OK) {
         job.n_total = aq_model_n_tensors(model);
         status = aq_plan_for(&made, model, calib, config ? config : own, options, &job, err);
@@ -362,6 +376,7 @@ aq_status aq_plan_model(const char *model_path, const aq_config *config, const a
         *plan = made;
     else
         aq_plan_free(made);
+    aq_calib_free(calib);
     if (model) aq_model_close(model);
     aq_config_destroy(own);
     return status;

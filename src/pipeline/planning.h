@@ -14,4 +14,12 @@ uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem,
 aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *calib, const aq_config *config, const aq_plan_job *options, aq_job *job,
                       aq_error *err);
 
+/* What the settings leave open about each tensor (aq_free). names_decide: layers kept by their names alone stay kept. */
+aq_status aq_plan_requests(aq_plan_request **out, const aq_config *config, const aq_model *model, bool names_decide, aq_error *err);
+/* Floor, threads, memory and the like from the settings; the rest as aq_plan_options_init. */
+void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const aq_calib *calib);
+/* Checks the settings, opens the model and, when calibration_path is set, the statistics, which must be the model's. */
+aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const aq_model_options *options, bool allow_unmatched, aq_job *job, aq_model **model,
+                              aq_calib **calib, aq_error *err);
+
 #endif

@@ -407,7 +407,8 @@ static aq_status run(search *s, const size_t *start, aq_error *err) {
     return AQ_OK;
 }
 
-aq_status aq_plan_evolve(const aq_plan_problem *problem, uint64_t budget_bytes, const aq_evolution *evolution, size_t *choice, double *fitness, aq_error *err) {
+aq_status aq_plan_evolve(const aq_plan_problem *problem, uint64_t budget_bytes, const aq_evolution *evolution, size_t *choice, double *fitness,
+                         uint64_t *n_evaluations, aq_error *err) {
     aq_error own;
     search s = {.problem = problem, .o = evolution, .budget = budget_bytes ? budget_bytes : UINT64_MAX, .n = problem->n_items, .random = evolution->seed};
     s.err = err ? err : &own;
@@ -419,6 +420,7 @@ aq_status aq_plan_evolve(const aq_plan_problem *problem, uint64_t budget_bytes, 
     if (status == AQ_OK) {
         memcpy(choice, s.now[0].genes, s.n * sizeof *choice);
         if (fitness) *fitness = s.now[0].fitness;
+        if (n_evaluations) *n_evaluations = s.n_evaluations;
     }
     free_search(&s);
     return status;

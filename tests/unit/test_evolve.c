@@ -89,7 +89,7 @@ static void it_improves_on_its_start_within_the_budget(void **state) {
     double start, found;
     start_of(choice);
     true_fitness(&w, &problem, choice, &start);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, &found, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, &found, NULL, NULL), AQ_OK);
     assert_true(found < start);
     assert_true(w.monotone && w.generations == 16 && w.best == found);
     assert_true(aq_plan_bytes(&problem, choice) <= middle());
@@ -106,7 +106,7 @@ static void by_the_sum_of_errors_the_start_stays(void **state) {
     double found;
     start_of(choice);
     memcpy(before, choice, sizeof before);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, &found, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, &found, NULL, NULL), AQ_OK);
     assert_true(found == aq_plan_error(&problem, before));
 }
 
@@ -119,10 +119,10 @@ static void the_same_seed_gives_the_same_answer(void **state) {
     double fa, fb;
     start_of(a);
     start_of(b);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, a, &fa, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, a, &fa, NULL, NULL), AQ_OK);
     size_t calls = w.n_calls;
     e = settings(&w);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, b, &fb, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, b, &fb, NULL, NULL), AQ_OK);
     assert_memory_equal(a, b, sizeof a);
     assert_true(fa == fb && calls == w.n_calls);
 }
@@ -135,7 +135,7 @@ static void an_interrupted_search_ends_as_an_uninterrupted_one(void **state) {
     size_t whole[N], parts[N];
     double fw, fp;
     start_of(whole);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, whole, &fw, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, whole, &fw, NULL, NULL), AQ_OK);
     char *path = strdup(st_path("state.json"));
     for (size_t stop = 5; stop <= 85; stop += 20) { /* in the first generation, and in later ones */
         e = settings(&w);
@@ -143,10 +143,10 @@ static void an_interrupted_search_ends_as_an_uninterrupted_one(void **state) {
         w.stop_after = stop;
         start_of(parts);
         aq_error err;
-        assert_int_equal(aq_plan_evolve(&problem, middle(), &e, parts, &fp, &err), AQ_ERR_INTERRUPTED);
+        assert_int_equal(aq_plan_evolve(&problem, middle(), &e, parts, &fp, NULL, &err), AQ_ERR_INTERRUPTED);
         w.stop_after = SIZE_MAX;
         start_of(parts);
-        if (aq_plan_evolve(&problem, middle(), &e, parts, &fp, &err) != AQ_OK) fail_msg("%s", err.message);
+        if (aq_plan_evolve(&problem, middle(), &e, parts, &fp, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
         assert_memory_equal(whole, parts, sizeof whole);
         assert_true(fw == fp);
         remove(path);
@@ -165,15 +165,15 @@ static void a_state_of_another_search_is_refused(void **state) {
     e.state_path = path;
     e.generations = 2;
     start_of(choice);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL, NULL), AQ_OK);
     e.seed = 8;
     start_of(choice);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, &err), AQ_ERR_FORMAT);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL, &err), AQ_ERR_FORMAT);
     assert_non_null(strstr(err.message, "another search"));
     static const char *const bad[] = {"", "{}", "[]", "{\"schema\":\"arrowquant.evolution/1\"}"};
     for (size_t i = 0; i < 4; i++) {
         assert_int_equal(aq_file_write(path, bad[i], strlen(bad[i]), NULL), AQ_OK);
-        assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, &err), AQ_ERR_FORMAT);
+        assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL, &err), AQ_ERR_FORMAT);
     }
     free(path);
 }
@@ -186,7 +186,7 @@ static void evaluations_are_bounded(void **state) {
     e.max_evaluations = 33;
     size_t choice[N];
     start_of(choice);
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL, NULL), AQ_OK);
     assert_true(w.n_calls == 33);
 }
 
@@ -211,15 +211,15 @@ static void bad_settings_are_refused_and_NaN_is_the_worst(void **state) {
         if (i == 2) e.crossover_rate = (double)NAN;
         if (i == 3) e.elite_ratio = -0.1;
         if (i == 4) choice[3] = CHOICES;
-        assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL), AQ_ERR_USAGE);
+        assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, NULL, NULL, NULL), AQ_ERR_USAGE);
     }
     start_of(choice);
     aq_evolution e = settings(&w);
-    assert_int_equal(aq_plan_evolve(&problem, aq_plan_bytes(&problem, choice) - 1, &e, choice, NULL, NULL), AQ_ERR_USAGE);
+    assert_int_equal(aq_plan_evolve(&problem, aq_plan_bytes(&problem, choice) - 1, &e, choice, NULL, NULL, NULL), AQ_ERR_USAGE);
     e.fitness = no_number;
     e.generation = NULL;
     double found;
-    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, &found, NULL), AQ_OK);
+    assert_int_equal(aq_plan_evolve(&problem, middle(), &e, choice, &found, NULL, NULL), AQ_OK);
     assert_true(isinf(found));
 }
 
