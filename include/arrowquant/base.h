@@ -49,6 +49,7 @@ typedef struct aq_error {
     char file[512];
     char tensor[256];
     char hint[512];
+    uint64_t minimum_bytes; /* with AQ_ERR_BUDGET: the smallest size that can be reached; 0: not known */
 } aq_error;
 
 /* Sets `err` to "no error". */

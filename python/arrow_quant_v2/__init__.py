@@ -50,11 +50,18 @@ __all__ = [
     "ChannelGroups",
     "ConfigurationError",
     "DiffusionQuantConfig",
+    "EvolutionarySearch",
     "FormatError",
+    "GranularityAllocation",
+    "GranularityAllocator",
+    "GranularityConfig",
     "Interrupted",
     "Layer",
+    "LayerSensitivity",
     "MetadataError",
     "ModelNotFoundError",
+    "Plan",
+    "PlanLayer",
     "Progress",
     "PyArrowQuantizedLayer",
     "QuantizationError",
@@ -81,6 +88,7 @@ __all__ = [
     "numpy_to_arrow_table",
     "open",
     "output_sqnr_db",
+    "plan",
     "quantize",
     "quantize_array",
     "quantize_async",
@@ -100,12 +108,22 @@ _LATER = {
     "Layer": "results",
     "Result": "results",
     "quantize_async": "async_",
+    "EvolutionarySearch": "granularity",
+    "GranularityAllocation": "granularity",
+    "GranularityAllocator": "granularity",
+    "GranularityConfig": "granularity",
+    "LayerSensitivity": "granularity",
+    "Plan": "planning",
+    "PlanLayer": "planning",
+    "plan": "planning",
 }
 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .async_ import AsyncArrowQuantV2, quantize_async
+    from .granularity import EvolutionarySearch, GranularityAllocation, GranularityAllocator, GranularityConfig, LayerSensitivity
+    from .planning import Plan, PlanLayer, plan
     from .results import Layer, Result
 
 

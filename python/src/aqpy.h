@@ -158,6 +158,7 @@ PyObject *aqpy_list_of_floats(const float *data, uint64_t n);
 
 /* ---- jobs.c, held.c, container.c, model.c ---- */
 int aqpy_add_jobs(PyObject *module);
+int aqpy_add_planning(PyObject *module); /* planning.c */
 int aqpy_add_held(PyObject *module);
 int aqpy_add_container(PyObject *module);
 int aqpy_add_model(PyObject *module);
@@ -176,6 +177,24 @@ PyObject *aqpy_time_groups_list(const aq_time_group *groups, size_t n);
 
 /* ---- calibration.c ---- */
 int aqpy_add_calibration(PyObject *module);
+
+/* A long call over files: its hooks take the GIL back, look for Ctrl-C, and call tick and log. */
+typedef struct aqpy_job {
+    const aqpy_state *state;
+    PyThreadState *thread; /* while the library works: from PyEval_SaveThread */
+    PyObject *tick, *log;  /* callables or NULL */
+    char stage[16];        /* last one told */
+    double told_s;
+} aqpy_job;
+/* tick and log: callables, None or NULL. */
+aqpy_job aqpy_job_of(PyObject *module, PyObject *tick, PyObject *log);
+aq_job_hooks aqpy_job_hooks(aqpy_job *job);
+/* The report as str, or what went wrong. `report_counts`: a report that comes with AQ_ERR_QUALITY is the result. Takes `report`. */
+PyObject *aqpy_job_finish(const aqpy_job *job, aq_status status, const aq_error *err, char *report, bool report_counts);
+/* A copy of a DiffusionQuantConfig, checked; NULL with an exception set. */
+aq_config *aqpy_checked_config(const aqpy_state *state, PyObject *object);
+/* A PyArg_Parse converter: None, or a path as PyUnicode_FSConverter takes it. */
+int aqpy_path_or_none(PyObject *object, void *result);
 
 /* ---- hooks.c ---- */
 /* Warns once, listing the layers that were left out (list of str) of n. Returns -1 when warnings are errors. */

@@ -83,6 +83,14 @@ static int set_text(PyObject *object, const char *attribute, const char *text) {
     return failed;
 }
 
+static int set_minimum(PyObject *object, const aq_error *err) {
+    if (err->code != AQ_ERR_BUDGET || err->minimum_bytes == 0) return 0;
+    PyObject *value = PyLong_FromUnsignedLongLong(err->minimum_bytes);
+    int failed = value ? PyObject_SetAttrString(object, "minimum", value) : -1;
+    Py_XDECREF(value);
+    return failed;
+}
+
 PyObject *aqpy_raise_as(const aqpy_state *state, enum aqpy_object which, PyObject *prefix, const aq_error *err) {
     PyObject *text = text_of(err);
     if (text && prefix) {
@@ -93,7 +101,8 @@ PyObject *aqpy_raise_as(const aqpy_state *state, enum aqpy_object which, PyObjec
     PyObject *type = aqpy_get(state, which), *value = text ? PyObject_CallFunctionObjArgs(type, text, NULL) : NULL;
     Py_XDECREF(text);
     if (!value) return NULL;
-    if (set_text(value, "file", err->file) == 0 && set_text(value, "tensor", err->tensor) == 0 && set_text(value, "hint", err->hint) == 0)
+    if (set_text(value, "file", err->file) == 0 && set_text(value, "tensor", err->tensor) == 0 && set_text(value, "hint", err->hint) == 0 &&
+        set_minimum(value, err) == 0)
         PyErr_SetObject(type, value);
     Py_DECREF(value);
     return NULL;

@@ -13,20 +13,12 @@
 
 static const double TICK_SECONDS = 0.02;
 
-typedef struct job {
-    const aqpy_state *state;
-    PyThreadState *thread; /* while the library works */
-    PyObject *tick, *log;  /* callables or NULL */
-    char stage[16];        /* last one told */
-    double told_s;
-} job;
-
 static PyObject *text_or_none(const char *text) {
     if (!text) Py_RETURN_NONE;
     return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
 }
 
-static bool call_tick(const job *j, const aq_progress *p) {
+static bool call_tick(const aqpy_job *j, const aq_progress *p) {
     PyObject *tensor = text_or_none(p->tensor), *detail = text_or_none(p->detail), *eta = isnan(p->eta_s) ? Py_NewRef(Py_None) : PyFloat_FromDouble(p->eta_s);
     PyObject *answer = NULL;
     if (tensor && detail && eta)
@@ -41,7 +33,7 @@ static bool call_tick(const job *j, const aq_progress *p) {
 }
 
 static bool on_progress(void *user, const aq_progress *p) {
-    job *j = user;
+    aqpy_job *j = user;
     double now = aqpy_seconds();
     if (now - j->told_s < TICK_SECONDS && strcmp(j->stage, p->stage) == 0) return true;
     strncpy(j->stage, p->stage, sizeof j->stage - 1);
@@ -54,7 +46,7 @@ static bool on_progress(void *user, const aq_progress *p) {
 
 static void on_log(void *user, aq_log_level level, const char *message) {
     static const int levels[] = {[AQ_LOG_ERROR] = 40, [AQ_LOG_WARNING] = 30, [AQ_LOG_INFO] = 20, [AQ_LOG_DEBUG] = 10};
-    job *j = user;
+    aqpy_job *j = user;
     PyEval_RestoreThread(j->thread);
     if (!PyErr_Occurred()) { /* an exception here stops the job at its next tick */
         PyObject *text = text_or_none(message), *done = text ? PyObject_CallFunction(j->log, "iO", levels[level], text) : NULL;
@@ -69,7 +61,7 @@ static PyObject *callable_or_null(PyObject *object) { return object && object !=
 /* ---- arguments ---- */
 
 /* A PyArg_Parse converter: None, or a path as PyUnicode_FSConverter takes it. */
-static int path_or_none(PyObject *object, void *result) {
+int aqpy_path_or_none(PyObject *object, void *result) {
     PyObject **path = result;
     if (object == Py_None) return 1;
     return PyUnicode_FSConverter(object, path);
@@ -112,7 +104,7 @@ static bool path_list_of(PyObject *sequence, path_list *out) {
 }
 
 /* A copy of a DiffusionQuantConfig, checked. */
-static aq_config *checked_config(const aqpy_state *state, PyObject *object) {
+aq_config *aqpy_checked_config(const aqpy_state *state, PyObject *object) {
     aq_config *config = aqpy_config_of(state, object);
     aq_error err;
     if (!config || aq_config_validate(config, &err) == AQ_OK) return config;
@@ -132,7 +124,7 @@ static PyObject *raise_layer_failure(const aqpy_state *state, const aq_error *er
 }
 
 /* The report, or what went wrong. `report_counts`: a report that comes with AQ_ERR_QUALITY is the result. Takes `report`. */
-static PyObject *finish(const job *j, aq_status status, const aq_error *err, char *report, bool report_counts) {
+PyObject *aqpy_job_finish(const aqpy_job *j, aq_status status, const aq_error *err, char *report, bool report_counts) {
     PyObject *result = NULL;
     if (!PyErr_Occurred()) {
         if (status == AQ_OK || (status == AQ_ERR_QUALITY && report && report_counts))
@@ -146,11 +138,11 @@ static PyObject *finish(const job *j, aq_status status, const aq_error *err, cha
     return result;
 }
 
-static job job_of(PyObject *module, PyObject *tick, PyObject *log) {
-    return (job){.state = aqpy_state_of(module), .tick = callable_or_null(tick), .log = callable_or_null(log), .told_s = -1};
+aqpy_job aqpy_job_of(PyObject *module, PyObject *tick, PyObject *log) {
+    return (aqpy_job){.state = aqpy_state_of(module), .tick = callable_or_null(tick), .log = callable_or_null(log), .told_s = -1};
 }
 
-static aq_job_hooks hooks_of(job *j) { return (aq_job_hooks){.progress = on_progress, .log = j->log ? on_log : NULL, .user = j}; }
+aq_job_hooks aqpy_job_hooks(aqpy_job *j) { return (aq_job_hooks){.progress = on_progress, .log = j->log ? on_log : NULL, .user = j}; }
 
 /* ---- jobs ---- */
 
@@ -164,7 +156,7 @@ static PyObject *run_quantize(PyObject *module, PyObject *args, PyObject *kwargs
     unsigned long long shard_bytes = 0;
     aq_quantize_options options = {0};
     aq_model_options_init(&options.model);
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OOO|$pzzpppppppppKO:run_quantize", names, PyUnicode_FSConverter, &model, path_or_none, &output,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OOO|$pzzpppppppppKO:run_quantize", names, PyUnicode_FSConverter, &model, aqpy_path_or_none, &output,
                                      &config_arg, &tick, &log, &require_modality, &options.model.component, &options.model.variant, &overwrite, &make_parents,
                                      &restart, &verify, &strict, &allow_unmatched, &side_files, &follow, &skip, &shard_bytes, &lora) ||
         !path_list_of(lora, &adapters)) {
@@ -186,10 +178,10 @@ static PyObject *run_quantize(PyObject *module, PyObject *args, PyObject *kwargs
     options.no_side_files = !side_files;
     options.shard_bytes = shard_bytes;
 
-    job j = job_of(module, tick, log);
-    aq_job_hooks hooks = hooks_of(&j);
+    aqpy_job j = aqpy_job_of(module, tick, log);
+    aq_job_hooks hooks = aqpy_job_hooks(&j);
     PyObject *result = NULL;
-    aq_config *config = checked_config(j.state, config_arg);
+    aq_config *config = aqpy_checked_config(j.state, config_arg);
     if (config) {
         aq_error err = {0};
         char *report = NULL;
@@ -197,7 +189,7 @@ static PyObject *run_quantize(PyObject *module, PyObject *args, PyObject *kwargs
         aq_status status = aq_quantize_model(PyBytes_AsString(model), bytes_or_null(output), config, &options, &hooks, &report, &err);
         PyEval_RestoreThread(j.thread);
         aq_config_destroy(config);
-        result = finish(&j, status, &err, report, false);
+        result = aqpy_job_finish(&j, status, &err, report, false);
     }
     path_list_free(&adapters);
     Py_DECREF(model);
@@ -210,20 +202,20 @@ static PyObject *run_verify(PyObject *module, PyObject *args, PyObject *kwargs) 
     PyObject *path = NULL, *against = NULL, *tick = NULL, *log = NULL;
     int threads = 0;
     double min_accuracy = -1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OO|$id:run_verify", names, PyUnicode_FSConverter, &path, path_or_none, &against, &tick, &log, &threads,
-                                     &min_accuracy)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OO|$id:run_verify", names, PyUnicode_FSConverter, &path, aqpy_path_or_none, &against, &tick, &log,
+                                     &threads, &min_accuracy)) {
         Py_XDECREF(path);
         Py_XDECREF(against);
         return NULL;
     }
-    job j = job_of(module, tick, log);
-    aq_job_hooks hooks = hooks_of(&j);
+    aqpy_job j = aqpy_job_of(module, tick, log);
+    aq_job_hooks hooks = aqpy_job_hooks(&j);
     aq_error err = {0};
     char *report = NULL;
     j.thread = PyEval_SaveThread();
     aq_status status = aq_verify(PyBytes_AsString(path), bytes_or_null(against), NULL, &hooks, threads, min_accuracy, &report, &err);
     PyEval_RestoreThread(j.thread);
-    PyObject *result = finish(&j, status, &err, report, true);
+    PyObject *result = aqpy_job_finish(&j, status, &err, report, true);
     Py_DECREF(path);
     Py_XDECREF(against);
     return result;
@@ -238,14 +230,14 @@ static PyObject *run_diff(PyObject *module, PyObject *args, PyObject *kwargs) {
         Py_XDECREF(b);
         return NULL;
     }
-    job j = job_of(module, tick, log);
-    aq_job_hooks hooks = hooks_of(&j);
+    aqpy_job j = aqpy_job_of(module, tick, log);
+    aq_job_hooks hooks = aqpy_job_hooks(&j);
     aq_error err = {0};
     char *report = NULL;
     j.thread = PyEval_SaveThread();
     aq_status status = aq_diff(PyBytes_AsString(a), PyBytes_AsString(b), NULL, &hooks, threads, &report, &err);
     PyEval_RestoreThread(j.thread);
-    PyObject *result = finish(&j, status, &err, report, false);
+    PyObject *result = aqpy_job_finish(&j, status, &err, report, false);
     Py_DECREF(a);
     Py_DECREF(b);
     return result;
@@ -259,8 +251,8 @@ static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) 
     aq_model_options model;
     aq_export_options options = {0};
     int rotate = 0, overwrite = 0, make_parents = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&Opppi:run_export", names, PyUnicode_FSConverter, &path, &options.to, path_or_none, &output,
-                                     &tick, &log, &options.dtype, &options.type, path_or_none, &source, &lora, &rotate, &overwrite, &make_parents,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&Opppi:run_export", names, PyUnicode_FSConverter, &path, &options.to, aqpy_path_or_none,
+                                     &output, &tick, &log, &options.dtype, &options.type, aqpy_path_or_none, &source, &lora, &rotate, &overwrite, &make_parents,
                                      &options.n_threads) ||
         !path_list_of(lora, &adapters)) {
         Py_XDECREF(path);
@@ -276,14 +268,14 @@ static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) 
     options.rotate = rotate;
     options.overwrite = overwrite;
     options.make_parents = make_parents;
-    job j = job_of(module, tick, log);
-    aq_job_hooks hooks = hooks_of(&j);
+    aqpy_job j = aqpy_job_of(module, tick, log);
+    aq_job_hooks hooks = aqpy_job_hooks(&j);
     aq_error err = {0};
     char *report = NULL;
     j.thread = PyEval_SaveThread();
     aq_status status = aq_export(PyBytes_AsString(path), bytes_or_null(output), &options, &hooks, &report, &err);
     PyEval_RestoreThread(j.thread);
-    PyObject *result = finish(&j, status, &err, report, false);
+    PyObject *result = aqpy_job_finish(&j, status, &err, report, false);
     Py_DECREF(path);
     Py_XDECREF(output);
     Py_XDECREF(source);
@@ -298,7 +290,7 @@ static PyObject *run_report(PyObject *module, PyObject *args, PyObject *kwargs) 
     aq_model_options_init(&options.model);
     int overwrite = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&O&OO|$O&O&zpi:run_report", names, PyUnicode_FSConverter, &path, PyUnicode_FSConverter, &output, &tick,
-                                     &log, path_or_none, &against, path_or_none, &calib, &options.layer, &overwrite, &options.n_threads)) {
+                                     &log, aqpy_path_or_none, &against, aqpy_path_or_none, &calib, &options.layer, &overwrite, &options.n_threads)) {
         Py_XDECREF(path);
         Py_XDECREF(output);
         Py_XDECREF(against);
@@ -308,14 +300,14 @@ static PyObject *run_report(PyObject *module, PyObject *args, PyObject *kwargs) 
     options.against = bytes_or_null(against);
     options.calib = bytes_or_null(calib);
     options.overwrite = overwrite;
-    job j = job_of(module, tick, log);
-    aq_job_hooks hooks = hooks_of(&j);
+    aqpy_job j = aqpy_job_of(module, tick, log);
+    aq_job_hooks hooks = aqpy_job_hooks(&j);
     aq_error err = {0};
     char *report = NULL;
     j.thread = PyEval_SaveThread();
     aq_status status = aq_write_page(PyBytes_AsString(path), PyBytes_AsString(output), &options, &hooks, &report, &err);
     PyEval_RestoreThread(j.thread);
-    PyObject *result = finish(&j, status, &err, report, false);
+    PyObject *result = aqpy_job_finish(&j, status, &err, report, false);
     Py_DECREF(path);
     Py_DECREF(output);
     Py_XDECREF(against);
@@ -333,9 +325,9 @@ static PyObject *run_inspect(PyObject *module, PyObject *args, PyObject *kwargs)
         Py_XDECREF(path);
         return NULL;
     }
-    job j = job_of(module, NULL, NULL);
+    aqpy_job j = aqpy_job_of(module, NULL, NULL);
     PyObject *result = NULL;
-    aq_config *config = checked_config(j.state, config_arg);
+    aq_config *config = aqpy_checked_config(j.state, config_arg);
     if (config) {
         aq_error err = {0};
         char *report = NULL;
@@ -343,7 +335,7 @@ static PyObject *run_inspect(PyObject *module, PyObject *args, PyObject *kwargs)
         aq_status status = aq_inspect(PyBytes_AsString(path), config, &options, &report, &err);
         PyEval_RestoreThread(j.thread);
         aq_config_destroy(config);
-        result = finish(&j, status, &err, report, false);
+        result = aqpy_job_finish(&j, status, &err, report, false);
     }
     Py_DECREF(path);
     return result;
@@ -354,7 +346,7 @@ static PyObject *config_sources(PyObject *module, PyObject *args) {
     const char *profile = NULL;
     PyObject *path = NULL;
     int environment = 1;
-    if (!PyArg_ParseTuple(args, "zO&p:config_sources", &profile, path_or_none, &path, &environment)) {
+    if (!PyArg_ParseTuple(args, "zO&p:config_sources", &profile, aqpy_path_or_none, &path, &environment)) {
         Py_XDECREF(path);
         return NULL;
     }

@@ -40,6 +40,7 @@ void aq_error_clear(aq_error *err) {
     if (!err) return;
     err->code = AQ_OK;
     err->os_errno = 0;
+    err->minimum_bytes = 0;
     err->message[0] = err->file[0] = err->tensor[0] = err->hint[0] = 0;
 }
 

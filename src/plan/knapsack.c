@@ -320,6 +320,7 @@ static aq_status infeasible(const aq_plan_problem *problem, uint64_t budget, uin
     aq_fail(err, AQ_ERR_BUDGET, "the budget of %" PRIu64 " bytes cannot be met: the smallest size that %zu layers can reach is %" PRIu64 " bytes", budget,
             problem->n_items, minimum);
     aq_hint(err, "allow %" PRIu64 " bytes or more, allow fewer bits, or lower the accuracy floor", minimum);
+    if (err) err->minimum_bytes = minimum;
     return AQ_ERR_BUDGET;
 }
 
