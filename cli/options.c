@@ -26,8 +26,10 @@ static const cli_command commands[] = {
     {"plan", "PATH", 1, 1, NULL, "bits and groups of each layer for a size, without writing a model",
      "Tries every allowed width, group size and parameter form on rows of each layer and picks those with the least error within the budget.\n"
      "With --calib errors are those of the layers' outputs, with gradients in it they are weighted by what they cost the model.\n"
-     "Exit code 5 and the smallest reachable size when nothing fits.",
-     "arrowquant plan model.safetensors --target-size 6.5GB -o plan.json\narrowquant plan pipeline-folder --target-size 200MB --calib model.aqcal",
+     "Exit code 5 and the smallest reachable size when nothing fits.\n"
+     "With --target-compression or --accuracy-weight: a group size for each layer at one width (--bits), by its sensitivity.",
+     "arrowquant plan model.safetensors --target-size 6.5GB -o plan.json\narrowquant plan pipeline-folder --target-size 200MB --calib model.aqcal\n"
+     "arrowquant plan model.safetensors --bits 2 --sensitivity variance --target-compression 10 -o allocation.json",
      cli_run_plan},
     {"verify", "PATH", 1, 1, NULL, "check a container, and measure its error against the source",
      "Structure, SHA-256 of each file, a hash per tensor, non-finite values and bounds of the parameters.\n"
@@ -131,6 +133,8 @@ static const cli_option table[] = {
      "largest size of the result, as in 6.5GB: exit code 5 when the settings give more"},
     {"sensitivity", 0, "NAME", "gradient|hessian|variance", NULL, NULL, false, false, GROUP_QUALITY, "plan",
      "score each layer: gradient and hessian need --calib"},
+    {"target-compression", 0, "X", NULL, NULL, NULL, false, false, GROUP_QUALITY, "plan", "compression that counts 1 in the choice of group sizes (10)"},
+    {"accuracy-weight", 0, "X", NULL, NULL, NULL, false, false, GROUP_QUALITY, "plan", "weight of accuracy against compression in it, 0 to 1 (0.7)"},
     {"layer-weights", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_QUALITY, "plan",
      "what an error in each layer costs the model, as JSON by layer name (computed: by gradients in --calib, else by size)"},
     {"sample", 0, "N", NULL, NULL, NULL, false, false, GROUP_QUALITY, "plan", "weights of a layer that are measured; 0: all (65536)"},

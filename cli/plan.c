@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/file.h"
+#include "base/json.h"
 #include "job.h"
 #include "log.h"
 #include "settings.h"
@@ -123,7 +125,123 @@ static aq_status read_options(aq_plan_job *out, aq_evolution *evolution, const c
     return status;
 }
 
+/* ---- group sizes at one width ---- */
+
+typedef struct {
+    const char *name;
+    double score;
+    const json_t *layer;
+} scored;
+
+static int by_falling_score(const void *a, const void *b) {
+    const scored *p = a, *q = b;
+    if (p->score != q->score) return p->score > q->score ? -1 : 1;
+    return strcmp(p->name, q->name);
+}
+
+static void print_most_sensitive(const json_t *layers) {
+    enum { MOST = 10 };
+    size_t n = json_object_size(layers), i = 0;
+    scored *all = n ? calloc(n, sizeof *all) : NULL;
+    const char *name;
+    json_t *layer;
+    if (!all) return;
+    json_object_foreach((json_t *)(uintptr_t)layers, name, layer) all[i++] = (scored){name, cli_json_real(layer, "sensitivity"), layer};
+    qsort(all, n, sizeof *all, by_falling_score);
+    cli_print(stdout, "most sensitive layers:\n");
+    cli_table *table = cli_table_create("frrrr");
+    cli_table_row(table, (const char *const[]){"tensor", "sensitivity", "group", "est. accuracy", "est. compression"});
+    for (i = 0; i < n && i < MOST; i++) {
+        size_t size;
+        char *text[4];
+        for (int k = 0; k < 4; k++) text[k] = cli_buffer(&size);
+        snprintf(text[0], size, "%.3f", all[i].score);
+        snprintf(text[1], size, "%llu", (unsigned long long)cli_json_count(all[i].layer, "group_size"));
+        snprintf(text[2], size, "%.3f", cli_json_real(all[i].layer, "estimated_accuracy"));
+        snprintf(text[3], size, "%.2f", cli_json_real(all[i].layer, "estimated_compression"));
+        cli_table_row(table, (const char *const[]){cli_safe(all[i].name), text[0], text[1], text[2], text[3]});
+    }
+    cli_table_print(table);
+    free(all);
+}
+
+static void print_groups(const cli_args *args, const json_t *report) {
+    const json_t *s = json_object_get(report, "summary"), *count;
+    const char *size;
+    if (args->quiet) return;
+    cli_print(stdout, "%lld layers at int%lld, sensitivity by %s\n", (long long)cli_json_count(s, "num_layers"), (long long)cli_json_count(s, "bit_width"),
+              cli_safe(cli_json_text(s, "sensitivity_method")));
+    cli_print(stdout, "average accuracy %.3f (estimated; measured %.4f on the weights, the estimate is off by %+.3f)\n", cli_json_real(s, "avg_accuracy"),
+              cli_json_real(s, "measured_accuracy"), cli_json_real(s, "estimate_error"));
+    cli_print(stdout, "average compression %.2f (estimated, against F32 with F32 parameters; target %.2f)\ngroup sizes:", cli_json_real(s, "avg_compression"),
+              cli_json_real(s, "target_compression"));
+    json_object_foreach(json_object_get(s, "group_sizes"), size, count) { cli_print(stdout, "  %s: %lld layers", size, (long long)json_integer_value(count)); }
+    cli_print(stdout, "\n");
+    print_most_sensitive(json_object_get(report, "layers"));
+    const char *output = cli_args_value(args, "output");
+    if (output) cli_print(stdout, "wrote %s\n", cli_safe(output));
+}
+
+/* The JSON of the tool as it is, for those who read its keys. */
+static aq_status save_groups(const char *path, const char *report, bool overwrite, aq_error *err) {
+    if (!overwrite && aq_path_exists(path)) {
+        aq_fail_at(err, AQ_ERR_IO, path, NULL, "exists");
+        aq_hint(err, "--overwrite replaces it");
+        return AQ_ERR_IO;
+    }
+    json_t *json = json_loads(report, 0, NULL);
+    char *text = json ? aq_json_dump(json, true) : NULL;
+    json_decref(json);
+    aq_status status = text ? aq_file_write(path, text, strlen(text), err) : aq_fail_memory(err, strlen(report), "the allocation");
+    free(text);
+    return status;
+}
+
+static aq_status read_ratio(const cli_args *args, const char *option, double *out, aq_error *err) {
+    const char *text = cli_args_value(args, option);
+    if (!text) return AQ_OK;
+    json_t *number = json_loads(text, JSON_DECODE_ANY, NULL); /* digits with a point, in every locale */
+    bool ok = json_is_number(number);
+    if (ok) *out = json_number_value(number);
+    json_decref(number);
+    return ok ? AQ_OK : aq_fail(err, AQ_ERR_USAGE, "--%s: invalid number \"%s\"", option, cli_safe(text));
+}
+
+static bool has_setting(const cli_args *args, const char *field) {
+    for (size_t i = 0; i < args->n_settings; i++)
+        if (args->settings[i].option->field && strcmp(args->settings[i].option->field, field) == 0) return true;
+    return false;
+}
+
+static int run_groups(const cli_args *args) {
+    aq_error err;
+    aq_error_clear(&err);
+    aq_config *config = NULL;
+    char *report = NULL;
+    const char *output = cli_args_value(args, "output");
+    aq_granularity_job options;
+    aq_granularity_init(&options);
+    options.sensitivity = cli_args_value(args, "sensitivity");
+    options.allow_unmatched = cli_args_has(args, "allow-unmatched");
+    aq_status status = cli_settings_model(&options.model, args, &err);
+    if (status == AQ_OK) status = read_ratio(args, "target-compression", &options.target_compression, &err);
+    if (status == AQ_OK) status = read_ratio(args, "accuracy-weight", &options.accuracy_weight, &err);
+    if (status == AQ_OK) status = read_count(args, "sample", UINT64_MAX, &options.sample_values, &err);
+    if (status == AQ_OK) status = cli_settings_config(&config, args, &err);
+    if (status == AQ_OK) {
+        if (has_setting(args, "min_accuracy")) options.min_accuracy = aq_config_float(config, "min_accuracy");
+        cli_signals_catch_interrupts();
+        status = aq_granularity(args->operands[0], config, &options, cli_job_hooks(), &report, &err);
+    }
+    if (status == AQ_OK && output) save_groups(output, report, cli_args_has(args, "overwrite"), &err);
+    aq_config_destroy(config);
+    return cli_job_end(args, &err, report, print_groups);
+}
+
+/* ---- both ---- */
+
 int cli_run_plan(const cli_args *args) {
+    if (cli_args_has(args, "target-compression") || cli_args_has(args, "accuracy-weight")) return run_groups(args);
     aq_error err;
     aq_error_clear(&err);
     aq_plan_job options;

@@ -163,14 +163,14 @@ class GranularityAllocator:
         summary = report["summary"]
         return GranularityAllocation(
             layer_group_sizes={name: layer["group_size"] for name, layer in report["layers"].items()},
-            layer_sensitivities=[self.sensitivity_of(name, layer["sensitivity"], bits) for name, layer in report["layers"].items()],
+            layer_sensitivities=[self._sensitivity(name, layer["sensitivity"], bits) for name, layer in report["layers"].items()],
             estimated_accuracy=summary["avg_accuracy"],
             estimated_compression_ratio=summary["avg_compression"],
             analysis_time_s=time.perf_counter() - start,
             report=report,
         )
 
-    def sensitivity_of(self, name, score, bits):
+    def _sensitivity(self, name, score, bits):
         size = self.recommend_group_size(score)
         return LayerSensitivity(name, score, size, self.estimate_accuracy_impact(score, size), self.estimate_compression_ratio(size, bits))
 

@@ -51,7 +51,7 @@ class Plan:
 
     >>> import arrow_quant_v2 as aq
     >>> p = aq.plan('examples/dit-fashion', target_size='4MB')
-    >>> p.feasible, p.size <= 4e6, p.layers['transformer_blocks.0.ff.net.2.weight'].bits
+    >>> p.feasible, p.size <= 4e6, p.layers['proj_out_1.weight'].bits
     (True, True, 8)
     """
 

@@ -211,6 +211,11 @@ static aq_status allocate(allocator *a, char **report_json, aq_error *err) {
     totals sum = {.sizes = json_object()};
     json_t *layers = json_object();
     aq_status status = layers && sum.sizes ? AQ_OK : aq_fail_memory(err, 0, "the report");
+    for (size_t i = 0; i < a->n_sizes && status == AQ_OK; i++) { /* in rising order */
+        char key[16];
+        snprintf(key, sizeof key, "%llu", (unsigned long long)a->sizes[i]);
+        json_object_set_new(sum.sizes, key, json_integer(0));
+    }
     for (size_t i = 0; i < a->problem->n_items && status == AQ_OK; i++) {
         const aq_plan_item *item = &a->problem->items[i];
         bool found;
