@@ -136,6 +136,18 @@ AQ_API void aq_calib_warnings(const aq_calib *calib, void (*tell)(void *user, co
 /* SHA-256 over everything that counts (not the path): part of a run's fingerprint and of cache keys. 64 hex digits + NUL. */
 AQ_API aq_status aq_calib_fingerprint(const aq_calib *calib, char out[65], aq_error *err);
 
+/* ---- cache: recordings that need not be made again ---- */
+
+/* Key of a recording: SHA-256 over the content of the model's files, the data set's SHA-256, the options and the version of the library. `extra` (may be NULL):
+ * whatever else it depends on, such as the number of samples. model and options may be NULL. 64 hex digits + NUL. */
+AQ_API aq_status aq_calib_cache_key(const aq_model *model, const char *data_sha256, const aq_calib_options *options, const char *extra, char out[65],
+                                    aq_error *err);
+/* The recording of this key in `folder`, checked whole; *out NULL (and AQ_OK) when there is none. AQ_ERR_FORMAT says why one that is there is not used:
+ * damaged, or foreign (made under another key). It is left where it is. */
+AQ_API aq_status aq_calib_cache_find(aq_calib **out, const char *folder, const char *key, aq_error *err);
+/* Keeps a recording under its key; the folder is made when it is missing, an older entry is replaced. */
+AQ_API aq_status aq_calib_cache_store(const aq_calib *calib, const char *folder, const char *key, aq_error *err);
+
 #ifdef __cplusplus
 }
 #endif

@@ -303,7 +303,7 @@ static aq_status read_row(reader *r, const aq_calib_row row, aq_error *err) {
     char hash[33];
     if (row[CAL_LAYER].n == 0 || row[CAL_HASH].n != 32) return fail(r, NULL, err, "a row has no layer or no hash");
     if (!aq_calib_row_hash(row, hash) || !aq_calib_digest_row(r->digest, hash)) return aq_fail_memory(err, 1, "a hash");
-    if (memcmp(hash, row[CAL_HASH].data, 32) != 0) return fail(r, NULL, err, "is damaged: the figures of a row do not match their hash");
+    if (!AQ_HASHES_IGNORED && memcmp(hash, row[CAL_HASH].data, 32) != 0) return fail(r, NULL, err, "is damaged: the figures of a row do not match their hash");
     aq_calib_layer *layer = NULL;
     aq_status status = find_layer(r, row, &layer, err);
     if (status != AQ_OK) return status;
@@ -361,9 +361,11 @@ static aq_status read_file(reader *r, aq_calib **out, const char *path, aq_error
     bool ok = aq_calib_digest_end(r->digest, c->fingerprint);
     r->digest = NULL;
     if (!ok) return aq_fail_memory(err, 1, "a hash");
+    const char *cache_key = carquet_reader_find_metadata(r->file->reader, AQ_CALIB_KEY_CACHE);
+    if (cache_key && strlen(cache_key) < sizeof c->cache_key) strcpy(c->cache_key, cache_key);
     atomic_store(&c->is_changed, false); /* as reading it did */
     const char *stored = carquet_reader_find_metadata(r->file->reader, AQ_CALIB_KEY_HASH);
-    if (!stored || strcmp(stored, c->fingerprint) != 0) return fail(r, NULL, err, "is damaged: its content does not match its hash");
+    if (!stored || (!AQ_HASHES_IGNORED && strcmp(stored, c->fingerprint) != 0)) return fail(r, NULL, err, "is damaged: its content does not match its hash");
     return AQ_OK;
 }
 

@@ -170,17 +170,18 @@ static bool take_row(void *user, const aq_calib_row row, aq_error *err) {
 
 /* ---- the file ---- */
 
-static aq_status write_keys(writer *w, const aq_calib *c, const char *hash, aq_error *err) {
+static aq_status write_keys(writer *w, const aq_calib *c, const char *hash, const char *cache_key, aq_error *err) {
     aq_calib_keys keys;
     aq_calib_keys_fill(&keys, &c->options);
     carquet_status_t status = carquet_writer_add_metadata(w->parquet, "arrowquant.version", AQ_VERSION);
     for (int i = 0; status == CARQUET_OK && i < AQ_CALIB_N_KEYS; i++)
         if (keys.value[i]) status = carquet_writer_add_metadata(w->parquet, keys.key[i], keys.value[i]);
     if (status == CARQUET_OK) status = carquet_writer_add_metadata(w->parquet, AQ_CALIB_KEY_HASH, hash);
+    if (status == CARQUET_OK && cache_key) status = carquet_writer_add_metadata(w->parquet, AQ_CALIB_KEY_CACHE, cache_key);
     return status == CARQUET_OK ? AQ_OK : fail_carquet(w, status, err);
 }
 
-static aq_status write_file(writer *w, const aq_calib *c, const char *temp, aq_error *err) {
+static aq_status write_file(writer *w, const aq_calib *c, const char *temp, const char *cache_key, aq_error *err) {
     carquet_schema_t *schema = make_schema();
     w->digest = aq_calib_digest_create(&c->options);
     if (!schema || !w->digest) {
@@ -206,7 +207,7 @@ static aq_status write_file(writer *w, const aq_calib *c, const char *temp, aq_e
     if (status == AQ_OK) {
         bool ok = aq_calib_digest_end(w->digest, hash);
         w->digest = NULL;
-        status = ok ? write_keys(w, c, hash, err) : aq_fail_memory(err, 1, "a hash");
+        status = ok ? write_keys(w, c, hash, cache_key, err) : aq_fail_memory(err, 1, "a hash");
     }
     if (status == AQ_OK) {
         errno = 0;
@@ -219,7 +220,9 @@ static aq_status write_file(writer *w, const aq_calib *c, const char *temp, aq_e
     return status;
 }
 
-aq_status aq_calib_save(const aq_calib *c, const char *path, bool overwrite, aq_error *err) {
+aq_status aq_calib_save(const aq_calib *c, const char *path, bool overwrite, aq_error *err) { return aq_calib_save_keyed(c, path, overwrite, NULL, err); }
+
+aq_status aq_calib_save_keyed(const aq_calib *c, const char *path, bool overwrite, const char *key, aq_error *err) {
     aq_error local;
     if (!err) err = &local;
     aq_error_clear(err);
@@ -227,7 +230,7 @@ aq_status aq_calib_save(const aq_calib *c, const char *path, bool overwrite, aq_
     aq_status status = aq_draft_begin(&draft, path, overwrite, err);
     if (status != AQ_OK) return status;
     writer w = {.path = path};
-    status = write_file(&w, c, draft.temp, err);
+    status = write_file(&w, c, draft.temp, key, err);
     aq_calib_digest_end(w.digest, NULL);
     clear(&w);
     for (int i = 0; i < CAL_COLUMNS; i++) {

@@ -49,6 +49,7 @@ struct aq_calib {
     size_t n_owned;
     char fingerprint[65];   /* of the content as it was read, "" before */
     atomic_bool is_changed; /* since then */
+    char cache_key[65];     /* that the file was kept under, "" */
 };
 
 /* ---- layers ---- */
@@ -67,6 +68,10 @@ aq_status aq_calib_settle(const aq_calib *c, const aq_calib_layer *layer, aq_err
 /* Room for gradients of so many rows; false: no memory. And the means that are shown, from the sums. */
 bool aq_gradient_reserve(aq_calib_layer *layer, uint64_t rows);
 void aq_gradient_finish(aq_calib_layer *layer);
+
+/* aq_calib_save with the key of a cache (may be NULL). */
+aq_status aq_calib_save_keyed(const aq_calib *c, const char *path, bool overwrite, const char *key, aq_error *err);
+#define AQ_CALIB_KEY_CACHE "arrowquant.calibration.cache_key"
 
 /* ---- sums ---- */
 

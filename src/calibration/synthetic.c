@@ -169,7 +169,9 @@ aq_status aq_dataset_synthesize(const char *path, const aq_model *model, const a
     FILE *f = fopen(draft.temp, "wbe");
     if (!f) status = aq_fail_io(err, errno, path, "cannot create");
     for (uint64_t i = 0; f && !ferror(f) && i < o.n_samples; i++) put_row(f, &o, i, count);
-    if (f && ((ferror(f) != 0) | (fclose(f) != 0))) status = aq_fail_io(err, errno ? errno : ENOSPC, path, "cannot write");
+    bool written = f && ferror(f) == 0;
+    if (f && fclose(f) != 0) written = false;
+    if (f && !written) status = aq_fail_io(err, errno ? errno : ENOSPC, path, "cannot write");
     if (status == AQ_OK) status = aq_draft_commit(&draft, err);
     aq_draft_end(&draft);
     if (used) *used = o;

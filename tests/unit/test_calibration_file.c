@@ -346,6 +346,52 @@ static void CA_foreign_files_are_refused_with_the_reason(void **state) {
     assert_non_null(strstr(err.message, "no whole Parquet file"));
 }
 
+static void FA14_a_cache_gives_back_what_was_made_from_the_same_and_nothing_else(void **state) {
+    (void)state;
+    aq_model *model;
+    aq_error err;
+    assert_int_equal(aq_model_open(&model, AQ_SOURCE_DIR "/examples/dit-fashion", NULL, &err), AQ_OK);
+    aq_calib *c = sample_of(true, false, 6, 9), *found;
+    const aq_calib_options *o = aq_calib_settings(c);
+    const char *folder = in_dir("cache/of/recordings");
+    char key[65], other[65], path[600], foreign[600];
+    assert_int_equal(aq_calib_cache_key(model, o->data_sha256, o, "128 samples", key, &err), AQ_OK);
+    aq_calib_options changed = *o;
+    changed.seed++;
+    /* Another model, other data, other options, other samples: another key each. */
+    assert_int_equal(aq_calib_cache_key(NULL, o->data_sha256, o, "128 samples", other, &err), AQ_OK);
+    assert_string_not_equal(key, other);
+    assert_int_equal(aq_calib_cache_key(model, NULL, o, "128 samples", other, &err), AQ_OK);
+    assert_string_not_equal(key, other);
+    assert_int_equal(aq_calib_cache_key(model, o->data_sha256, &changed, "128 samples", other, &err), AQ_OK);
+    assert_string_not_equal(key, other);
+    assert_int_equal(aq_calib_cache_key(model, o->data_sha256, o, "64 samples", other, &err), AQ_OK);
+    assert_string_not_equal(key, other);
+
+    assert_int_equal(aq_calib_cache_find(&found, folder, key, &err), AQ_OK); /* not there is no error */
+    assert_null(found);
+    assert_int_equal(aq_calib_cache_store(c, folder, key, &err), AQ_OK);
+    assert_int_equal(aq_calib_cache_find(&found, folder, key, &err), AQ_OK);
+    assert_same(c, found);
+    aq_calib_free(found);
+
+    snprintf(path, sizeof path, "%s/%s.aqcal", folder, key);
+    snprintf(foreign, sizeof foreign, "%s/%s.aqcal", folder, other);
+    assert_int_equal(aq_file_copy(path, foreign, NULL), AQ_OK);
+    assert_int_equal(aq_calib_cache_find(&found, folder, other, &err), AQ_ERR_FORMAT);
+    assert_null(found);
+    assert_non_null(strstr(err.message, "is foreign"));
+
+    FILE *f = fopen(path, "r+b");
+    assert_true(f && fseek(f, 4000, SEEK_SET) == 0 && fputc(77, f) == 77 && fclose(f) == 0);
+    assert_int_equal(aq_calib_cache_find(&found, folder, key, &err), AQ_ERR_FORMAT);
+    if (!strstr(err.message, "damaged")) fail_msg("%s", err.message);
+    assert_null(found);
+    assert_int_equal(aq_calib_cache_find(&found, folder, "../../etc/passwd", &err), AQ_ERR_USAGE);
+    aq_calib_free(c);
+    aq_model_close(model);
+}
+
 static void CA_every_allocation_may_fail(void **state) {
     (void)state;
     const char *path = in_dir("mem.aqcal");
@@ -379,6 +425,7 @@ int main(void) {
         cmocka_unit_test(CA_truncated_at_any_byte_it_is_refused),
         cmocka_unit_test(CA_a_flipped_bit_never_passes_for_another_figure),
         cmocka_unit_test(CA_foreign_files_are_refused_with_the_reason),
+        cmocka_unit_test(FA14_a_cache_gives_back_what_was_made_from_the_same_and_nothing_else),
         cmocka_unit_test(CA_every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
