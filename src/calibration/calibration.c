@@ -253,8 +253,8 @@ bool aq_timesteps_add(aq_calib_layer *layer, const aq_timestep_stats *add) {
         else
             high = middle;
     }
-    aq_timestep_stats *t = layer->timesteps + low;
-    if (low == layer->n_timesteps || t->timestep != add->timestep) {
+    aq_timestep_stats *t = layer->timesteps ? layer->timesteps + low : NULL;
+    if (!t || low == layer->n_timesteps || t->timestep != add->timestep) {
         if (layer->n_timesteps == layer->timesteps_cap) {
             size_t cap = layer->timesteps_cap ? 2 * layer->timesteps_cap : 16;
             aq_timestep_stats *grown = aq_realloc(layer->timesteps, cap, sizeof *grown);
