@@ -50,7 +50,7 @@ static inline void codes_load(const uint8_t *p, vf *q) {
 }
 
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
-static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & ((1 << bits) - 1), vf); }
+static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & (vi)_mm256_set1_epi32((1 << bits) - 1), vf); }
 static inline vf v_spread(const float *p, unsigned shift) {
     __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), _mm256_srl_epi32(lanes, _mm_cvtsi32_si128((int)shift)));
