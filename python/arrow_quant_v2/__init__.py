@@ -47,8 +47,11 @@ __all__ = [
     "AsyncArrowQuantV2",
     "BudgetError",
     "Calibration",
+    "CalibrationData",
+    "CalibrationLoader",
     "ChannelGroups",
     "ConfigurationError",
+    "DataSet",
     "DiffusionQuantConfig",
     "EvolutionarySearch",
     "FormatError",
@@ -67,6 +70,7 @@ __all__ = [
     "QuantizationError",
     "Reader",
     "Result",
+    "Sample",
     "ShapeMismatchError",
     "ShardedSafeTensorsLoader",
     "SpatialQuantizer",
@@ -105,8 +109,12 @@ __all__ = [
 # Found when first asked for: asyncio and dataclasses cost more time to import than all of the rest.
 _LATER = {
     "AsyncArrowQuantV2": "async_",
+    "CalibrationData": "calibration",
+    "CalibrationLoader": "calibration",
+    "DataSet": "data",
     "Layer": "results",
     "Result": "results",
+    "Sample": "data",
     "quantize_async": "async_",
     "EvolutionarySearch": "granularity",
     "GranularityAllocation": "granularity",
@@ -122,6 +130,8 @@ _LATER = {
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .async_ import AsyncArrowQuantV2, quantize_async
+    from .calibration import CalibrationData, CalibrationLoader
+    from .data import DataSet, Sample
     from .granularity import EvolutionarySearch, GranularityAllocation, GranularityAllocator, GranularityConfig, LayerSensitivity
     from .planning import Plan, PlanLayer, plan
     from .results import Layer, Result

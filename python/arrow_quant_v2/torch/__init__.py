@@ -14,6 +14,7 @@ _PARTS: dict[str, str] = {
     "load_into": "load",
     "quantize_module": "load",
     "Recorder": "recorder",
+    "calibrate": "running",
 }
 
 __all__ = sorted(_PARTS)
