@@ -71,7 +71,7 @@ static void *take_memory(aq_pages **pages, uint64_t size) {
 }
 
 PyObject *aqpy_buffer_new_in(const aqpy_state *state, aq_pages *pages, char format, uint64_t n, void **data) {
-    uint64_t item_size = format == 'f' ? sizeof(float) : format == 'e' ? 2 : 1;
+    uint64_t item_size = format == 'd' ? sizeof(double) : format == 'f' ? sizeof(float) : format == 'e' ? 2 : 1;
     void *memory = n <= PY_SSIZE_T_MAX / item_size ? take_memory(&pages, n * item_size) : NULL;
     if (!memory) return PyErr_NoMemory();
     PyTypeObject *type = (PyTypeObject *)aqpy_get(state, AQPY_Buffer);
