@@ -39,9 +39,9 @@ typedef struct aq_quantize_options {
     aq_model_options model;
     bool overwrite, make_parents, restart, no_verify, strict, allow_unmatched;
     bool no_side_files;
-    uint64_t shard_bytes;   /* 0: 5 GB */
-    const aq_calib *calib;  /* statistics in memory, in place of the setting calibration_path; NULL: as set */
-    const aq_plan *plan;    /* a plan in memory, in place of plan_path; NULL: as set */
+    uint64_t shard_bytes;  /* 0: 5 GB */
+    const aq_calib *calib; /* statistics in memory, in place of the setting calibration_path; NULL: as set */
+    const aq_plan *plan;   /* a plan in memory, in place of plan_path; NULL: as set */
 } aq_quantize_options;
 
 /* Quantizes a model into a container folder. out_path NULL: "<name>-int<bits>" beside the source.
@@ -57,6 +57,7 @@ typedef struct aq_plan_job {
     const char *weights_path;      /* JSON object {layer: weight}, what a relative error of 1 in the layer costs the model; NULL: computed */
     const char *cache_dir;         /* measured figures are kept here; NULL: not */
     uint64_t sample_values;        /* weights of a layer that are measured; 0: 65536; UINT64_MAX: all */
+    uint64_t reserve_bytes;        /* of a size budget, for what is stored beside codes and parameters */
     const aq_evolution *evolution; /* goes on from the knapsack's answer; NULL: does not */
 } aq_plan_job;
 

@@ -41,6 +41,10 @@ static bool spatial_is_tried(const quantize_run *run) {
     return word_is(run, "smooth", "auto") && aq_config_bool(run->config, "enable_spatial") && (m == AQ_MODALITY_IMAGE || m == AQ_MODALITY_AUDIO);
 }
 
+bool aq_spatial_is_possible(const quantize_run *run, size_t index) {
+    return aq_spatial_is_asked(run, index) || (spatial_is_tried(run) && aq_inputs_known(run, index, NULL) == INPUTS_METRIC);
+}
+
 /* R2Q's own parameters in place of the pairs. */
 static aq_quant_spec r2q_spec(const quantize_run *run, const aq_quant_spec *spec) {
     aq_quant_spec r2q = *spec;

@@ -19,6 +19,8 @@ enum { MOST_ATTEMPTS = 8 };
 aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spatial, attempt out[MOST_ATTEMPTS], size_t *n, aq_error *err);
 /* Whether equalization is a matter of course for this tensor (smooth = ditas), so that leaving it out is a step of the ladder. */
 bool aq_spatial_is_asked(const quantize_run *run, size_t index);
+/* Whether equalization may come out for this tensor. */
+bool aq_spatial_is_possible(const quantize_run *run, size_t index);
 /* "gptq", "gptq + hadamard", "search + spatial". Returns out. */
 const char *aq_attempt_name(const attempt *a, char out[48]);
 /* Most bytes that the inputs of a layer take over its attempts; *making: on top, while they are made. */

@@ -234,6 +234,7 @@ static aq_status take_over(quantize_run *run, size_t index, const aq_store_recor
     const aq_layer_choice *choice = &run->choices[index];
     layer_outcome *o = &run->outcomes[index];
     o->bits = r->quantized ? r->spec.bits : 16;
+    o->spec = r->spec;
     o->cosine = r->quality.cosine;
     o->sqnr_db = r->quality.sqnr_db;
     o->output_sqnr_db = r->quality.output_sqnr_db;

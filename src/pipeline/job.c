@@ -21,6 +21,7 @@ static double estimate(const aq_job *job, double elapsed_s) {
 }
 
 bool aq_job_tell(aq_job *job, const char *stage, const char *tensor, const char *detail, uint64_t n_done, uint64_t bytes_done, double fraction) {
+    fraction = job->base_fraction + (1 - job->base_fraction) * fraction;
     if (job->first_fraction < 0) job->first_fraction = fraction;
     if (fraction > job->fraction) job->fraction = fraction > 1 ? 1 : fraction;
     if (!job->hooks->progress || job->cancelled) return !job->cancelled;

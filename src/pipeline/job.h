@@ -7,6 +7,7 @@
 typedef struct aq_job {
     const aq_job_hooks *hooks; /* never NULL */
     double start_s;
+    double base_fraction;  /* told so far by an earlier part of the job; what is told from now on counts the rest of it */
     double first_fraction; /* where this run began: what an earlier one had done takes no time */
     double fraction;       /* last one told */
     uint64_t n_total, bytes_total;

@@ -444,6 +444,7 @@ static aq_status settle(work *w, layer *l, size_t index, aq_error *err) {
     aq_inputs_finish(w->pool, index);
     o->bits = c->codes ? c->attempt.spec.bits : 16;
     o->method = c->codes ? aq_method_name(c->attempt.spec.method) : "keep";
+    if (c->codes) o->spec = c->attempt.spec;
     o->widened = c->codes && c->widened;
     o->equalized = c->codes && c->equalization;
     o->hadamard_group = c->codes ? c->attempt.basis.hadamard_group : 0;

@@ -186,10 +186,11 @@ static uint64_t overheads(const aq_plan_problem *problem, const aq_model *model)
     return n;
 }
 
-uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model) {
+uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model, uint64_t reserve_bytes) {
     double target_mb = aq_config_float(config, "target_model_size_mb"), bpw = has_field("target_bpw") ? aq_config_float(config, "target_bpw") : 0;
     uint64_t budget = 0;
     if (target_mb > 0 && !aq_config_bool(config, "target_size_is_wish")) budget = (uint64_t)fmin(target_mb * (double)MIB, 1e18);
+    if (budget > 0) budget = budget > reserve_bytes ? budget - reserve_bytes : 1;
     if (bpw > 0) {
         double bytes = bpw / 8 * (double)open_weights(problem, model) + (double)problem->other_bytes + (double)overheads(problem, model);
         uint64_t by_bits = (uint64_t)fmin(bytes, 1e18);
@@ -293,7 +294,7 @@ static aq_status score(planner *p, aq_error *err) {
 static aq_status solve(planner *p, aq_plan **out, aq_error *err) {
     const aq_plan_problem *problem = p->problem;
     if (!(p->choice = aq_calloc(problem->n_items + 1, sizeof *p->choice))) return aq_fail_memory(err, problem->n_items * sizeof *p->choice, "a plan");
-    p->budget = aq_plan_budget(p->config, problem, p->model);
+    p->budget = aq_plan_budget(p->config, problem, p->model, p->options->reserve_bytes);
     aq_status status = aq_plan_choose(problem, p->budget, p->choice, NULL, err);
     p->start_error = status == AQ_OK ? aq_plan_error(problem, p->choice) : 0;
     if (status == AQ_OK && p->options->evolution) status = aq_plan_evolve(problem, p->budget, p->options->evolution, p->choice, NULL, NULL, err);

@@ -101,6 +101,9 @@ static void announce_adapters(const quantize_run *run) {
 
 static aq_status choose_all(quantize_run *run, aq_error *err) {
     uint64_t n = run->n_tensors = aq_model_n_tensors(run->model);
+    aq_free(run->choices);
+    aq_free(run->outcomes);
+    run->source_bytes = 0;
     run->choices = aq_calloc(n, sizeof *run->choices);
     run->outcomes = aq_calloc(n, sizeof *run->outcomes);
     if (!run->choices || !run->outcomes) return aq_fail_memory(err, n * (sizeof *run->choices + sizeof *run->outcomes), "the tensor list");
@@ -176,7 +179,10 @@ static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *er
         if (values > d->slab_values) d->slab_values = values;
         if (values * aq_dtype_size(t->dtype) > d->slab_bytes) d->slab_bytes = values * aq_dtype_size(t->dtype);
     }
-    run->predicted_bytes += codes + 3 * params + 4096; /* parameters are stored expanded as well; pages and footer */
+    uint64_t stored = 0;
+    aq_status status = t->role == AQ_ROLE_SCALE ? AQ_OK : aq_predict_stored(run, i, choice->quantize ? &choice->spec : NULL, &stored, err);
+    if (status != AQ_OK) return status;
+    run->predicted_bytes += stored;
     if (codes > d->part) d->part = codes;
     if (run->needs[i] > d->largest) d->largest = run->needs[i];
     d->total = d->total > UINT64_MAX - run->needs[i] ? UINT64_MAX : d->total + run->needs[i];
@@ -197,6 +203,7 @@ aq_status aq_plan_memory(quantize_run *run, aq_error *err) {
         aq_status status = add_tensor(run, i, &d, err);
         if (status != AQ_OK) return status;
     }
+    run->predicted_bytes += aq_predict_frame(run);
     if (d.part > AQ_STORE_PART_BYTES) d.part = AQ_STORE_PART_BYTES;
     /* Program and tables of the model; one row group on its way to the file (as values and as a page, both in buffers that grow by doubling) and on its way
      * back when it is verified. Then per thread a slab of the source, its F32 copy and as much again for the search. */
@@ -367,14 +374,12 @@ static aq_status open_plan(quantize_run *run, aq_error *err) {
     return status;
 }
 
-static aq_status check_target(const quantize_run *run, aq_error *err) {
-    double target_mb = aq_config_float(run->config, "target_model_size_mb");
-    char size[32], target[32];
-    if (!(target_mb > 0) || aq_config_bool(run->config, "target_size_is_wish") || (double)run->predicted_bytes <= target_mb * (double)MIB) return AQ_OK;
-    aq_fail(err, AQ_ERR_BUDGET, "the target size of %s MiB is not met: these settings give about %s MiB", aq_text_fixed(target, target_mb, 1),
-            aq_text_fixed(size, (double)run->predicted_bytes / (double)MIB, 1));
-    aq_hint(err, "use fewer bits or larger groups, or a larger --target-size");
-    return AQ_ERR_BUDGET;
+/* Problems found so far are told before the planner works; with a plan every tensor is chosen anew. */
+static aq_status plan_budget(quantize_run *run, const problems *found, aq_error *err) {
+    if (found->first.code != AQ_OK) return AQ_OK;
+    const aq_plan *before = run->plan;
+    aq_status status = aq_budget_plan(run, err);
+    return status == AQ_OK && run->plan != before ? choose_all(run, err) : status;
 }
 
 aq_status aq_preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err) {
@@ -396,7 +401,8 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
     }
     if (usable) {
         read_settings(run);
-        if (choose_all(run, &e) != AQ_OK || check_calibration(run, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK || check_target(run, &e) != AQ_OK)
+        if (choose_all(run, &e) != AQ_OK || check_calibration(run, &e) != AQ_OK || plan_budget(run, &found, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK ||
+            aq_budget_check(run, &e) != AQ_OK)
             note(&found, &e);
         else if (run->options->strict && run->warnings.n_items > 0) {
             aq_fail(&e, AQ_ERR_QUALITY, "%zu warnings, and --strict allows none: %s", run->warnings.n_items, run->warnings.items[0]);

@@ -87,6 +87,7 @@ static aq_status write_all(quantize_run *run, aq_error *err) {
     aq_status status = go_on ? aq_quantize_layers(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
     if (status == AQ_OK) aq_warn_fallback_rate(run);
     if (status == AQ_OK) status = check_strict(run, err);
+    if (status == AQ_OK) status = aq_budget_check_outcome(run, err);
     run->stage = "copy";
     if (status == AQ_OK) status = copy_side_files(run, err);
     run->stage = "verify";

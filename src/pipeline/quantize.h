@@ -1,6 +1,7 @@
 /* Inside of aq_quantize_model, in the order of a run:
  *   preflight.c  opens and checks everything, chooses what happens to each tensor, plans memory
  *   attempts.c   what is tried for a layer; inputs.c, activations.c: what calibration says about its inputs
+ *   budget.c     a plan that meets the target size
  *   layers.c     quantizes tensors in parallel: attempts, the best of them, the fallback ladder
  *   handover.c   hands finished tensors to the writer in order, and continues an interrupted run
  *   summary.c    metadata.json and the report
@@ -29,6 +30,7 @@ typedef struct layer_outcome {
     double cosine, sqnr_db;
     double output_sqnr_db; /* NaN: nothing is known of the inputs */
     const char *method;    /* static word */
+    aq_quant_spec spec;    /* bits < 16 */
     bool equalized;
     uint32_t hadamard_group;
     char *fallback_from; /* NULL, or what was tried first: steps "int2: cosine 0.612 < 0.850", joined by "; " */
@@ -88,6 +90,14 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
 /* Output rules: a name when none was given, and never the source in any disguise (FA06). */
 aq_status aq_check_output(quantize_run *run, const char *out_path, aq_error *err);
 aq_status aq_plan_memory(quantize_run *run, aq_error *err);
+
+/* budget.c: makes a plan when the configuration has a budget and none is given; compares the prediction with the target; and what came out with it. */
+aq_status aq_budget_plan(quantize_run *run, aq_error *err);
+aq_status aq_budget_check(const quantize_run *run, aq_error *err);
+aq_status aq_budget_check_outcome(const quantize_run *run, aq_error *err);
+/* Bytes of the container beside its tensors, and the most that tensor `index` takes in the container with `spec` (NULL: kept). */
+uint64_t aq_predict_frame(const quantize_run *run);
+aq_status aq_predict_stored(const quantize_run *run, size_t index, const aq_quant_spec *spec, uint64_t *bytes, aq_error *err);
 
 /* Quantizes or copies all tensors that the writer does not hold yet. */
 aq_status aq_quantize_layers(quantize_run *run, aq_error *err);

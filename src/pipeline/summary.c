@@ -271,7 +271,7 @@ static bool list_tensors(const quantize_run *run, const aq_store *store, listing
         if (s->quantized) {
             uint64_t scale_bytes = t->scale_index >= 0 ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;
             out->layer_weights += s->num_params;
-            out->layer_bytes += s->layout.codes_bytes + s->layout.params_bytes;
+            out->layer_bytes += s->layout.codes_bytes + s->layout.params_bytes + 4 * s->n_equalization_scales;
             if (json_array_append_new(out->layers, layer_json(s, t->size_bytes + scale_bytes)) != 0) return false;
         } else {
             const char *reason = s->quality.fallback_from ? s->quality.fallback_from : run->choices[i].reason;
