@@ -75,6 +75,25 @@ class DiffusionQuantConfig:
     smoothness_threshold: float
     smoothing_window: int
     smoothing_interpolation: str
+    target_size_is_wish: bool
+    symmetric: bool
+    params: str
+    method: str
+    nonfinite: str
+    include: list[str]
+    exclude: list[str]
+    layer_overrides: list[str]
+    fallback: list[int]
+    rotate: str
+    smooth: str
+    act_bits: int
+    time_weighting: str
+    damping: float
+    act_order: str
+    refine_sweeps: int
+    allow_bits: list[int]
+    target_bpw: float | None
+    plan_path: str | None
     def __init__(
         self,
         bit_width: int = 4,

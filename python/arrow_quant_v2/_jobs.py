@@ -13,6 +13,7 @@ SHORT_NAMES = {
     "group": "group_size",
     "time_groups": "num_time_groups",
     "calib": "calibration_path",
+    "plan": "plan_path",
     "samples": "calibration_samples",
     "target_size": "target_model_size_mb",
     "threads": "num_threads",

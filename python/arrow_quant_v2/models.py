@@ -106,7 +106,7 @@ def result_of(output_path, report):
     }
 
 
-LAYER_KEYS = ("bits", "group_size", "method", "cosine", "sqnr_db", "bytes", "fallback_from")
+LAYER_KEYS = ("bits", "group_size", "method", "cosine", "sqnr_db", "output_sqnr_db", "bytes", "fallback_from", "compared_with")
 
 
 def run_validate(original_path, quantized_path, keep_going=None, min_accuracy=-1.0, bit_width=None):
@@ -153,8 +153,8 @@ class ArrowQuantV2(_core.ArrowQuantV2):
         config: DiffusionQuantConfig or None; progress_callback(message, fraction): fractions rise from 0 to 1.
         Returns a dict: quantized_path, compression_ratio (source bytes / written bytes of the same tensors), cosine_similarity (mean over quantized layers,
         weighted by size), model_size_mb (2**20 bytes), modality, bit_width (the most frequent), quantization_time_s, bits_per_weight, per_layer {name: {bits,
-        group_size, method, cosine, sqnr_db, bytes, fallback_from}}, fallbacks {method: count}, calibrated, target_met, worst_layer; what was not measured is
-        None. With use_arrow=True a PyArrowQuantizedLayer over what was written.
+        group_size, method, cosine, sqnr_db, output_sqnr_db, bytes, fallback_from, compared_with}}, fallbacks {method: count}, calibrated, target_met,
+        worst_layer; what was not measured is None. With use_arrow=True a PyArrowQuantizedLayer over what was written.
         Raises ModelNotFoundError, MetadataError, ConfigurationError, QuantizationError, ValidationError.
 
         >>> import arrow_quant_v2 as aq

@@ -18,7 +18,7 @@ RESULT_KEYS = {
     *("quantized_path", "compression_ratio", "cosine_similarity", "model_size_mb", "modality", "bit_width", "quantization_time_s"),
     *("bits_per_weight", "per_layer", "fallbacks", "calibrated", "target_met", "worst_layer"),
 }
-LAYER_KEYS = {"bits", "group_size", "method", "cosine", "sqnr_db", "bytes", "fallback_from"}
+LAYER_KEYS = {"bits", "group_size", "method", "cosine", "sqnr_db", "output_sqnr_db", "bytes", "fallback_from", "compared_with"}
 
 
 def quantize(model, out, config=None, **kwargs):
