@@ -1,4 +1,4 @@
-/* `arrowquant calib show|merge|check|synth`. */
+/* `arrowquant calib show|merge|check|import|synth`. */
 #include <arrowquant/calibration.h>
 #include <arrowquant/dataset.h>
 #include <arrowquant/pipeline.h>
@@ -91,11 +91,12 @@ static aq_status file_json(json_t **out, const char *path, aq_error *err) {
         json_t *layers = json_array(), *warnings = json_array();
         for (size_t i = 0; i < aq_calib_n_layers(c); i++) json_array_append_new(layers, layer_json(c, i));
         aq_calib_warnings(c, add_warning, warnings);
-        *out = json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:o, s:o, s:I, s:b, s:o, s:o, s:o}", "path", cli_safe(path), "fingerprint", fingerprint,
+        *out = json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:I, s:b, s:o, s:o, s:I, s:b, s:o, s:o, s:o}", "path", cli_safe(path), "fingerprint", fingerprint,
                          "n_timesteps", (json_int_t)o->n_timesteps, "n_groups", (json_int_t)o->n_groups, "hessian", (int)o->hessian, "hessian_pooled",
-                         (int)o->hessian_pooled, "hessian_full", (json_int_t)o->hessian_full, "data_name", text_or_null(o->data_name), "data_sha256",
-                         text_or_null(o->data_sha256), "seed", (json_int_t)o->seed, "synthetic", (int)o->synthetic, "modality",
-                         o->modality == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(o->modality)), "layers", layers, "warnings", warnings);
+                         (int)o->hessian_pooled, "hessian_full", (json_int_t)o->hessian_full, "diagonal_only", (int)o->diagonal_only, "data_name",
+                         text_or_null(o->data_name), "data_sha256", text_or_null(o->data_sha256), "seed", (json_int_t)o->seed, "synthetic", (int)o->synthetic,
+                         "modality", o->modality == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(o->modality)), "layers", layers,
+                         "warnings", warnings);
         if (!*out) status = aq_fail_memory(err, 1, "the report");
     }
     aq_calib_free(c);
@@ -291,6 +292,37 @@ static void print_check(const cli_args *args, const json_t *report) {
     cli_print(stdout, n ? ", %zu of its layers have no statistics\n" : "\n", n);
 }
 
+/* ---- import ---- */
+
+static aq_status import_matrix(const cli_args *args, json_t *report, aq_error *err) {
+    const char *out, *path = args->operands[1];
+    aq_calib *c = NULL;
+    aq_model *model = NULL;
+    if (args->n_operands > 3) return aq_fail(err, AQ_ERR_USAGE, "calib import takes an importance matrix and a model");
+    json_t *skipped = json_array();
+    json_object_set_new(report, "input", json_string(cli_safe(path)));
+    json_object_set_new(report, "skipped", skipped);
+    aq_status status = needs_output(args, "model.aqcal", &out, err);
+    if (status == AQ_OK && args->n_operands == 3) status = open_model(&model, args, args->operands[2], err);
+    if (status == AQ_OK) status = aq_calib_import(&c, path, model, add_missing, skipped, err);
+    if (status == AQ_OK) status = aq_calib_save(c, out, cli_args_has(args, "overwrite"), err);
+    if (status == AQ_OK) {
+        json_object_set_new(report, "output", json_string(cli_safe(out)));
+        json_object_set_new(report, "n_layers", json_integer((json_int_t)aq_calib_n_layers(c)));
+    }
+    aq_calib_free(c);
+    aq_model_close(model);
+    return status;
+}
+
+static void print_import(const cli_args *args, const json_t *report) {
+    size_t n = json_array_size(json_object_get(report, "skipped"));
+    if (!args->quiet)
+        cli_print(stdout, "%swrote %s%s  %llu layers, mean squares of their inputs alone%s", cli_color_on(stdout, COLOR_GREEN),
+                  cli_safe(cli_json_text(report, "output")), cli_color_off(stdout), (unsigned long long)cli_json_count(report, "n_layers"), n ? "" : "\n");
+    if (!args->quiet && n) cli_print(stdout, "; %zu fit no layer of the model\n", n);
+}
+
 /* ---- synth ---- */
 
 /* "4,64,64" */
@@ -349,9 +381,10 @@ int cli_run_calib(const cli_args *args) {
     } actions[] = {{"show", "arrowquant.calib.show/1", show, print_show},
                    {"merge", "arrowquant.calib.merge/1", merge, print_merge},
                    {"check", "arrowquant.calib.check/1", check, print_check},
+                   {"import", "arrowquant.calib.import/1", import_matrix, print_import},
                    {"synth", "arrowquant.calib.synth/1", synth, print_synth}};
     size_t i = 0;
-    while (strcmp(actions[i].name, args->operands[0]) != 0) i++; /* the table of commands allows these four */
+    while (strcmp(actions[i].name, args->operands[0]) != 0) i++; /* the table of commands allows these five */
     aq_error err;
     aq_error_clear(&err);
     json_t *report = json_object();

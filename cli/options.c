@@ -51,10 +51,11 @@ static const cli_command commands[] = {
      "With --against errors and sensitivities are measured, with --calib those of the outputs over the schedule as well.",
      "arrowquant report model-int4 -o report.html\narrowquant report model-int4 --against model.safetensors --calib model.aqcal -o report.html",
      cli_run_report},
-    {"calib", "ACTION FILE...", 2, 1000, "show|merge|check|synth", "look at calibration statistics, merge them, check them against a model",
+    {"calib", "ACTION FILE...", 2, 1000, "show|merge|check|import|synth", "look at calibration statistics, merge them, check them against a model",
      "show FILE...: what was recorded of each layer; -v: per time group.\n"
      "merge A B... -o OUT: the sum of several recordings. --max-memory bounds what is held; the rest goes to a temporary file.\n"
      "check FILE MODEL: every layer must be a tensor of the model with that many inputs (exit code 3), and layers without statistics are listed.\n"
+     "import IMATRIX [MODEL] -o OUT: an importance matrix of llama.cpp (.dat or .gguf), the layers whose names and inputs fit the model. Mean squares alone.\n"
      "synth MODEL -o OUT.jsonl: a data set of random inputs, marked as synthetic, for when there are no data. It is not yet statistics: this program does not\n"
      "run models; the recorder (arrow_quant_v2.torch) runs the model on it. Image and audio: standard normal values, text: even tokens and rising mask "
      "ratios.\n"

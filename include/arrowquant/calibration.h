@@ -39,6 +39,7 @@ typedef struct aq_calib_options {
     const char *data_sha256;   /* of the data set, 64 hex digits; may be NULL. After a merge: the distinct ones, sorted, joined by " + " */
     uint64_t seed;             /* after a merge: the smallest */
     bool synthetic;            /* made from random inputs; told in every report */
+    bool diagonal_only; /* an imported importance matrix: mean squares of the inputs and nothing else. aq_calib_diagonal serves, aq_calib_group has no rows */
     aq_modality modality;
 } aq_calib_options;
 AQ_API void aq_calib_options_init(aq_calib_options *options);
@@ -96,7 +97,7 @@ AQ_API bool aq_calib_has_hessian(const aq_calib *calib, size_t layer);
 /* [start, end) of a time group, in timesteps; [0, 0) without a schedule. */
 AQ_API void aq_calib_group_range(const aq_calib *calib, uint32_t group, uint32_t *start, uint32_t *end);
 
-/* One layer and time group. Arrays [n_inputs], borrowed; NULL and count 0 where nothing was seen. */
+/* One layer and time group (with diagonal_only: nothing). Arrays [n_inputs], borrowed; NULL and count 0 where nothing was seen. */
 typedef struct aq_calib_stats {
     uint64_t count;         /* rows */
     uint64_t hessian_count; /* rows in H (with hessian_pooled those of all groups); 0: it has none */
@@ -135,6 +136,12 @@ AQ_API void aq_calib_warnings(const aq_calib *calib, void (*tell)(void *user, co
 
 /* SHA-256 over everything that counts (not the path): part of a run's fingerprint and of cache keys. 64 hex digits + NUL. */
 AQ_API aq_status aq_calib_fingerprint(const aq_calib *calib, char out[65], aq_error *err);
+
+/* Reads an importance matrix of llama.cpp, legacy .dat or GGUF (NAME.in_sum2 and NAME.counts), as a collection without schedule and with diagonal_only. With a
+ * model only layers that are tensors of it, with as many inputs, are taken; others are told by `skipped` (may be NULL). AQ_ERR_FORMAT: damaged, foreign, or
+ * nothing in it fits the model. */
+AQ_API aq_status aq_calib_import(aq_calib **out, const char *path, const aq_model *model, void (*skipped)(void *user, const char *name), void *user,
+                                 aq_error *err);
 
 /* ---- cache: recordings that need not be made again ---- */
 

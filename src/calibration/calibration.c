@@ -48,6 +48,7 @@ static aq_status check_options(const aq_calib_options *o, aq_error *err) {
     if (o->n_timesteps > 0 && o->n_groups > o->n_timesteps)
         return aq_fail(err, AQ_ERR_USAGE, "%u time groups are more than the %u timesteps", o->n_groups, o->n_timesteps);
     if (o->data_sha256 && !is_sha256_list(o->data_sha256)) return aq_fail(err, AQ_ERR_USAGE, "data_sha256 is not 64 hex digits in lower case");
+    if (o->diagonal_only && (o->hessian || o->n_groups > 1)) return aq_fail(err, AQ_ERR_USAGE, "a diagonal alone has one time group and no second moment");
     if (o->seed > INT64_MAX) return aq_fail(err, AQ_ERR_USAGE, "seed is beyond 2^63 - 1");
     return AQ_OK;
 }
@@ -311,7 +312,7 @@ aq_calib_stats aq_calib_group(const aq_calib *c, size_t layer, uint32_t group) {
     const aq_moment *moment = aq_calib_moment(c, l, group);
     aq_calib_stats out = {.hessian_count = moment ? moment->count : 0};
     const aq_sums *s = &l->groups[group];
-    if (s->count > 0) {
+    if (s->count > 0 && !c->options.diagonal_only) {
         out.count = s->count;
         out.sum = s->sum;
         out.sum_sq = s->sum_sq;

@@ -74,7 +74,7 @@ static void look_at_layer(const aq_calib *c, size_t index, findings *f) {
         snprintf(f->first_group, sizeof f->first_group, "%s, timesteps %u to %u", aq_escape(shown, sizeof shown, layer->name, strlen(layer->name)), start, end);
     }
     f->short_of_rows += rows < layer->n_inputs;
-    for (uint64_t j = 0; j < layer->n_inputs; j++) {
+    for (uint64_t j = 0; !c->options.diagonal_only && j < layer->n_inputs; j++) {
         float lo = INFINITY, hi = -INFINITY;
         for (uint32_t g = 0; g < c->options.n_groups; g++) {
             const aq_sums *s = &layer->groups[g];
@@ -93,6 +93,7 @@ void aq_calib_warnings(const aq_calib *c, void (*tell)(void *user, const char *s
     for (size_t i = 0; i < c->n_layers; i++)
         if (c->layers[i].source == i) look_at_layer(c, i, &f);
     if (c->options.synthetic) tell(user, "the statistics are synthetic: made from random inputs, not from data");
+    if (c->options.diagonal_only) tell(user, "the statistics are an imported importance matrix: mean squares of the inputs, no second moments and no ranges");
     if (f.layers == 0) tell(user, "the statistics hold no layer");
     if (f.empty > 0) {
         snprintf(text, sizeof text, "%llu of %llu layers saw no input; they count as not calibrated", (unsigned long long)f.empty,

@@ -88,6 +88,7 @@ void aq_calib_keys_fill(aq_calib_keys *k, const aq_calib_options *o) {
     KEY("data_sha256"), k->value[n++] = o->data_sha256;
     NUMBER("seed", o->seed);
     NUMBER("synthetic", o->synthetic);
+    k->key[n] = AQ_CALIB_KEY_DIAGONAL, k->value[n++] = o->diagonal_only ? "1" : NULL;
     KEY("modality"), k->value[n++] = o->modality == AQ_MODALITY_UNKNOWN ? NULL : aq_modality_name(o->modality);
 #undef NUMBER
 #undef KEY
@@ -105,6 +106,7 @@ aq_calib_digest *aq_calib_digest_create(const aq_calib_options *options) {
     aq_calib_keys keys;
     aq_calib_keys_fill(&keys, options);
     for (int i = 0; ok && i < AQ_CALIB_N_KEYS; i++) {
+        if (!keys.value[i] && strcmp(keys.key[i], AQ_CALIB_KEY_DIAGONAL) == 0) continue; /* came after the first files */
         const char *value = keys.value[i] ? keys.value[i] : "";
         ok = EVP_DigestUpdate(d->context, keys.key[i], strlen(keys.key[i]) + 1) == 1 && EVP_DigestUpdate(d->context, value, strlen(value) + 1) == 1;
     }
@@ -263,8 +265,10 @@ static aq_status each_group(const aq_calib *c, const aq_calib_layer *layer, uint
     set_number(row, CAL_END, (int64_t)end);
     set_number(row, CAL_COUNT, s ? (int64_t)s->count : 0);
     if (s && s->count > 0) {
-        set_data(row, CAL_SUM, s->sum, layer->n_inputs);
         set_data(row, CAL_SUM_SQ, s->sum_sq, layer->n_inputs);
+    }
+    if (s && s->count > 0 && !c->options.diagonal_only) {
+        set_data(row, CAL_SUM, s->sum, layer->n_inputs);
         set_data(row, CAL_ABSMAX, s->absmax, layer->n_inputs);
         set_data(row, CAL_MIN, s->min, layer->n_inputs);
         set_data(row, CAL_MAX, s->max, layer->n_inputs);

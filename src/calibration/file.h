@@ -63,12 +63,13 @@ typedef aq_calib_cell aq_calib_row[CAL_COLUMNS];
 bool aq_calib_row_hash(const aq_calib_row row, char out[33]);
 
 /* What says where the data come from, as pairs of key and value; text of numbers in `storage`. */
-enum { AQ_CALIB_N_KEYS = 12, AQ_CALIB_KEY_BYTES = 32 };
+enum { AQ_CALIB_N_KEYS = 13, AQ_CALIB_KEY_BYTES = 32 };
 typedef struct aq_calib_keys {
     const char *key[AQ_CALIB_N_KEYS], *value[AQ_CALIB_N_KEYS]; /* value NULL: left out */
     char storage[AQ_CALIB_N_KEYS][AQ_CALIB_KEY_BYTES];
 } aq_calib_keys;
 void aq_calib_keys_fill(aq_calib_keys *keys, const aq_calib_options *options);
+#define AQ_CALIB_KEY_DIAGONAL "arrowquant.calibration.diagonal_only"
 #define AQ_CALIB_KEY_HASH "arrowquant.calibration.hash"
 #define AQ_CALIB_KEY_SCHEMA "arrowquant.calibration.schema_version"
 

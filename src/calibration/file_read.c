@@ -80,6 +80,9 @@ static aq_status read_options(const reader *r, aq_calib_options *o, aq_error *er
     o->data_name = carquet_reader_find_metadata(p, "arrowquant.calibration.data_name");
     o->data_sha256 = carquet_reader_find_metadata(p, "arrowquant.calibration.data_sha256");
     if (o->data_name && !is_text(o->data_name, strlen(o->data_name), 1 << 16)) return fail(r, NULL, err, "the name of its data set is not UTF-8, or too long");
+    const char *diagonal = carquet_reader_find_metadata(p, AQ_CALIB_KEY_DIAGONAL);
+    if (diagonal && strcmp(diagonal, "1") != 0) return fail(r, NULL, err, "its settings (arrowquant.calibration.*) are missing or out of range");
+    o->diagonal_only = diagonal != NULL;
     const char *modality = carquet_reader_find_metadata(p, "arrowquant.calibration.modality");
     o->modality = modality ? aq_modality_from_name(modality) : AQ_MODALITY_UNKNOWN;
     if (modality && o->modality == AQ_MODALITY_UNKNOWN) return fail(r, NULL, err, "its modality is none of text, code, image, audio");
@@ -160,19 +163,22 @@ static aq_status read_sums(reader *r, aq_calib_layer *layer, uint32_t group, con
     if (count < 0 || count > LIMIT_COUNT || (count == 0 && any) || (shares && (count > 0 || any)))
         return fail(r, layer->name, err, "its count and its sums do not fit each other");
     if (count == 0) return AQ_OK;
+    bool diagonal_only = r->c->options.diagonal_only;
     for (int c = CAL_SUM; c <= CAL_MAX; c++)
-        if (!row[c].present || row[c].n != n) return fail(r, layer->name, err, "a list is not as long as it has inputs");
+        if (diagonal_only && c != CAL_SUM_SQ ? row[c].present : !row[c].present || row[c].n != n)
+            return fail(r, layer->name, err, "a list is not as long as it has inputs");
     if (!all_finite(&row[CAL_SUM], true, false) || !all_finite(&row[CAL_SUM_SQ], true, true) || !all_finite(&row[CAL_MIN], false, false) ||
         !all_finite(&row[CAL_MAX], false, false))
         return fail(r, layer->name, err, "a sum is not finite");
-    const float *absmax = row[CAL_ABSMAX].data, *lo = row[CAL_MIN].data, *hi = row[CAL_MAX].data;
-    for (uint64_t j = 0; j < n; j++)
-        if (!(lo[j] <= hi[j]) || absmax[j] != fmaxf(fabsf(lo[j]), fabsf(hi[j]))) return fail(r, layer->name, err, "absmax, min and max do not fit each other");
     aq_sums *s = &layer->groups[group];
     if (!aq_sums_reserve(r->c, s, n)) return aq_fail_memory(err, 28 * n, "a layer's statistics");
     s->count = (uint64_t)count;
-    memcpy(s->sum, row[CAL_SUM].data, (size_t)(8 * n));
     memcpy(s->sum_sq, row[CAL_SUM_SQ].data, (size_t)(8 * n));
+    if (diagonal_only) return AQ_OK;
+    const float *absmax = row[CAL_ABSMAX].data, *lo = row[CAL_MIN].data, *hi = row[CAL_MAX].data;
+    for (uint64_t j = 0; j < n; j++)
+        if (!(lo[j] <= hi[j]) || absmax[j] != fmaxf(fabsf(lo[j]), fabsf(hi[j]))) return fail(r, layer->name, err, "absmax, min and max do not fit each other");
+    memcpy(s->sum, row[CAL_SUM].data, (size_t)(8 * n));
     memcpy(s->absmax, absmax, (size_t)(4 * n));
     memcpy(s->min, lo, (size_t)(4 * n));
     memcpy(s->max, hi, (size_t)(4 * n));

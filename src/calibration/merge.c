@@ -38,6 +38,7 @@ static aq_status unite(const char **into, const char *from, aq_error *err) {
 static aq_status check_settings(const aq_calib_options *a, const aq_calib_options *b, aq_error *err) {
     if (a->n_timesteps != b->n_timesteps) return aq_fail(err, AQ_ERR_USAGE, "the schedules differ: %u and %u timesteps", a->n_timesteps, b->n_timesteps);
     if (a->n_groups != b->n_groups) return aq_fail(err, AQ_ERR_USAGE, "the numbers of time groups differ: %u and %u", a->n_groups, b->n_groups);
+    if (a->diagonal_only != b->diagonal_only) return aq_fail(err, AQ_ERR_USAGE, "one is an imported importance matrix, the other a recording");
     if (a->hessian && b->hessian && a->hessian_pooled != b->hessian_pooled)
         return aq_fail(err, AQ_ERR_USAGE, "one holds second moments per time group, the other over all of them");
     if (a->modality != b->modality && a->modality != AQ_MODALITY_UNKNOWN && b->modality != AQ_MODALITY_UNKNOWN)

@@ -194,6 +194,8 @@ static aq_status add_rows(aq_calib *c, aq_calib_layer *layer, const float *x, ui
 static aq_status layer_to_update(aq_calib *c, size_t index, aq_calib_layer **out, aq_error *err) {
     if (index >= c->n_layers) return aq_fail(err, AQ_ERR_USAGE, "there is no layer %zu", index);
     *out = &c->layers[index];
+    if (c->options.diagonal_only)
+        return aq_fail_at(err, AQ_ERR_USAGE, NULL, (*out)->name, "the collection is an imported importance matrix: rows cannot be added");
     if ((*out)->source == index) return AQ_OK;
     char shown[256];
     const char *source = c->layers[(*out)->source].name;

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import pytest
 from conftest import ROOT, floats, write_safetensors
@@ -143,7 +144,7 @@ def test_synthetic_data_need_a_shape_when_the_model_does_not_tell(cli, model, tm
 def test_actions_are_named(cli):
     wrong = cli("calib", "sohw", BLOCKS)
     assert wrong.code == 2
-    assert "must be show, merge, check or synth" in wrong.err
+    assert "must be show, merge, check, import or synth" in wrong.err
     assert cli("calib").code == 2
     assert "synth MODEL" in cli("help", "calib").out
 
@@ -153,3 +154,64 @@ def test_the_file_is_not_changed_by_looking(cli, tmp_path):
     before = copy.read_bytes()
     assert cli("calib", "show", copy, "-v").code == 0
     assert copy.read_bytes() == before
+
+
+def importance_matrix(path, layers):
+    """The legacy form: entries of name, calls, and mean square times calls."""
+    out = struct.pack("<i", len(layers))
+    for name, (calls, values) in layers.items():
+        out += struct.pack("<i", len(name)) + name.encode() + struct.pack(f"<ii{len(values)}f", calls, len(values), *values)
+    path.write_bytes(out + struct.pack("<ii", 10, 5) + b"a.txt")
+    return path
+
+
+def test_importance_matrices_are_imported_where_names_match(cli, model, tmp_path):
+    good = {f"blocks.{i}.attn.to_q.weight": (4, [4.0 * (j + 1) for j in range(128)]) for i in range(2)}
+    matrix = importance_matrix(tmp_path / "imatrix.dat", {**good, "blk.0.attn_q.weight": (4, [1.0] * 8), "blocks.2.attn.to_q.weight": (4, [1.0] * 64)})
+    made = cli("calib", "import", matrix, model, "-o", "out.aqcal", "--json").json
+    assert made["n_layers"] == 2
+    assert made["skipped"] == ["blk.0.attn_q.weight", "blocks.2.attn.to_q.weight"]
+    shown = cli("calib", "show", "out.aqcal", "--json").json["files"][0]
+    assert shown["diagonal_only"] is True
+    assert [layer["min"] for layer in shown["layers"]] == [None, None]  # no ranges are made up
+    assert cli("calib", "check", "out.aqcal", model).code == 0
+    assert cli("calib", "merge", "out.aqcal", "out.aqcal", "-o", "two.aqcal").code == 0
+    assert cli("calib", "merge", "out.aqcal", BLOCKS, "-o", "no.aqcal").code == 3
+    assert cli("quantize", model, "-o", "q", "--calib", "out.aqcal", "--bits", "4").code == 0
+
+
+def test_damaged_importance_matrices_are_refused(cli, model, tmp_path):
+    whole = importance_matrix(tmp_path / "imatrix.dat", {"blocks.0.attn.to_q.weight": (4, [1.0] * 128)}).read_bytes()
+    for n in (0, 3, 10, 40, 200, 500):
+        (tmp_path / "cut.dat").write_bytes(whole[:n])
+        assert cli("calib", "import", "cut.dat", model, "-o", "x.aqcal").code == 3
+    importance_matrix(tmp_path / "nan.dat", {"blocks.0.attn.to_q.weight": (4, [float("nan")] * 128)})
+    assert "not finite" in cli("calib", "import", "nan.dat", model, "-o", "x.aqcal").err
+    importance_matrix(tmp_path / "other.dat", {"a": (4, [1.0])})
+    assert "nothing in it" in cli("calib", "import", "other.dat", model, "-o", "x.aqcal").err
+    assert not (tmp_path / "x.aqcal").exists()
+
+
+def test_importance_matrices_in_gguf(cli, model, tmp_path):
+    gguf, np = pytest.importorskip("gguf"), pytest.importorskip("numpy")
+    writer = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "llama")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["a.txt"])
+    writer.add_uint32("imatrix.chunk_count", 3)
+    squares = np.arange(1, 129, dtype=np.float32)
+    for i, experts in ((0, 1), (1, 2)):
+        writer.add_tensor(f"blocks.{i}.attn.to_q.weight.in_sum2", np.tile(50 * squares, (experts, 1)))
+        writer.add_tensor(f"blocks.{i}.attn.to_q.weight.counts", np.full((experts, 1), 50, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made = cli("calib", "import", "imatrix.gguf", model, "-o", "out.aqcal", "--json")
+    assert made.code == 0, made.err
+    assert made.json["n_layers"] == 2
+    parquet = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "out.aqcal").to_pylist()
+    assert [row["count"] for row in parquet] == [50, 100]
+    for row in parquet:
+        assert np.array_equal(np.array(row["sum_sq"]) / row["count"], squares)
+        assert row["sum"] is None
+        assert row["absmax"] is None
