@@ -2,7 +2,8 @@
  *
  * An fp8 weight `X.weight` has its scale in `X.scale_weight` or `X.weight_scale`: one number, or one per row; value = fp8 * scale.
  * `X.scale_input` / `X.input_scale` belong to activations, and `scaled_fp8` marks the file; both mean nothing for full weights and are dropped with them.
- * fp8 tensors of a model without any scale are plain values.
+ * fp8 tensors of a model without any trace of scales are plain values, as plain casts are published (docs/decisions/004); a trace, that is the mark or a scale
+ * of activations, means that scales were lost.
  */
 #include <stdio.h>
 #include <string.h>
@@ -82,32 +83,34 @@ static aq_status pair(aq_model *model, size_t index, size_t *n_paired, aq_error 
     return AQ_OK;
 }
 
-/* Once one weight has a scale, each fp8 matrix must: a lost scale would go unnoticed. */
+/* What only scaled fp8 files have beside the scales of weights. */
+static bool is_trace(const char *name) { return last_part_is(name, "scaled_fp8") || last_part_is(name, "scale_input") || last_part_is(name, "input_scale"); }
+
+/* Once there is one scale or a trace of scales, each fp8 matrix must have its own: a lost scale would go unnoticed. */
 static aq_status check_complete(const aq_model *model, aq_error *err) {
     for (size_t i = 0; i < model->n_tensors; i++) {
         const aq_tensor_info *t = &model->tensors[i];
         if (is_fp8(t) && t->scale_index < 0 && t->role != AQ_ROLE_SCALE && t->shape.rank >= 2)
-            return aq_fail_at(err, AQ_ERR_FORMAT, model->files[t->file_index].path, t->name, "an fp8 weight without its scale, while others have one");
+            return aq_fail_at(err, AQ_ERR_FORMAT, model->files[t->file_index].path, t->name, "an fp8 weight without its scale, while the file tells of scales");
     }
     return AQ_OK;
 }
 
 aq_status aq_reduced_check(aq_model *model, aq_error *err) {
     aq_status status = AQ_OK;
-    size_t n_paired = 0, n_fp8 = 0;
+    size_t n_paired = 0, n_fp8 = 0, n_traces = 0;
     for (size_t i = 0; i < model->n_tensors && status == AQ_OK; i++) {
         aq_tensor_info *t = &model->tensors[i];
         const char *kind = kind_of(t->name);
+        n_traces += is_trace(t->name);
         n_fp8 += is_fp8(t) && t->shape.rank >= 2;
         if (kind) return refuse(model, t, kind, err);
         if (last_part_is(t->name, "scale_weight") || last_part_is(t->name, "weight_scale")) status = pair(model, i, &n_paired, err);
     }
     if (status != AQ_OK) return status;
-    if (n_paired == 0 && n_fp8 > 0) return aq_model_warn(model, err, NULL, "%zu fp8 tensors have no scales; their values are taken as they are", n_fp8);
-    if (n_paired == 0) return AQ_OK;
-    for (size_t i = 0; i < model->n_tensors; i++) {
-        aq_tensor_info *t = &model->tensors[i];
-        if (strcmp(t->name, "scaled_fp8") == 0 || last_part_is(t->name, "scale_input") || last_part_is(t->name, "input_scale")) t->role = AQ_ROLE_SCALE;
-    }
+    if (n_fp8 == 0 && n_paired == 0) return AQ_OK;
+    if (n_paired == 0 && n_traces == 0) return aq_model_warn(model, err, NULL, "%zu fp8 tensors have no scales; their values are taken as they are", n_fp8);
+    for (size_t i = 0; i < model->n_tensors; i++)
+        if (is_trace(model->tensors[i].name)) model->tensors[i].role = AQ_ROLE_SCALE;
     return check_complete(model, err);
 }

@@ -382,6 +382,11 @@ static void IX09_a_scale_without_its_weight_is_refused_and_the_reverse(void **st
     refuse_with(st_write_tensors("x.safetensors", shape, 2, NULL), NULL, AQ_ERR_FORMAT, "expected one number or one per row");
     st_tensor dtype[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {"a.scale_weight", "I32", {1, {4}}, scale}};
     refuse_with(st_write_tensors("x.safetensors", dtype, 2, NULL), NULL, AQ_ERR_FORMAT, "I32 [4] as scale");
+    static const char *const traces[] = {"scaled_fp8", "a.scale_input", "model.b.input_scale"}; /* scales there were, and they are lost */
+    for (size_t i = 0; i < COUNT(traces); i++) {
+        st_tensor trace[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {traces[i], "F32", {1, {1}}, scale}};
+        refuse_with(st_write_tensors("x.safetensors", trace, 2, NULL), NULL, AQ_ERR_FORMAT, "an fp8 weight without its scale, while the file tells of scales");
+    }
     st_tensor plain[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}}; /* no scale anywhere: a plain cast */
     aq_model *model = open_ok(st_write_tensors("x.safetensors", plain, 1, NULL), NULL);
     assert_int_equal(aq_model_n_warnings(model), 1);
