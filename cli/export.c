@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "export.h"
 #include "job.h"
 #include "log.h"
 #include "settings.h"
@@ -28,7 +29,7 @@ static void print_recoding(const json_t *recoding) {
     }
 }
 
-static void print_report(const cli_args *args, const json_t *report) {
+void cli_print_export(const cli_args *args, const json_t *report) {
     if (args->quiet) return;
     const json_t *output = json_object_get(report, "output"), *files = json_object_get(output, "files"), *recoding = json_object_get(report, "recoding"), *file;
     const char *path = cli_json_text(output, "path");
@@ -42,8 +43,7 @@ static void print_report(const cli_args *args, const json_t *report) {
     json_array_foreach(files, i, file) { cli_print(stdout, "  %s\n", cli_safe(json_string_value(file))); }
 }
 
-/* "model-int4-safetensors" for model-int4; a file where the format is one. NULL: no memory. */
-static char *default_output(const char *path, const char *to) {
+char *cli_export_path(const char *path, const char *to) {
     size_t n = strlen(path), size;
     const char *suffix = strcmp(to, "gguf") == 0 ? "" : strcmp(to, "comfy-int8") == 0 ? ".safetensors" : "";
     while (n > 1 && path[n - 1] == '/') n--;
@@ -72,7 +72,7 @@ int cli_run_export(const cli_args *args) {
         aq_hint(&err, "arrowquant export %s --to safetensors", cli_shell_word(args->operands[0]));
         return cli_report_error(&err, args->json, NULL);
     }
-    if (!out && !(out = own = default_output(args->operands[0], options.to))) aq_fail_memory(&err, strlen(args->operands[0]), "the output path");
+    if (!out && !(out = own = cli_export_path(args->operands[0], options.to))) aq_fail_memory(&err, strlen(args->operands[0]), "the output path");
     if (out && cli_settings_model(&model, args, &err) == AQ_OK && cli_settings_config(&config, args, &err) == AQ_OK) {
         cli_signals_catch_interrupts();
         options.n_threads = (int)aq_config_int(config, "num_threads", 0);
@@ -80,5 +80,5 @@ int cli_run_export(const cli_args *args) {
     }
     aq_config_destroy(config);
     aq_free(own);
-    return cli_job_end(args, &err, report, print_report);
+    return cli_job_end(args, &err, report, cli_print_export);
 }

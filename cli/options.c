@@ -150,8 +150,9 @@ static const cli_option table[] = {
     {"strict", 0, NULL, NULL, NULL, NULL, false, false, GROUP_QUALITY, "quantize", "any warning makes the run fail (exit code 4)"},
     {"against", 0, "SOURCE", NULL, NULL, NULL, false, false, GROUP_QUALITY, "verify report", "the source model: measure the error of each tensor"},
 
-    {"to", 0, "FORMAT", "safetensors|gguf|comfy-int8|gptq", NULL, NULL, false, false, GROUP_OUTPUT, "export", "format to write"},
-    {"type", 0, "TYPE", "auto|q8_0|q4_0|q4_1|q4_k|q2_k|f16", NULL, NULL, false, false, GROUP_OUTPUT, "export",
+    {"to", 0, "FORMAT", "safetensors|gguf|comfy-int8|gptq", NULL, NULL, false, false, GROUP_OUTPUT, "quantize export",
+     "format to write; quantize: beside the container, as NAME.gguf, NAME-comfy-int8.safetensors, NAME-gptq"},
+    {"type", 0, "TYPE", "auto|q8_0|q4_0|q4_1|q4_k|q2_k|f16", NULL, NULL, false, false, GROUP_OUTPUT, "quantize export",
      "gguf: blocks of the layers (auto: those that the codes fit)"},
     {"rotate", 0, "WHAT", "none|hadamard", NULL, NULL, false, false, GROUP_OUTPUT, "export",
      "comfy-int8: multiply each 256 inputs by a Hadamard matrix, which spreads outliers; the loader undoes it (none)"},

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/mem.h"
+#include "export.h"
 #include "job.h"
 #include "log.h"
 #include "settings.h"
@@ -51,7 +53,12 @@ static void print_report(const cli_args *args, const json_t *report) {
         cli_print(stdout, "  cos %s (worst %s %s)", cli_cosine(cli_json_real(summary, "cosine")), cli_cosine(cli_json_real(worst, "cosine")),
                   cli_safe(cli_json_text(worst, "name")));
     if (n_warnings) cli_print(stdout, "  %s%zu warning%s%s", cli_color_on(stdout, COLOR_YELLOW), n_warnings, n_warnings == 1 ? "" : "s", cli_color_off(stdout));
-    cli_print(stdout, "\nnext: arrowquant export %s --to safetensors\n", cli_shell_word(path));
+    if (json_object_get(report, "export")) {
+        cli_print(stdout, "\n");
+        cli_print_export(args, json_object_get(report, "export"));
+    } else {
+        cli_print(stdout, "\nnext: arrowquant export %s --to gguf\n", cli_shell_word(path));
+    }
 }
 
 static aq_status read_options(aq_quantize_options *out, const cli_args *args, aq_error *err) {
@@ -84,6 +91,30 @@ static void write_page(const cli_args *args, const aq_config *config, const aq_q
     json_decref(done);
 }
 
+/* --to FORMAT: an export beside the container that was just written; its report joins the other under "export". Layers whose codes do not fit the format are
+ * coded from the source. */
+static aq_status export_too(const cli_args *args, const aq_config *config, const aq_quantize_options *options, char **report, aq_error *err) {
+    json_t *done = json_loads(*report, 0, NULL);
+    const char *container = cli_json_text(json_object_get(done, "output"), "path");
+    aq_export_options to = {.to = cli_args_value(args, "to"),
+                            .type = cli_args_value(args, "type"),
+                            .source = strcmp(cli_args_value(args, "to"), "safetensors") == 0 ? NULL : args->operands[0],
+                            .model = &options->model,
+                            .overwrite = options->overwrite,
+                            .n_threads = (int)aq_config_int(config, "num_threads", 0)};
+    char *out = done ? cli_export_path(container, to.to) : NULL, *text = NULL;
+    aq_status status = out ? aq_export(container, out, &to, cli_job_hooks(), &text, err) : aq_fail_memory(err, strlen(*report), "a report");
+    json_t *exported = text ? json_loads(text, 0, NULL) : NULL;
+    if (exported && json_object_set_new(done, "export", exported) == 0) {
+        aq_text_free(*report);
+        *report = json_dumps(done, JSON_COMPACT);
+    }
+    aq_text_free(text);
+    json_decref(done);
+    aq_free(out);
+    return status;
+}
+
 int cli_run_quantize(const cli_args *args) {
     aq_error err;
     aq_error_clear(&err);
@@ -100,6 +131,7 @@ int cli_run_quantize(const cli_args *args) {
     if (status == AQ_OK) {
         cli_signals_catch_interrupts();
         status = aq_quantize_model(args->operands[0], cli_args_value(args, "output"), config, &options, cli_job_hooks(), &report, &err);
+        if (status == AQ_OK && report && cli_args_has(args, "to")) status = export_too(args, config, &options, &report, &err);
         if (status == AQ_OK && report && cli_args_has(args, "report")) write_page(args, config, &options, report, &err);
     }
     aq_config_destroy(config);

@@ -32,7 +32,7 @@ def test_the_shortest_command_says_what_it_did_and_what_comes_next(cli, model, t
     lines = result.out.splitlines()
     assert lines[0].startswith("kept 4 tensors (") and lines[0].endswith("4 fewer than two dimensions")
     assert lines[1].startswith("wrote model-int4/  ") and "kB (" in lines[1] and " bit/weight  verified  cos .9" in lines[1]
-    assert lines[2] == "next: arrowquant export model-int4 --to safetensors"
+    assert lines[2] == "next: arrowquant export model-int4 --to gguf"
     assert result.err.startswith(PLAN + "plan: 4 tensors to int4, 4 kept; at most ")
     assert " peak memory " in result.err.splitlines()[1]
     assert names(tmp_path) == ["model-int4", "model.safetensors"]

@@ -103,7 +103,7 @@ def test_a_terminal_shows_one_bar_that_is_cleared(model):
     bars = [piece for piece in text.split("\r") if re.search(r"\[[█░]{22}\]", piece)]
     assert bars and all(len(re.sub(r"\x1b\[K|\n", "", bar).split("\x1b")[0]) <= 100 for bar in bars)
     assert re.search(r"\r\x1b\[K[^\r]*(kept|wrote)", text) or "\r\x1b[K" in text
-    assert text.rstrip().endswith("next: arrowquant export model-int4 --to safetensors")
+    assert text.rstrip().endswith("next: arrowquant export model-int4 --to gguf")
 
 
 def test_a_bar_is_ascii_where_the_locale_is(model):

@@ -243,4 +243,21 @@ def test_the_commands_of_the_guide_work(tmp_path):
     for line in commands:
         done = subprocess.run([program, *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stderr)
-    assert {p.name for p in tmp_path.iterdir()} == {"examples", "dit-int4", "dit-plain", "dit.gguf", "dit-q8.gguf", "dit-comfy.safetensors", "dit-gptq"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "examples",
+        "dit-int4",
+        "dit-plain",
+        "dit.gguf",
+        "dit-q8.gguf",
+        "dit-comfy.safetensors",
+        "dit-gptq",
+        "dit-both",
+        "dit-both.gguf",
+    }
+
+
+def test_quantize_to_writes_both(model, tmp_path):
+    report = arrowquant("quantize", model[0], "-o", tmp_path / "q", "--modality", "image", "--bits", 4, "--to", "gguf", "--type", "q8_0")
+    assert {p.name for p in tmp_path.iterdir()} == {"q", "q.gguf"}
+    assert report["schema"] == "arrowquant.quantize/1" and report["export"]["schema"] == "arrowquant.export/1"
+    assert report["export"]["recoding"]["n_source"] == 4 and report["export"]["output"]["path"] == str(tmp_path / "q.gguf")
