@@ -519,3 +519,20 @@ def test_the_examples_of_the_docstrings_run(tmp_path, monkeypatch):
     for member in members:
         test = parser.get_doctest(member.__doc__, {}, member.__qualname__, None, None)
         assert test.examples and runner.run(test).failed == 0
+
+
+def test_a_layer_tied_to_an_embedding_is_not_recorded():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = torch.nn.Embedding(32, 16)
+            self.body = torch.nn.Linear(16, 16)
+            self.head = torch.nn.Linear(16, 32, bias=False)
+            self.head.weight = self.tokens.weight
+
+        def forward(self, ids):
+            return self.head(self.body(self.tokens(ids)))
+
+    with Recorder(Tied(), None, timestep=None) as rec:
+        rec.module(torch.arange(8)[None])
+    assert rec.collect().layers == ["body.weight"]

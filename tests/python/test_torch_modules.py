@@ -206,3 +206,19 @@ def test_loading_with_integer_activations(container):
     assert 0 < error < 1e-2
     with pytest.raises(ValueError, match="no QuantLinear with time groups"):
         load_into(dit(), container, activations="time")
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    def make():
+        module = torch.nn.ModuleDict({"tokens": torch.nn.Embedding(64, 64), "body": torch.nn.Linear(64, 64), "head": torch.nn.Linear(64, 64, bias=False)})
+        module["head"].weight = module["tokens"].weight
+        return module
+
+    from safetensors.torch import save_file
+
+    source = make()
+    save_file({name: value.detach() for name, value in source.named_parameters()}, tmp_path / "m.safetensors")
+    aq.quantize(tmp_path / "m.safetensors", tmp_path / "q", bits=8, group=64, exclude=["tokens.weight"])
+    loaded = load_into(make(), tmp_path / "q")
+    assert loaded["head"].weight is loaded["tokens"].weight and torch.equal(loaded["tokens"].weight, source["tokens"].weight)
+    assert isinstance(loaded["body"], QuantLinear)

@@ -77,6 +77,12 @@ def _place(module, name):
         return None, attribute
 
 
+def _tied(expected, names):
+    """{name that the model does not hold: the name that it holds for the same parameter}: saved models hold a tied weight once."""
+    held = {id(value): name for name, value in expected.items() if name in names}
+    return {name: held[id(value)] for name, value in expected.items() if name not in names and id(value) in held}
+
+
 def _list(names, most=10):
     names = sorted(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -103,7 +109,8 @@ def load_into(
     with Reader(path) as reader:
         container, names = reader._container, {n.removeprefix(prefix): i for n, i in reader._index.items() if n.startswith(prefix)}
         expected = module.state_dict(keep_vars=True)
-        missing, unexpected = set(expected) - set(names), set(names) - set(expected)
+        tied = _tied(expected, names)
+        missing, unexpected = set(expected) - set(names) - set(tied), set(names) - set(expected)
         if strict and (missing or unexpected):
             parts = [f"the module has no {_list(unexpected)}"] if unexpected else []
             parts += [f"the model has no {_list(missing)}"] if missing else []
@@ -117,6 +124,9 @@ def load_into(
         for name, index in names.items():  # everything agrees: from here on the module changes
             if name in expected:
                 _load_tensor(module, name, container, index, expected[name], dtype)
+        for name, first in tied.items():
+            (owner, attribute), (source, its) = _place(module, name), _place(module, first)
+            setattr(owner, attribute, getattr(source, its))
     if activations is not None:
         from .activations import integer_activations
 

@@ -127,7 +127,10 @@ class Recorder:
         }
         self.calibration: Calibration = Calibration(**self._settings)
         self._earlier = self._open_earlier(append, overwrite)
-        self._layers = [Layer(name, part, prefix) for name, part in module.named_modules() if isinstance(part, (torch.nn.Linear, *CONVOLUTIONS))]
+        own = {name for name, _ in module.named_parameters()}  # a tied weight stands under its first name alone, as in a saved model: mostly an embedding's
+        kinds = (torch.nn.Linear, *CONVOLUTIONS)
+        parts = [(name, part) for name, part in module.named_modules() if isinstance(part, kinds) and (f"{name}.weight" if name else "weight") in own]
+        self._layers = [Layer(name, part, prefix) for name, part in parts]
         self._layers = chosen(self._layers, layers, exclude, prefix)
         self._gradients, self._share = gradients, share_inputs
         self._watch, self._total, self._started = Watch(progress), total, 0.0
