@@ -93,6 +93,7 @@ AQ_API const char *aq_calib_layer_name(const aq_calib *calib, size_t layer);
 AQ_API uint64_t aq_calib_n_inputs(const aq_calib *calib, size_t layer);
 AQ_API int64_t aq_calib_find(const aq_calib *calib, const char *name); /* -1: not there */
 AQ_API size_t aq_calib_source(const aq_calib *calib, size_t layer);    /* the layer whose statistics hold for it: itself, or that of same_input_as */
+AQ_API uint64_t aq_calib_count(const aq_calib *calib, size_t layer);   /* rows over all time groups; 0: nothing is known of its inputs */
 AQ_API bool aq_calib_has_hessian(const aq_calib *calib, size_t layer);
 /* [start, end) of a time group, in timesteps; [0, 0) without a schedule. */
 AQ_API void aq_calib_group_range(const aq_calib *calib, uint32_t group, uint32_t *start, uint32_t *end);

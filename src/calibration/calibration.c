@@ -300,6 +300,13 @@ uint32_t aq_calib_group_of(const aq_calib *c, int32_t timestep) {
     return (uint32_t)((((uint64_t)timestep + 1) * g - 1) / t); /* the largest group that starts at or before it */
 }
 
+uint64_t aq_calib_count(const aq_calib *c, size_t layer) {
+    const aq_calib_layer *l = source_of(c, layer);
+    uint64_t count = 0;
+    for (uint32_t g = 0; g < c->options.n_groups; g++) count += l->groups[g].count;
+    return count;
+}
+
 bool aq_calib_has_hessian(const aq_calib *c, size_t layer) {
     const aq_calib_layer *l = source_of(c, layer);
     for (uint32_t g = 0; l->moments && g < aq_calib_n_moments(c); g++)

@@ -47,6 +47,8 @@ const aq_calib_column_info aq_calib_columns[CAL_COLUMNS] = {
     [CAL_HASH] = {"hash", TEXT, false, true, false},
 };
 
+uint64_t aq_calib_part_bytes = UINT64_C(64) << 20;
+
 /* ---- hashes ---- */
 
 static uint64_t cell_bytes(aq_calib_column c, uint64_t n) {
@@ -183,7 +185,7 @@ static bool set_timesteps(aq_calib_row row, const aq_calib_layer *layer, size_t 
 static uint64_t part_end(uint64_t n, uint64_t begin, uint64_t *bytes) {
     uint64_t end = begin;
     *bytes = 0;
-    while (end < n && (end == begin || *bytes + 4 * (n - end) <= AQ_CALIB_PART_BYTES)) *bytes += 4 * (n - end++);
+    while (end < n && (end == begin || *bytes + 4 * (n - end) <= aq_calib_part_bytes)) *bytes += 4 * (n - end++);
     return end;
 }
 

@@ -57,7 +57,8 @@ typedef struct aq_calib_cell {
 } aq_calib_cell;
 typedef aq_calib_cell aq_calib_row[CAL_COLUMNS];
 
-#define AQ_CALIB_PART_BYTES (UINT64_C(64) << 20) /* a part of H is at most this long, but one row at least */
+/* A part of H is at most this long, but one row at least: 64 MiB. Tests make it small. */
+extern uint64_t aq_calib_part_bytes;
 
 /* XXH3-128 over every cell but H (its hash counts instead) and the hash itself. False: no memory. */
 bool aq_calib_row_hash(const aq_calib_row row, char out[33]);

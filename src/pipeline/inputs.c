@@ -35,7 +35,7 @@ inputs_want aq_inputs_known(const quantize_run *run, size_t index, size_t *layer
     int64_t found = aq_calib_find(run->calib, t->name);
     uint64_t rows, cols;
     aq_shape_matrix(&t->shape, &rows, &cols);
-    if (found < 0 || aq_calib_n_inputs(run->calib, (size_t)found) != cols) return INPUTS_NONE;
+    if (found < 0 || aq_calib_n_inputs(run->calib, (size_t)found) != cols || aq_calib_count(run->calib, (size_t)found) == 0) return INPUTS_NONE;
     if (layer) *layer = (size_t)found;
     return aq_calib_has_hessian(run->calib, (size_t)found) ? INPUTS_METRIC : INPUTS_DIAGONAL;
 }

@@ -337,6 +337,8 @@ static aq_status open_calibration(quantize_run *run, aq_error *err) {
     return status;
 }
 
+static void add_warning(void *user, const char *sentence) { aq_sentences_add(user, "calibration: %s", sentence); }
+
 /* The collection is of this model (CA01), and says what it lacks (CA02). */
 static aq_status check_calibration(quantize_run *run, aq_error *err) {
     if (!run->calib) return AQ_OK;
@@ -353,7 +355,7 @@ static aq_status check_calibration(quantize_run *run, aq_error *err) {
     if (n > 0)
         aq_sentences_add(&run->warnings, "the calibration lacks %zu of %zu layers, the first is \"%s\": those are quantized without it", n, n_layers,
                          aq_escape(name, sizeof name, raw, strlen(raw)));
-    if (aq_calib_settings(run->calib)->synthetic) aq_sentences_add(&run->warnings, "the calibration was made from synthetic inputs, not from data");
+    aq_calib_warnings(run->calib, add_warning, &run->warnings);
     return AQ_OK;
 }
 

@@ -215,3 +215,24 @@ def test_importance_matrices_in_gguf(cli, model, tmp_path):
         assert np.array_equal(np.array(row["sum_sq"]) / row["count"], squares)
         assert row["sum"] is None
         assert row["absmax"] is None
+
+
+def test_CA02_weak_statistics_are_warned_of_and_what_they_lack_falls_back(cli, model, tmp_path):
+    """Synthetic, a time group and a layer without rows, fewer rows than inputs: the run goes on and says so."""
+    report = cli("quantize", model, "-o", "q", "--calib", BLOCKS, "--json").json
+    warnings = " / ".join(report["warnings"])
+    for said in ("synthetic", "time groups without rows", "fewer rows than they have inputs", "lacks 1 of 4 layers"):
+        assert said in warnings
+    other = write_safetensors(
+        tmp_path / "never.safetensors",
+        {
+            "never.weight": ("F32", [4096, 5], floats(4096 * 5)),
+            "blocks.0.attn.to_q.weight": ("F32", [64, 37], floats(64 * 37)),
+            "blocks.0.attn.to_k.weight": ("F32", [64, 37], floats(64 * 37)),
+            "wide.weight": ("F32", [600, 9], floats(5400)),
+        },
+        {"modality": "image"},
+    )
+    run = cli("quantize", other, "-o", "q2", "--calib", SMALL, "--include", "*", "--json")
+    assert run.code == 0, run.out
+    assert any("lacks" in w and "never.weight" in w for w in run.json["warnings"])

@@ -15,6 +15,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "calibration/file.h"
 
 static char g_dir[256];
 
@@ -167,6 +168,33 @@ static void what_goes_in_comes_out(void **state) {
         aq_calib_free(opened);
         aq_calib_free(twice);
     }
+}
+
+/* What a layer of 16384 inputs needs (512 MiB of H): parts, here of 5000 bytes. */
+static void large_second_moments_are_cut_in_parts(void **state) {
+    (void)state;
+    const char *path = in_dir("parts.aqcal"), *again = in_dir("again.aqcal");
+    aq_calib *c = sample(true, false, 8), *opened;
+    char whole[65], parts[65];
+    uint64_t kept = aq_calib_part_bytes;
+    assert_int_equal(aq_calib_save(c, path, true, NULL), AQ_OK);
+    assert_int_equal(aq_calib_fingerprint(c, whole, NULL), AQ_OK);
+    uint64_t n_whole, n_parts;
+    aq_free(read_all(path, &n_whole));
+    aq_calib_part_bytes = 5000;
+    assert_int_equal(aq_calib_save(c, path, true, NULL), AQ_OK);
+    aq_free(read_all(path, &n_parts));
+    assert_true(n_parts > n_whole + 3 * 30 * 80); /* three groups of about 36 parts, with a hash each */
+    assert_int_equal(aq_calib_open(&opened, path, NULL), AQ_OK);
+    assert_int_equal(aq_calib_verify(opened, NULL), AQ_OK);
+    assert_same(c, opened);
+    assert_int_equal(aq_calib_fingerprint(opened, parts, NULL), AQ_OK);
+    assert_string_not_equal(whole, parts); /* of the file as it is cut */
+    assert_int_equal(aq_calib_save(opened, again, true, NULL), AQ_OK);
+    assert_same_bytes(path, again);
+    aq_calib_part_bytes = kept;
+    aq_calib_free(opened);
+    aq_calib_free(c);
 }
 
 static void a_file_can_be_continued(void **state) {
@@ -418,6 +446,7 @@ static void CA_every_allocation_may_fail(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_goes_in_comes_out),
+        cmocka_unit_test(large_second_moments_are_cut_in_parts),
         cmocka_unit_test(a_file_can_be_continued),
         cmocka_unit_test(threads_and_spilling_do_not_change_the_file),
         cmocka_unit_test(an_existing_file_stays_unless_told_otherwise),
