@@ -1,0 +1,221 @@
+"""What 8-bit activations cost, by how their scale is chosen: one static pair for all timesteps, one for each group of timesteps, or dynamic per token.
+
+Usage: python bench/activations.py [--shared FOLDER] [--work FOLDER] [--images N] [--passages N] [--models dit,text] [--write docs/activations.md]
+
+FOLDER holds models/, data/ and eval/ of the sample models. Each model is recorded once (Recorder), quantized by arrow_quant_v2.quantize with that calibration
+and --act-bits 8, loaded into its own torch modules (load_into) and run on integers (integer_activations). Weights are the same in all three columns.
+Image: SNR of the noise prediction against the F32 model, in dB, per tenth of the schedule (eval_dit.py). Text: KL per masked byte and cross entropy of the
+masked bytes, per tenth of the mask ratio (the passages and masks of eval_mdlm.py).
+"""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import sys
+import tempfile
+import warnings
+
+import arrow_quant_v2 as aq
+import numpy as np
+import torch
+from arrow_quant_v2.torch import Recorder, integer_activations, load_into
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODES = ("static", "time", "dynamic")
+LABELS = {"f32": "weights only", "static": "one static pair", "time": "10 time groups", "dynamic": "dynamic per token"}
+GROUPS = 10
+
+
+def module_of(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fresh(path):
+    """A path for the library to write to; what an earlier run left there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+class Image:
+    """The sample DiT: noise prediction on test images."""
+
+    title, unit, parts = "dit-fashion", "SNR of the noise prediction in dB", "tenth of the schedule, from clean to noise"
+
+    def __init__(self, shared, arguments):
+        from diffusers import DDIMScheduler
+
+        self.eval, self.path = module_of(shared / "eval/eval_dit.py"), shared / "models/dit-fashion"
+        self.data, self.calib = shared / "data/fashion-test2k.npz", shared / "data/fashion-calib.npz"
+        self.scheduler = DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
+        self.reference, self.images = self.eval.load(str(self.path)), arguments.images
+        self.settings, self.prefix, self.inner = {"modality": "image"}, "", lambda model: model
+
+    def candidate(self):
+        return self.eval.load(str(self.path))
+
+    @torch.no_grad()
+    def record(self, path):
+        x, t, y, eps = self.eval.noise_batch(self.calib, 512, seed=1)
+        noisy = self.scheduler.add_noise(x, eps, t)
+        with Recorder(self.reference, path, groups=GROUPS, overwrite=True, modality="image", data_name="fashion-calib") as _:
+            for i in range(0, 512, 64):
+                self.reference(noisy[i : i + 64], timestep=t[i : i + 64], class_labels=y[i : i + 64])
+
+    def integer(self, model, mode):
+        integer_activations(model, mode, timestep="timestep")
+
+    def measure(self, model):
+        out = self.eval.eps_error(self.reference, model, self.scheduler, self.data, self.images)
+        return {"all": out["eps_snr_db"], "parts": [float(-10 * np.log10(v)) for v in out["eps_rel_mse_per_tenth"]]}
+
+
+class Text:
+    """The text model: distributions at masked positions of held-out text."""
+
+    title, unit, parts = "mdlm-text", "KL per masked byte, in thousandths of a nat", "tenth of the mask ratio"
+
+    def __init__(self, shared, arguments):
+        self.eval, self.path = module_of(shared / "eval/eval_mdlm.py"), shared / "models/mdlm-text"
+        self.text, self.calib = shared / "data/text-heldout.txt", shared / "data/text-calib.jsonl"
+        self.reference, self.passages = self.eval.load(str(self.path)), arguments.passages
+        self.settings = {"modality": "text"}
+
+    def candidate(self):
+        return self.eval.load(str(self.path))
+
+    @torch.no_grad()
+    def record(self, path):
+        n, g = self.reference.seq_len, torch.Generator().manual_seed(1)
+        rows = [[b for b in json.loads(line)["text"].encode() if b < 128][:n] for line in self.calib.read_text().splitlines()]
+        ids = torch.tensor([row for row in rows if len(row) == n][:512])
+        t = ((torch.arange(len(ids)) * 37 % len(ids)).float() + 0.5) / len(ids)
+        masked = torch.rand(ids.shape, generator=g) < t[:, None]
+        with Recorder(self.reference, path, timestep="t", scale=1.0, groups=GROUPS, overwrite=True, modality="text", data_name="text-calib") as _:
+            for i in range(0, len(ids), 32):
+                self.reference(ids[i : i + 32].masked_fill(masked[i : i + 32], 128), t[i : i + 32])
+
+    def integer(self, model, mode):
+        integer_activations(model, mode, timestep="t", scale=1.0)
+
+    @torch.no_grad()
+    def measure(self, model):
+        """As eval_mdlm.text_error, with the cross entropy per tenth too."""
+        n, g = self.reference.seq_len, torch.Generator().manual_seed(0)
+        data = torch.tensor([b for b in self.text.read_bytes() if b < 128])
+        x = torch.stack([data[s : s + n] for s in torch.linspace(0, len(data) - n - 1, self.passages).long().tolist()])
+        t = ((torch.arange(self.passages) * 37 % self.passages).float() + 0.5) / self.passages * 0.9 + 0.05
+        masked = torch.rand(x.shape, generator=g) < t[:, None]
+        kl, nll, count = torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
+        for i in range(0, self.passages, 16):
+            xi, ti, mi = x[i : i + 16], t[i : i + 16], masked[i : i + 16]
+            ids = xi.masked_fill(mi, 128)
+            r, c = (f(ids, ti)[mi].double().log_softmax(-1) for f in (self.reference, model))
+            part = (ti[:, None].expand(mi.shape)[mi] * 10).long().clamp(max=9)
+            kl.index_add_(0, part, (r.exp() * (r - c)).sum(-1))
+            nll.index_add_(0, part, -c.gather(-1, xi[mi][:, None])[:, 0])
+            count.index_add_(0, part, torch.ones(len(part), dtype=torch.float64))
+        return {
+            "all": 1000 * (kl.sum() / count.sum()).item(),
+            "parts": (1000 * kl / count).tolist(),
+            "cross_entropy": (nll.sum() / count.sum()).item(),
+            "cross_entropy_parts": (nll / count).tolist(),
+        }
+
+
+def containers(task, work, calibration, bits, extra):
+    """Two containers with the same weights: parameters of activations for ten groups of timesteps, and one for all."""
+    found = {}
+    for mode, settings in (("time", {"time_groups": GROUPS}), ("static", {"time_aware": False})):
+        found[mode] = work / f"{task.title}-int{bits}-{mode}"
+        aq.quantize(task.path, found[mode], bits=bits, group=64, calib=calibration, act_bits=8, overwrite=True, **settings, **task.settings, **extra)
+    return found
+
+
+def run(task, work, bits, extra):
+    calibration = work / f"{task.title}.aqcal"
+    if not calibration.exists():
+        task.record(calibration)
+    paths, results = containers(task, work, calibration, bits, extra), {}
+    model = load_into(task.candidate(), paths["time"])
+    results["f32"] = task.measure(model)
+    for mode in MODES:
+        model = load_into(task.candidate(), paths["static" if mode == "static" else "time"])
+        task.integer(model, mode)
+        results[mode] = task.measure(model)
+    return results, describe(paths)
+
+
+def describe(paths):
+    """How the layers of the container were made: {method: layers}, and how many are equalized and rotated."""
+    with aq.open(paths["time"]) as f:
+        layers = [t for t in f.values() if t.quantized]
+        methods = sorted({t.method for t in layers})
+        return {
+            "layers": len(layers),
+            "methods": {m: sum(t.method == m for t in layers) for m in methods},
+            "equalized": sum(t.equalization_scales is not None for t in layers),
+            "rotated": sum(t.hadamard_group > 0 for t in layers),
+        }
+
+
+def table(task, bits, results):
+    digits = 1 if task.title == "dit-fashion" else 3
+    lines = [f"| W{bits}A8 | all | " + " | ".join(str(k + 1) for k in range(10)) + " |", "|---" * 12 + "|"]
+    for mode in ("f32", *MODES):
+        r = results[mode]
+        lines.append(f"| {LABELS[mode]} | {r['all']:.{digits + 1}f} | " + " | ".join(f"{v:.{digits}f}" for v in r["parts"]) + " |")
+    return "\n".join(lines)
+
+
+def cross_entropy(bits, results):
+    lines = [f"| W{bits}A8, cross entropy in nats | all | " + " | ".join(str(k + 1) for k in range(10)) + " |", "|---" * 12 + "|"]
+    for mode in ("f32", *MODES):
+        r = results[mode]
+        lines.append(f"| {LABELS[mode]} | {r['cross_entropy']:.4f} | " + " | ".join(f"{v:.3f}" for v in r["cross_entropy_parts"]) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=pathlib.Path, default=ROOT.parent / "shared")
+    parser.add_argument("--work", type=pathlib.Path, help="folder for calibration files and containers; kept. Default: a temporary one")
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--passages", type=int, default=128)
+    parser.add_argument("--models", default="dit,text")
+    parser.add_argument("--bits", default="8,4")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="further settings of arrow_quant_v2.quantize")
+    parser.add_argument("--write", type=pathlib.Path, help="put the tables between the markers of this document")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    extra = {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
+    tasks = {"dit": Image, "text": Text}
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or pathlib.Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        sections = []
+        for name in arguments.models.split(","):
+            task = tasks[name](arguments.shared, arguments)
+            for bits in map(int, arguments.bits.split(",")):
+                results, made = run(task, work, bits, extra)
+                section = f"`{task.title}`, {task.unit}, per {task.parts}; {made}:\n\n" + table(task, bits, results)
+                if "cross_entropy" in results["f32"]:
+                    section += "\n\n" + cross_entropy(bits, results)
+                print(section + "\n", flush=True)
+                sections.append(section)
+    if arguments.write:
+        write(arguments.write, "\n\n".join(sections))
+
+
+def write(path, text):
+    begin, end = "<!-- tables: bench/activations.py -->\n", "<!-- end -->"
+    before = path.read_text()
+    head, rest = before.split(begin, 1)
+    path.write_text(head + begin + "\n" + text + "\n\n" + end + rest.split(end, 1)[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
