@@ -46,7 +46,7 @@ AQ_API void aq_time_stats_combine(aq_time_stats *into, const aq_time_stats *part
 AQ_API void aq_activation_channels(uint64_t count, const double *sum, const double *sum_sq, const float *min, const float *max, const float *s, uint64_t n,
                                    aq_time_stats *out);
 /* Clip search: the ends of [*min, *max] (widened to contain 0) times 1, 0.975 … 0.3, each end for itself, with the least expected squared error of 8-bit codes
- * when values are a mixture of normals, one for each part (channel or timestep), and at least one value of each part lies at its minimum and maximum. */
+ * when the values of each part (channel or timestep) have exponential tails that reach to its minimum and maximum as often as its count says. */
 AQ_API void aq_activation_clip(const aq_time_stats *parts, size_t n, float *min, float *max);
 
 /* Parameters of groups whose start and end are filled: scale and zero point of the combined statistics of the timesteps in each (beyond the table: in the
@@ -70,6 +70,9 @@ AQ_API double aq_time_groups_smoothness(const aq_time_group *groups, size_t n, d
 
 /* s_i = sqrt(max|W_i| / max|X_i|) per input channel; 1 where either is 0 or the quotient is not a normal number. w_absmax, x_absmax, out [n]. */
 AQ_API void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
+/* The same with more of the range moved to the weights: s_i = max|W_i|^(1 - a) / max|X_i|^a. AQ_EQUALIZE_HALF is the above. */
+typedef enum aq_equalize { AQ_EQUALIZE_NONE, AQ_EQUALIZE_HALF, AQ_EQUALIZE_MORE /* a = 3/4 */, AQ_EQUALIZE_ALL /* a = 1 */ } aq_equalize;
+AQ_API void aq_equalization_scales_by(aq_equalize strength, const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
 /* Largest magnitude per column of W [rows, n]; out is raised, so several slabs may be added (start with zeros). */
 AQ_API void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *out);
 /* x[r, i] *= s[i], or /= s[i], in place. */

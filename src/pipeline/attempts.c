@@ -4,6 +4,7 @@
  *   auto, image and audio   search, gptq; gptq on equalized channels (spatial)
  *   auto, text and code     search, gptq; at 2 bits r2q
  *   --rotate hadamard       the main method once more on rotated inputs
+ *   --act-bits 8            more of the inputs' range moved to the weights, as far as the noise of 8-bit inputs is worth it
  * The better one stays. A method that is named is taken as it is, with rotation and equalization tried where asked for. Without a second moment nothing can
  * be compared: gptq is the search, r2q its own fit with every input counting the same.
  */
@@ -17,7 +18,7 @@ typedef struct list {
     size_t n;
 } list;
 
-static void add(list *l, const aq_quant_spec *spec, aq_method method, inputs_want want, bool equalized, uint32_t hadamard_group) {
+static void add(list *l, const aq_quant_spec *spec, aq_method method, inputs_want want, aq_equalize equalized, uint32_t hadamard_group) {
     if (l->n == MOST_ATTEMPTS) return;
     attempt *a = &l->out[l->n++];
     *a = (attempt){.spec = *spec, .want = want, .basis = {.equalized = equalized, .hadamard_group = hadamard_group}};
@@ -58,10 +59,15 @@ static aq_quant_spec r2q_spec(const quantize_run *run, const aq_quant_spec *spec
 static void add_bases(const quantize_run *run, size_t index, list *l, const aq_quant_spec *spec, aq_method main, inputs_want want, bool spatial,
                       uint64_t cols) {
     bool asked = spatial && aq_spatial_is_asked(run, index);
+    aq_equalize as_asked = asked ? AQ_EQUALIZE_HALF : AQ_EQUALIZE_NONE;
     uint64_t group = word_is(run, "rotate", "hadamard") && want >= INPUTS_METRIC ? aq_hadamard_size(cols) : 1;
-    add(l, spec, main, want, asked, 0);
-    if (group > 1) add(l, spec, main, want, asked, (uint32_t)group);
-    if (spatial && !asked && spatial_is_tried(run) && want >= INPUTS_METRIC) add(l, spec, main, want, true, 0);
+    add(l, spec, main, want, as_asked, 0);
+    if (group > 1) add(l, spec, main, want, as_asked, (uint32_t)group);
+    if (!spatial || asked || !spatial_is_tried(run) || want < INPUTS_METRIC) return;
+    add(l, spec, main, want, AQ_EQUALIZE_HALF, 0);
+    if (aq_config_int(run->config, "act_bits", 16) != 8) return;
+    add(l, spec, main, want, AQ_EQUALIZE_MORE, 0);
+    add(l, spec, main, want, AQ_EQUALIZE_ALL, 0);
 }
 
 aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spatial, attempt out[MOST_ATTEMPTS], size_t *n, aq_error *err) {
@@ -81,11 +87,11 @@ aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spat
     } else if (spec.method == AQ_METHOD_R2Q) {
         add_bases(run, index, &l, &spec, AQ_METHOD_R2Q, INPUTS_FACTOR, spatial && known != INPUTS_NONE, cols);
     } else if (solves && is_auto) {
-        add(&l, &spec, AQ_METHOD_SEARCH, INPUTS_FACTOR, asked, 0);
+        add(&l, &spec, AQ_METHOD_SEARCH, INPUTS_FACTOR, asked ? AQ_EQUALIZE_HALF : AQ_EQUALIZE_NONE, 0);
         add_bases(run, index, &l, &spec, AQ_METHOD_GPTQ, INPUTS_FACTOR, spatial, cols);
         aq_quant_spec r2q = r2q_spec(run, &spec);
         if (bits == 2 && (m == AQ_MODALITY_TEXT || m == AQ_MODALITY_CODE)) {
-            add(&l, &r2q, AQ_METHOD_R2Q, INPUTS_FACTOR, asked, 0);
+            add(&l, &r2q, AQ_METHOD_R2Q, INPUTS_FACTOR, asked ? AQ_EQUALIZE_HALF : AQ_EQUALIZE_NONE, 0);
             drop_last_if_impossible(&l, rows, cols);
         }
     } else if (solves && spec.method == AQ_METHOD_GPTQ) {

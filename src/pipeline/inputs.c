@@ -71,7 +71,7 @@ static aq_status make_equalization(const quantize_run *run, const entry *e, size
         aq_calib_stats stats = aq_calib_group(run->calib, layer, g);
         for (uint64_t i = 0; stats.count && i < n; i++) of_inputs[i] = stats.absmax[i] > of_inputs[i] ? stats.absmax[i] : of_inputs[i];
     }
-    if (status == AQ_OK) aq_equalization_scales(of_weights, of_inputs, n, scales);
+    if (status == AQ_OK) aq_equalization_scales_by(e->basis.equalized, of_weights, of_inputs, n, scales);
     aq_free(w);
     aq_free(of_weights);
     aq_free(of_inputs);

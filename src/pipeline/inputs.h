@@ -12,7 +12,7 @@ typedef enum inputs_want { INPUTS_NONE, INPUTS_DIAGONAL, INPUTS_METRIC, INPUTS_F
 
 /* Which inputs: x s R. */
 typedef struct inputs_basis {
-    bool equalized;
+    aq_equalize equalized;
     uint32_t hadamard_group; /* 0: not rotated */
 } inputs_basis;
 

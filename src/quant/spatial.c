@@ -16,12 +16,26 @@ void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *out) {
         }
 }
 
-void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out) {
+/* Square roots alone: they round the same everywhere. */
+static double scale_by(aq_equalize strength, double w, double x) {
+    switch (strength) {
+    case AQ_EQUALIZE_NONE: return 1;
+    case AQ_EQUALIZE_HALF: return sqrt(w / x);
+    case AQ_EQUALIZE_MORE: return sqrt(sqrt(w / x) / x);
+    default: return 1 / x;
+    }
+}
+
+void aq_equalization_scales_by(aq_equalize strength, const float *w_absmax, const float *x_absmax, uint64_t n, float *out) {
     for (uint64_t i = 0; i < n; i++) {
-        double w = fabs((double)w_absmax[i]), x = fabs((double)x_absmax[i]), s = w > 0 && x > 0 ? sqrt(w / x) : 1;
-        out[i] = (float)s;
+        double w = fabs((double)w_absmax[i]), x = fabs((double)x_absmax[i]);
+        out[i] = w > 0 && x > 0 ? (float)scale_by(strength, w, x) : 1;
         if (!isnormal(out[i])) out[i] = 1;
     }
+}
+
+void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out) {
+    aq_equalization_scales_by(AQ_EQUALIZE_HALF, w_absmax, x_absmax, n, out);
 }
 
 void aq_scale_columns(float *x, uint64_t rows, uint64_t n, const float *s, bool divide) {

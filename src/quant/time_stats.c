@@ -2,8 +2,8 @@
  *
  * Mean and variance are combined exactly (Chan, Golub and LeVeque 1983): with n, mean and M2 = n std^2 of two sets, delta the difference of means,
  *     mean = m1 + delta n2 / n,   M2 = M2_1 + M2_2 + delta^2 n1 n2 / n.
- * The clip search models activations as a mixture of normals, one a channel or timestep, each with one value for certain at each end of its range: an outlier
- * channel keeps its weight, and so does a far value of few, while one in millions does not stretch the steps of all others. */
+ * The clip search models the values of a part (channel or timestep) by two exponential tails that reach as far as was seen: normal tails would make outliers
+ * look cheaper to clip than they are (measured on the sample DiT: 1.6 dB of the noise prediction in the cleanest tenth, W8A8). */
 #include <arrowquant/time.h>
 
 #include <math.h>
@@ -51,12 +51,12 @@ void aq_time_stats_combine(aq_time_stats *into, const aq_time_stats *part) {
 enum { CLIPS = 29 }; /* 1, 0.975 … 0.3 of each end */
 static double clip_at(int i) { return 1 - 0.025 * i; }
 
-/* E (x - a)^2 over x > a for a normal with mean m and deviation s. */
-static double tail(double a, double m, double s) {
-    static const double one_by_sqrt_2pi = 0.39894228040143267794, sqrt_half = 0.70710678118654752440;
-    if (s <= 0) return m > a ? (m - a) * (m - a) : 0;
-    double u = (a - m) / s;
-    return s * s * fmax(0, (1 + u * u) * 0.5 * erfc(u * sqrt_half) - u * one_by_sqrt_2pi * exp(-u * u / 2));
+/* E (x - a)^2 over x > a of one part, whose upper half falls as exp(-(x - m) / b) / 2: b is such that of its `count` values one is expected at `furthest`.
+ * So a part with rare large values (what an activation function leaves of a channel) has a heavy tail, and a small set is not clipped by much. */
+static double tail(double a, double m, double furthest, double count) {
+    double b = (furthest - m) / log(count > 4 ? count / 2 : 2), over = fmax(0, m - a);
+    if (b <= 0) return over * over;
+    return b * b * exp(-fmax(0, a - m) / b) + over * over;
 }
 
 /* Mean squared error of clipping at c * end for each candidate, beyond that of clipping at `end` itself: the tails, and the one value of each part that is
@@ -71,7 +71,7 @@ static void clip_errors(const aq_time_stats *parts, size_t n, double end, double
         total += count;
         for (int i = 0; i < CLIPS; i++) {
             double at = sign * end * clip_at(i), beyond = fmax(0, furthest - at);
-            out[i] += count * tail(at, sign * parts[k].mean, parts[k].std) + beyond * beyond;
+            out[i] += count * tail(at, sign * parts[k].mean, furthest, count) + beyond * beyond;
         }
     }
     for (int i = CLIPS - 1; i >= 0; i--) out[i] = total > 0 ? (out[i] - out[0]) / total : 0;
