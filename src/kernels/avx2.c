@@ -52,8 +52,16 @@ static inline void codes_load(const uint8_t *p, vf *q) {
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
 static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & (vi)_mm256_set1_epi32((1 << bits) - 1), vf); }
 static inline vf v_spread(const float *p, unsigned shift) {
+    if (shift >= 3) return _mm256_set1_ps(*p);
     __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_permutevar8x32_ps(_mm256_loadu_ps(p), _mm256_srl_epi32(lanes, _mm_cvtsi32_si128((int)shift)));
+}
+
+static inline float v_fold(const vf *lanes) {
+    __m256 a = _mm256_add_ps(lanes[0], lanes[1]);
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }

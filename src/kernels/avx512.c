@@ -45,8 +45,16 @@ static inline vf v_codes(vi words, int bits) {
     return _mm512_permutexvar_ps((__m512i)words, bits == 4 ? by_4 : by_2);
 }
 static inline vf v_spread(const float *p, unsigned shift) {
+    if (shift == 4) return _mm512_set1_ps(*p);
     __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return _mm512_permutexvar_ps(_mm512_srl_epi32(lanes, _mm_cvtsi32_si128((int)shift)), _mm512_loadu_ps(p));
+}
+
+static inline float v_fold(const vf *lanes) {
+    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(lanes[0]), _mm512_extractf32x8_ps(lanes[0], 1));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
 }
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }

@@ -58,6 +58,12 @@ typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
 static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & ((1 << bits) - 1), vf); }
 static inline vf v_spread(const float *p, unsigned shift) { return (vf){p[0], p[1 >> shift], p[2 >> shift], p[3 >> shift]}; }
 
+static inline float v_fold(const vf *lanes) {
+    vf a = vaddq_f32(vaddq_f32(lanes[0], lanes[2]), vaddq_f32(lanes[1], lanes[3]));
+    float32x2_t b = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+    return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
+}
+
 static inline vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
 enum { TILE_ROWS = 8, TILE_VECTORS = 3 };

@@ -302,6 +302,7 @@ static void dot_codes(const aq_code_row *row, const float *x, size_t x_stride, c
     size_t per = 32 / (size_t)row->bits, codes = row->bytes * 8 / (size_t)row->bits;
     for (size_t r = 0; r < n_rows; r++) {
         float lanes[AQ_LANES] = {0};
+        for (size_t p = 0; p < row->n_pairs; p++) lanes[p % AQ_LANES] = fmaf(row->o[p], sums[r * sums_stride + p], lanes[p % AQ_LANES]);
         for (size_t word = 0; word < (row->bytes + 63) / 64 * AQ_LANES; word++) {
             float part = 0, *lane = &lanes[word % AQ_LANES];
             for (size_t t = 0; t < per; t++) {
@@ -309,7 +310,6 @@ static void dot_codes(const aq_code_row *row, const float *x, size_t x_stride, c
                 part = fmaf(i < codes ? code_at(row->codes, i, row->bits) : 0.0f, x[r * x_stride + (word / AQ_LANES * per + t) * AQ_LANES + word % AQ_LANES],
                             part);
             }
-            *lane = fmaf(row->o[word >> row->shift], sums[r * sums_stride + word], *lane);
             *lane = fmaf(row->s[word >> row->shift], part, *lane);
         }
         for (size_t half = AQ_LANES / 2; half > 0; half /= 2)

@@ -9,6 +9,7 @@
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
  *                            a register of doubles; W / 2 floats from memory or from a register's lower or upper half
+ *   v_fold                   the sum of the PARTS registers of 16 lanes: 16 -> 8 -> 4 -> 2 -> 1, lane j taking lane j + half
  *   v_codes, v_spread        the lowest bits of each word as floats; lane j = p[j >> shift], where a whole register may be read
  *   v_narrow                 two registers of doubles -> one of floats
  *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
@@ -626,13 +627,16 @@ static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_row
     vf total[4][PARTS];
     for (size_t r = 0; r < n_rows; r++)
         for (size_t u = 0; u < PARTS; u++) total[r][u] = (vf){0};
+    for (size_t p = 0; p < row->n_pairs; p += AQ_LANES)
+        for (size_t u = 0; u < PARTS; u++)
+            for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(v_load(row->o + p + u * W), v_load(sums + r * sums_stride + p + u * W), total[r][u]);
     for (size_t block = 0, at = 0; at < row->bytes; block++, at += 64) {
         const uint8_t *codes = row->codes + at;
         uint8_t last[64 + 3] = {0};
         if (row->readable - at < sizeof last) codes = memcpy(last, codes, row->bytes - at < 64 ? row->bytes - at : 64);
         for (size_t u = 0; u < PARTS; u++) {
             size_t word = block * AQ_LANES + u * W;
-            vf part[4] = {{0}, {0}, {0}, {0}}, s = v_spread(row->s + (word >> row->shift), row->shift), o = v_spread(row->o + (word >> row->shift), row->shift);
+            vf part[4] = {{0}, {0}, {0}, {0}}, s = v_spread(row->s + (word >> row->shift), row->shift);
             for (size_t byte = 0; byte < 4; byte++) {
                 vi words;
                 memcpy(&words, codes + u * VECTOR_BYTES + byte, sizeof words);
@@ -642,16 +646,10 @@ static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_row
                     for (size_t r = 0; r < n_rows; r++) part[r] = v_fma(q, v_load(inputs + r * x_stride), part[r]);
                 }
             }
-            for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(s, part[r], v_fma(o, v_load(sums + r * sums_stride + word), total[r][u]));
+            for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(s, part[r], total[r][u]);
         }
     }
-    for (size_t r = 0; r < n_rows; r++) {
-        float lanes[AQ_LANES];
-        memcpy(lanes, total[r], sizeof lanes);
-        for (size_t half = AQ_LANES / 2; half > 0; half /= 2)
-            for (size_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
-        out[r] = lanes[0];
-    }
+    for (size_t r = 0; r < n_rows; r++) out[r] = v_fold(total[r]);
 }
 
 #define DOT_CODES(bits)                                                                                                                                        \

@@ -177,24 +177,26 @@ typedef struct dots {
     const aq_linear_weight *weight;
     const aq_kernels *kernels;
     float *y;
-    uint64_t n_rows, outputs_per_task, words; /* of a row of codes, whole blocks */
-    unsigned shift;                           /* 2^shift words share a line */
-    uint64_t copies;                          /* how often each pair's line stands, to make that so; 0: one pair, everywhere */
-    const float *x, *sums;                    /* laid out for dot_codes */
+    uint64_t n_rows, outputs_per_task;
+    uint64_t words, n_sums; /* of a row of codes, whole blocks; sums of a row of x */
+    unsigned shift;         /* 2^shift words share a line */
+    uint64_t copies;        /* how often each pair's line stands, to make that so; 0: one pair, everywhere */
+    const float *x, *sums;  /* laid out for dot_codes */
     atomic_bool no_memory;
 } dots;
 
-/* x in the order in which dot_codes reads it, and the sums over each word. */
-static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, float *out, float *sums) {
-    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols;
-    memset(out, 0, words * per * sizeof *out);
-    for (uint64_t word = 0; word < words; word++) {
-        float *to = out + word / AQ_LANES * per * AQ_LANES + word % AQ_LANES, sum = 0;
-        for (uint64_t t = 0; t < per && word * per + t < inputs; t++) {
-            to[t * AQ_LANES] = x[word * per + t];
-            sum += x[word * per + t];
-        }
-        sums[word] = sum;
+/* x in the order in which dot_codes reads it, and the sums over each pair's inputs. */
+static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, uint64_t n_sums, float *out, float *sums) {
+    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols, width = w->layout.pairs_per_row == 1 ? inputs : w->layout.pair_width;
+    for (uint64_t block = 0; block < words / AQ_LANES; block++)
+        for (uint64_t t = 0; t < per; t++)
+            for (uint64_t j = 0; j < AQ_LANES; j++) {
+                uint64_t i = (block * AQ_LANES + j) * per + t;
+                *out++ = i < inputs ? x[i] : 0.0f;
+            }
+    for (uint64_t p = 0; p < n_sums; p++) {
+        sums[p] = 0;
+        for (uint64_t i = p * width; i < least((p + 1) * width, inputs); i++) sums[p] += x[i];
     }
 }
 
@@ -241,7 +243,7 @@ static bool dot_task(void *context, size_t index) {
     uint64_t n = w->layout.pairs_per_row, spread = d->words >> d->shift, outputs = w->layout.rows;
     uint64_t begin = index * d->outputs_per_task, end = least(begin + d->outputs_per_task, outputs);
     uint64_t lines = (end - begin) * n + PADDING, extra = spread + n + PADDING;
-    float *s = aq_calloc(2 * (lines + extra), sizeof *s), *o = s ? s + lines : NULL, *one_s = s ? o + lines : NULL, *one_o = s ? one_s + extra : NULL;
+    float *s = aq_calloc(2 * lines + extra, sizeof *s), *o = s ? s + lines : NULL, *one_s = s ? o + lines : NULL;
     if (!s) {
         atomic_store(&d->no_memory, true);
         return false;
@@ -253,14 +255,12 @@ static bool dot_task(void *context, size_t index) {
         codes.readable = (outputs - row) * w->layout.row_bytes;
         codes.s = s + (row - begin) * n;
         codes.o = o + (row - begin) * n;
-        if (d->copies != 1) {
-            codes.s = repeat(one_s, codes.s, n, d->copies ? d->copies : spread, spread);
-            codes.o = repeat(one_o, codes.o, n, d->copies ? d->copies : spread, spread);
-        }
+        codes.n_pairs = n;
+        if (d->copies != 1) codes.s = repeat(one_s, codes.s, n, d->copies ? d->copies : spread, spread);
         for (uint64_t r = 0; r < d->n_rows; r += 4) {
             float out[4];
             uint64_t rows = least(4, d->n_rows - r);
-            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->words, d->words, rows, out);
+            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->n_sums, d->n_sums, rows, out);
             for (uint64_t i = 0; i < rows; i++) d->y[(r + i) * outputs + row] = w->bias ? w->bias[row] + out[i] : out[i];
         }
     }
@@ -288,10 +288,12 @@ static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint6
     uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols;
     d.words = aq_div_up(w->layout.row_bytes, 4 * AQ_LANES) * AQ_LANES;
     plan_lines(&d);
-    float *memory = aq_alloc(n_rows * d.words * (per + 1) * sizeof *memory), *sums = memory ? memory + n_rows * d.words * per : NULL;
-    if (!memory) return aq_fail_memory(err, n_rows * d.words * (per + 1) * sizeof *memory, "the inputs of a layer");
+    d.n_sums = aq_div_up(w->layout.pairs_per_row, AQ_LANES) * AQ_LANES;
+    uint64_t size = n_rows * (d.words * per + d.n_sums) * sizeof(float);
+    float *memory = aq_alloc(size), *sums = memory ? memory + n_rows * d.words * per : NULL;
+    if (!memory) return aq_fail_memory(err, size, "the inputs of a layer");
     aq_fp_state fp = aq_fp_enter();
-    for (uint64_t r = 0; r < n_rows; r++) lay_out(w, x + r * inputs, d.words, memory + r * d.words * per, sums + r * d.words);
+    for (uint64_t r = 0; r < n_rows; r++) lay_out(w, x + r * inputs, d.words, d.n_sums, memory + r * d.words * per, sums + r * d.n_sums);
     aq_fp_leave(fp);
     d.x = memory;
     d.sums = sums;
