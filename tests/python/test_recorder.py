@@ -67,7 +67,7 @@ def test_every_layer_of_the_sample_model_has_the_statistics_of_its_inputs():
     x, y = seeded(4, 1, 28, 28), torch.tensor([0, 3, 6, 9])
     steps = [torch.tensor([999, 500, 501, 0]), torch.tensor([250, 250, 250, 250])]
     calls = [((x,), {"timestep": t, "class_labels": y}) for t in steps]
-    seen, collection = inputs_of(model, *calls), recorded(model, *calls)
+    seen, collection = inputs_of(model, *calls), recorded(model, *calls, hessian_full=0)
     assert sorted(collection.layers) == sorted([*seen, "pos_embed.proj.weight"])
     for name, given in seen.items():
         rows = np.concatenate([g.reshape(-1, g.shape[-1]).numpy() for g in given])
@@ -454,6 +454,18 @@ def test_progress_is_told_after_each_pass_and_may_stop(tmp_path):
         for _ in range(4):
             module(seeded(1, 2, 12), 5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wide_layers_take_fewer_rows_into_the_second_moment_and_all_into_the_rest():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(8, 8))
+    x = seeded(4000, 8)
+    expected = {None: (4000, 1000), 0: (4000, 4000), 4: (2000, 500)}
+    for full, counted in expected.items():
+        c = recorded(module, ((x,), {}), timestep=None, hessian_full=full)
+        stats = [c.stats(name, 0) for name in ("0.weight", "2.weight")]
+        assert tuple(s["hessian_count"] for s in stats) == counted and all(s["count"] == 4000 for s in stats)
+    thinned, exact = (recorded(module, ((x,), {}), timestep=None, hessian_full=full).hessian("2.weight") for full in (None, 0))
+    assert abs(thinned - exact).max() < 0.15 * np.diag(exact).max()
 
 
 def test_bounded_memory_gives_the_same_statistics(tmp_path):

@@ -11,6 +11,7 @@ import fnmatch
 import os
 import time
 import weakref
+from collections import Counter
 
 import numpy as np
 import torch
@@ -44,7 +45,9 @@ class Recorder:
     A number or a tensor, one for all or one for each sample (first dimension of the inputs). Floats of at most 1 are ratios of the schedule (1 is pure noise;
     the mask ratio of a language model), others count as the scheduler does; `scale` says what counts as the full schedule when that is not clear.
     num_timesteps: T of the schedule (None: 1000); groups: number of time groups.
-    hessian, hessian_pooled, hessian_full, max_memory, spill_folder: as in Calibration.
+    hessian, hessian_pooled, max_memory, spill_folder: as in Calibration. hessian_full: layers with more inputs take evenly one of ceil(n / hessian_full) rows
+    into the second moment, all rows into everything else. None: the commonest number of inputs of the module's layers, so that the widest layers do not cost
+    more than the pass itself; 0: every row.
     gradients: also keep the gradient of each weight at every backward pass, for the sensitivity method 'gradient'.
     share_inputs: layers that read the very same tensor (q, k, v) on their first call share one set of statistics; every later call is checked, and one that
     reads something else is a RuntimeError. False: each layer has its own, which costs more.
@@ -82,7 +85,7 @@ class Recorder:
         scale: float | None = None,
         hessian: bool = True,
         hessian_pooled: bool = False,
-        hessian_full: int = 0,
+        hessian_full: int | None = None,
         gradients: bool = False,
         share_inputs: bool = True,
         layers: Iterable[str] | None = None,
@@ -111,12 +114,14 @@ class Recorder:
         self.module = module
         self.passes = 0
         self._clock = Clock(module, timestep, num_timesteps, scale)
+        self._layers = [Layer(name, part, prefix) for name, part in module.named_modules() if isinstance(part, (torch.nn.Linear, *CONVOLUTIONS))]
+        self._layers = chosen(self._layers, layers, exclude, prefix)
         self._settings: dict[str, Any] = {
             "num_timesteps": self._clock.num_timesteps,
             "groups": groups if self._clock.num_timesteps else 1,
             "hessian": hessian,
             "hessian_pooled": hessian_pooled,
-            "hessian_full": hessian_full,
+            "hessian_full": commonest(layer.n_inputs for layer in self._layers) if hessian_full is None else hessian_full,
             "max_memory": 0 if max_memory is None else int(_jobs.bytes_of(max_memory)),
             "spill_folder": spill_folder,
             "data_name": data_name,
@@ -451,6 +456,12 @@ def in_memory(x):
     if x.dtype is not torch.float32 or x.device.type != "cpu":
         x = x.to("cpu", torch.float32)
     return x.resolve_neg() if x.is_neg() else x
+
+
+def commonest(sizes):
+    """The most frequent of some numbers; of several the largest."""
+    counted = Counter(sizes)
+    return max(counted, key=lambda size: (counted[size], size))
 
 
 def chosen(layers, include, exclude, prefix):
