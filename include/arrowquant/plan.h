@@ -121,7 +121,7 @@ typedef struct aq_plan_request {
 } aq_plan_request;
 
 typedef enum aq_plan_weighting {
-    AQ_PLAN_WEIGHT_AUTO,    /* gradients where the calibration has them for every open layer, else by size */
+    AQ_PLAN_WEIGHT_AUTO,    /* gradients where the calibration has them for most open layers, else by size */
     AQ_PLAN_WEIGHT_EQUAL,   /* 1 */
     AQ_PLAN_WEIGHT_SIZE,    /* square root of the number of weights */
     AQ_PLAN_WEIGHT_GRADIENT /* mean square gradient times the energy of the layer's output: the second-order cost of its error */

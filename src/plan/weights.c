@@ -94,33 +94,47 @@ aq_status aq_plan_gradient_error(const aq_plan_options *options, const aq_tensor
 
 /* ---- all of them ---- */
 
-static bool all_have_gradients(const aq_plan_problem *p, const aq_model *model, const aq_plan_options *o, const size_t *tensors) {
+static size_t count_gradients(const aq_plan_problem *p, const aq_model *model, const aq_plan_options *o, const size_t *tensors, size_t *n_open) {
+    size_t n = 0;
+    *n_open = 0;
+    for (size_t i = 0; i < p->n_items; i++) {
+        if (p->items[i].fixed) continue;
+        ++*n_open;
+        n += aq_plan_has_gradient(o, aq_model_tensor(model, tensors[i]));
+    }
+    return n;
+}
+
+/* In the Kronecker form of the curvature (K-FAC: Martens, Grosse 2015) a row's mean square gradient is that of its output times the mean of H's diagonal.
+ * A layer without gradients (an embedding, say) counts as the costliest one. */
+static void by_gradients(aq_plan_problem *p, const aq_model *model, const aq_plan_options *o, const size_t *tensors, const double *energies) {
+    double most = 0;
+    for (size_t i = 0; i < p->n_items; i++) {
+        gradient g;
+        bool found = find_gradient(o, aq_model_tensor(model, tensors[i]), &g);
+        p->items[i].weight = found ? mean(g.rows, g.n_rows) * energies[i] : -1;
+        if (p->items[i].weight > most) most = p->items[i].weight;
+    }
     for (size_t i = 0; i < p->n_items; i++)
-        if (!p->items[i].fixed && !aq_plan_has_gradient(o, aq_model_tensor(model, tensors[i]))) return false;
-    return p->n_items > 0;
+        if (p->items[i].weight < 0) p->items[i].weight = most;
+    p->weighting = "gradient";
 }
 
 aq_status aq_plan_weigh(aq_plan_problem *p, const aq_model *model, const aq_plan_options *o, const size_t *tensors, const double *energies, aq_error *err) {
     if (o->n_weights) return given(p, o, err);
-    bool complete = all_have_gradients(p, model, o, tensors);
-    if (o->weighting == AQ_PLAN_WEIGHT_GRADIENT && !complete) {
-        aq_fail(err, AQ_ERR_USAGE, "weights by gradients need gradients of every layer, and %s",
-                o->calib ? "the calibration lacks some" : "no calibration is given");
+    size_t n_open, n = count_gradients(p, model, o, tensors, &n_open);
+    if (o->weighting == AQ_PLAN_WEIGHT_GRADIENT && n == 0) {
+        aq_fail(err, AQ_ERR_USAGE, "weights by gradients need gradients of the layers, and %s",
+                o->calib ? "the calibration has none" : "no calibration is given");
         aq_hint(err, "collect them in torch with arrow_quant_v2.torch.Recorder(model, \"FILE.aqcal\", gradients=True) around loss.backward()");
         return AQ_ERR_USAGE;
     }
-    bool by_gradient = complete && (o->weighting == AQ_PLAN_WEIGHT_GRADIENT || o->weighting == AQ_PLAN_WEIGHT_AUTO);
-    bool equal = o->weighting == AQ_PLAN_WEIGHT_EQUAL;
-    for (size_t i = 0; i < p->n_items; i++) {
-        const aq_tensor_info *t = aq_model_tensor(model, tensors[i]);
-        gradient g;
-        aq_plan_item *item = &p->items[i];
-        /* In the Kronecker form of the curvature (K-FAC: Martens, Grosse 2015) a row's mean square gradient is its output's times the mean of H's diagonal. */
-        if (by_gradient)
-            item->weight = find_gradient(o, t, &g) ? mean(g.rows, g.n_rows) * energies[i] : 0;
-        else
-            item->weight = equal ? 1 : sqrt((double)t->count);
+    if (o->weighting == AQ_PLAN_WEIGHT_GRADIENT || (o->weighting == AQ_PLAN_WEIGHT_AUTO && 2 * n > n_open)) {
+        by_gradients(p, model, o, tensors, energies);
+        return AQ_OK;
     }
-    p->weighting = by_gradient ? "gradient" : equal ? "equal" : "size";
+    bool equal = o->weighting == AQ_PLAN_WEIGHT_EQUAL;
+    for (size_t i = 0; i < p->n_items; i++) p->items[i].weight = equal ? 1 : sqrt((double)aq_model_tensor(model, tensors[i])->count);
+    p->weighting = equal ? "equal" : "size";
     return AQ_OK;
 }
