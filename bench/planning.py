@@ -1,6 +1,6 @@
 """Error against size: uniform INT2, INT4 and INT8, and plans at their sizes and at five budgets between them, on the sample models.
 
-Usage: python bench/planning.py --models DIR --data DIR [--work DIR] [--only dit|text] [--weighting gradient,size,...] [--json FILE] [--svg FILE]
+Usage: python bench/planning.py --models DIR --data DIR [--work DIR] [--only dit|text] [--data-free] [--json FILE] [--svg FILE]
 DIR holds dit-fashion and mdlm-text (models), fashion-calib.npz, fashion-test2k.npz, text-calib.jsonl and text-heldout.txt (data).
 Writes what docs/planning.md shows: a table per model on stdout, the curves as SVG. `--speed N` plans a synthetic model of N layers with 1M weights each instead.
 
