@@ -2,7 +2,8 @@
 
 Usage: python bench/planning.py --models DIR --data DIR [--work DIR] [--only dit|text] [--data-free] [--json FILE] [--svg FILE]
 DIR holds dit-fashion and mdlm-text (models), fashion-calib.npz, fashion-test2k.npz, text-calib.jsonl and text-heldout.txt (data).
-Writes what docs/planning.md shows: a table per model on stdout, the curves as SVG. `--speed N` plans a synthetic model of N layers with 1M weights each instead.
+Writes what docs/planning.md shows: a table per model on stdout, the curves as SVG.
+`--speed N` plans a synthetic model of N layers with 1M weights each instead.
 
 Calibration is recorded with gradients of random projections of the model's output: their mean squares are the curvature of its squared error.
 """
