@@ -128,7 +128,7 @@ class Bench:
 
     def planned(self, budget, calibrated, **how):
         settings = {"calib": self.calib} if calibrated else {}
-        p = aq.plan(self.s.path, target_size=budget, min_accuracy=0.0, sample_values=1 << 40, **settings, **how)
+        p = aq.plan(self.s.path, target_size=budget, min_accuracy=0.0, cache_dir=self.work / "cache", **settings, **how)
         path = self.work / "plan.json"
         p.save(path, overwrite=True)
         row = self.quantize("plan", plan_path=str(path), min_accuracy=0.0, **settings)

@@ -144,6 +144,8 @@ typedef struct aq_plan_options {
     const double *weights;
     size_t n_weights;
     uint64_t sample_values; /* weights of a layer that are measured: whole rows spread over it; 0: all of it */
+    uint64_t n_time_groups; /* activation parameters that are stored with a calibrated layer */
+    bool equalizes;         /* equalization scales are stored with a calibrated layer */
     uint64_t frame_bytes;   /* what the container's files hold beside the tensors (configuration); 0: an ordinary amount */
     aq_plan_nonfinite nonfinite;
     int n_threads;             /* 0: all */

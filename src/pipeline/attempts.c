@@ -37,13 +37,16 @@ bool aq_spatial_is_asked(const quantize_run *run, size_t index) {
     return word_is(run, "smooth", "ditas") && aq_config_bool(run->config, "enable_spatial") && aq_inputs_known(run, index, NULL) != INPUTS_NONE;
 }
 
-static bool spatial_is_tried(const quantize_run *run) {
+/* A plan that names the method is carried out as it is: equalization scales would take what other layers were given. */
+static bool spatial_is_tried(const quantize_run *run, size_t index) {
+    const aq_plan_layer *planned = aq_planned(run, aq_model_tensor(run->model, index));
+    if (planned && planned->method && strcmp(planned->method, "auto") != 0) return false;
     aq_modality m = aq_model_modality(run->model);
     return word_is(run, "smooth", "auto") && aq_config_bool(run->config, "enable_spatial") && (m == AQ_MODALITY_IMAGE || m == AQ_MODALITY_AUDIO);
 }
 
 bool aq_spatial_is_possible(const quantize_run *run, size_t index) {
-    return aq_spatial_is_asked(run, index) || (spatial_is_tried(run) && aq_inputs_known(run, index, NULL) == INPUTS_METRIC);
+    return aq_spatial_is_asked(run, index) || (spatial_is_tried(run, index) && aq_inputs_known(run, index, NULL) == INPUTS_METRIC);
 }
 
 /* R2Q's own parameters in place of the pairs. */
@@ -63,7 +66,7 @@ static void add_bases(const quantize_run *run, size_t index, list *l, const aq_q
     uint64_t group = word_is(run, "rotate", "hadamard") && want >= INPUTS_METRIC ? aq_hadamard_size(cols) : 1;
     add(l, spec, main, want, as_asked, 0);
     if (group > 1) add(l, spec, main, want, as_asked, (uint32_t)group);
-    if (!spatial || asked || !spatial_is_tried(run) || want < INPUTS_METRIC) return;
+    if (!spatial || asked || !spatial_is_tried(run, index) || want < INPUTS_METRIC) return;
     add(l, spec, main, want, AQ_EQUALIZE_HALF, 0);
     if (aq_config_int(run->config, "act_bits", 16) != 8) return;
     add(l, spec, main, want, AQ_EQUALIZE_MORE, 0);

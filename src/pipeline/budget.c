@@ -1,7 +1,7 @@
 /* A size budget (see quantize.h): a plan that meets it before work, and the promise that what is written does.
  *
- * The planner knows codes, parameters and what the container adds to each tensor. What calibration adds (parameters of the inputs, equalization scales, the
- * methods compared) is not known before a layer is solved: the most it can be is set aside.
+ * The planner knows codes, parameters, what calibration adds to a layer, and what the container adds to each tensor. A layer that the plan names is coded as
+ * it says, so nothing else is stored with it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,14 +43,6 @@ uint64_t aq_predict_frame(const quantize_run *run) {
     return bytes;
 }
 
-/* Beyond what the planner counts by itself, its ordinary frame among it. */
-static uint64_t reserve(const quantize_run *run) {
-    uint64_t sum = aq_predict_frame(run);
-    aq_quant_spec spec = {.bits = 4, .axis = 1};
-    for (size_t i = 0; i < run->n_tensors; i++) sum += calibrated_bytes(run, i, &spec);
-    return sum;
-}
-
 aq_status aq_predict_stored(const quantize_run *run, size_t index, const aq_quant_spec *spec, uint64_t *bytes, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(run->model, index);
     aq_store_predicted p = {.name = t->name, .shape = &t->shape, .spec = spec, .file_bytes = run->source_bytes};
@@ -78,7 +70,7 @@ static bool tell_scaled(void *user, const aq_progress *progress) {
 aq_status aq_budget_plan(quantize_run *run, aq_error *err) {
     if (run->plan || !is_budget(run->config)) return AQ_OK;
     if (!run->calib && !aq_config_bool(run->config, "enable_entropy_adaptation")) return AQ_OK; /* the planner may not go by the weights alone */
-    aq_plan_job options = {.model = run->options->model, .allow_unmatched = true, .reserve_bytes = reserve(run)};
+    aq_plan_job options = {.model = run->options->model, .allow_unmatched = true, .reserve_bytes = aq_predict_frame(run)};
     aq_job_hooks hooks = {.progress = run->job.hooks->progress ? tell_scaled : NULL, .user = run};
     aq_job job;
     aq_job_init(&job, &hooks, run->n_tensors, run->source_bytes);

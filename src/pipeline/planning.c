@@ -134,14 +134,10 @@ static bool progress(void *user, const char *name, size_t n_done, size_t n_total
     return aq_job_tell(p->job, p->stage, name, NULL, n_done, 0, n_total ? 0.9 * (double)n_done / (double)n_total : 0.9);
 }
 
-static bool has_field(const char *name) { return aq_config_field_find(name, NULL) >= 0; }
-
 static void read_allowed(planner *p) {
-    static const int all[] = {2, 4, 8, 16};
-    size_t n = has_field("allow_bits") ? aq_config_list_size(p->config, "allow_bits") : 0;
     p->measure.bits = p->bits;
-    for (size_t i = 0; i < n && i < MOST_BITS; i++) p->bits[p->measure.n_bits++] = aq_config_list_int(p->config, "allow_bits", i);
-    for (size_t i = 0; n == 0 && i < 4; i++) p->bits[p->measure.n_bits++] = all[i];
+    for (size_t i = 0; i < aq_config_list_size(p->config, "allow_bits") && i < MOST_BITS; i++)
+        p->bits[p->measure.n_bits++] = aq_config_list_int(p->config, "allow_bits", i);
 }
 
 void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const aq_calib *calib) {
@@ -153,6 +149,9 @@ void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const a
     out->nonfinite = strcmp(nonfinite, "keep") == 0   ? AQ_PLAN_NONFINITE_KEEP
                      : strcmp(nonfinite, "zero") == 0 ? AQ_PLAN_NONFINITE_ZERO
                                                       : AQ_PLAN_NONFINITE_ERROR;
+    bool timed = aq_config_bool(config, "enable_time_aware") || aq_config_int(config, "act_bits", 16) == 8;
+    out->n_time_groups = timed ? (uint64_t)aq_config_int(config, "num_time_groups", 10) : 0;
+    out->equalizes = aq_config_bool(config, "enable_spatial") && strcmp(aq_config_string(config, "smooth"), "ditas") == 0;
     out->n_threads = (int)aq_config_int(config, "num_threads", 0);
     out->max_memory_bytes = memory_mb > 0 ? (uint64_t)memory_mb * MIB : aq_available_memory_bytes() / 2;
 }
@@ -187,7 +186,7 @@ static uint64_t overheads(const aq_plan_problem *problem, const aq_model *model)
 }
 
 uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model, uint64_t reserve_bytes) {
-    double target_mb = aq_config_float(config, "target_model_size_mb"), bpw = has_field("target_bpw") ? aq_config_float(config, "target_bpw") : 0;
+    double target_mb = aq_config_float(config, "target_model_size_mb"), bpw = aq_config_float(config, "target_bpw");
     uint64_t budget = 0;
     if (target_mb > 0 && !aq_config_bool(config, "target_size_is_wish")) budget = (uint64_t)fmin(target_mb * (double)MIB, 1e18);
     if (budget > 0) budget = budget > reserve_bytes ? budget - reserve_bytes : 1;

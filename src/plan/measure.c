@@ -17,7 +17,7 @@
 /* One layer while it is measured. */
 typedef struct {
     aq_plan_choice choices[AQ_PLAN_MOST_CHOICES];
-    bool wide[AQ_PLAN_MOST_CHOICES]; /* its parameters do not fit half precision: it becomes F32, or drops out */
+    bool wide[AQ_PLAN_MOST_CHOICES];     /* its parameters do not fit half precision: it becomes F32, or drops out */
     bool searched[AQ_PLAN_MOST_CHOICES]; /* H has no factor: searched in place of solved */
     size_t n_choices;
     double energy;  /* of the layer's output, over all rows, by the mean of H's diagonal */
@@ -221,7 +221,8 @@ static bool do_layer(void *context, size_t item, size_t part, size_t thread) {
 /* Candidates that count: widened ones with their real size, none below the floor (but the best, when all are). */
 static aq_status take_choices(work *w, size_t item, layer *l, aq_error *err) {
     const aq_tensor_info *t = tensor_of(w, item);
-    const aq_plan_extras extras = {0};
+    bool calibrated = aq_plan_inputs_known(w->options, t) != AQ_PLAN_KNOWS_NOTHING;
+    const aq_plan_extras extras = {calibrated && w->options->equalizes, calibrated ? w->options->n_time_groups : 0};
     aq_plan_item *to = &w->problem->items[item];
     aq_plan_choice kept[AQ_PLAN_MOST_CHOICES];
     size_t n = 0, best = 0, n_good = 0;
