@@ -1,6 +1,7 @@
 /* Calibration statistics against plain loops: any split of the rows, any order of merges, any number of threads; H in memory, spilled and subsampled;
  * convolutions; what is refused. */
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -608,6 +609,61 @@ static void gradients_are_means_of_squares(void **state) {
     aq_calib_free(b);
 }
 
+typedef struct {
+    aq_calib *c;
+    const float *x;
+    size_t layer;
+    bool ok;
+} worker;
+
+static void *update_one_layer(void *arg) {
+    worker *w = arg;
+    w->ok = true;
+    for (int i = 0; i < 4; i++) w->ok = w->ok && aq_calib_update(w->c, w->layer, w->x, 300, 70, NULL, i * 20, 1, NULL) == AQ_OK;
+    return NULL;
+}
+
+static void *read_one_layer(void *arg) {
+    worker *w = arg;
+    float *h = malloc(70 * 70 * 4);
+    w->ok = aq_calib_hessian(w->c, w->layer, NULL, h, NULL) == AQ_OK && h[0] > 0;
+    free(h);
+    return NULL;
+}
+
+/* Layers of one collection from several threads, some of them spilled; then one layer read by all. */
+static void layers_are_updated_and_read_by_several_threads(void **state) {
+    (void)state;
+    enum { LAYERS = 6 };
+    float *x = random_rows(300, 70);
+    aq_calib_options o = with_hessian(80, 4);
+    o.max_memory_bytes = 1000000;
+    aq_calib *c;
+    assert_int_equal(aq_calib_create(&c, &o, NULL), AQ_OK);
+    worker workers[LAYERS];
+    pthread_t threads[LAYERS];
+    for (size_t l = 0; l < LAYERS; l++) {
+        char name[8];
+        snprintf(name, sizeof name, "l%zu", l);
+        assert_int_equal(aq_calib_add_layer(c, name, 70, NULL, NULL, NULL), AQ_OK);
+        workers[l] = (worker){c, x, l, false};
+    }
+    for (int reading = 0; reading < 2; reading++) {
+        for (size_t l = 0; l < LAYERS; l++) {
+            if (reading) workers[l].layer = 0;
+            assert_int_equal(pthread_create(&threads[l], NULL, reading ? read_one_layer : update_one_layer, &workers[l]), 0);
+        }
+        for (size_t l = 0; l < LAYERS; l++) {
+            pthread_join(threads[l], NULL);
+            assert_true(workers[l].ok);
+        }
+    }
+    for (size_t l = 0; l < LAYERS; l++)
+        for (uint32_t g = 0; g < 4; g++) assert_int_equal(aq_calib_group(c, l, g).hessian_count, 300);
+    aq_calib_free(c);
+    free(x);
+}
+
 static void count_missing(void *user, const char *name) {
     char *names = user;
     strcat(strcat(names, name), " ");
@@ -699,6 +755,7 @@ int main(void) {
         cmocka_unit_test(CA02_little_data_gives_plain_figures),
         cmocka_unit_test(options_and_layers_that_make_no_sense_are_refused),
         cmocka_unit_test(gradients_are_means_of_squares),
+        cmocka_unit_test(layers_are_updated_and_read_by_several_threads),
         cmocka_unit_test(CA01_statistics_of_another_model_are_refused_by_name),
         cmocka_unit_test(every_allocation_may_fail),
     };
