@@ -66,16 +66,17 @@ typedef struct aq_gemm_kernels {
     void (*tile)(size_t k, const void *a, const void *b, void *c, uint64_t ldc, const aq_gemm_edge *edge);
 } aq_gemm_kernels;
 
-/* One row of codes, seen as words of 32 bits, each with 32 / bits codes; a block is 16 words. w = s q + o, where word d takes s[d >> shift], shift <= 4, and
- * pair p of n_pairs has o[p]. s and o can be read 16 elements past their last. */
-typedef struct aq_code_row {
+/* Rows of codes (of `outputs` outputs), seen as words of 32 bits, each with 32 / bits codes; a block is 16 words. w = s q + o, where word d of the first row
+ * takes s[d >> shift], shift <= 4, and its pair p of n_pairs has o[p]; those of the next row stand `lines` floats further on. s and o can be read 16 elements
+ * past their last. */
+typedef struct aq_code_rows {
     const uint8_t *codes;
-    size_t bytes, readable; /* of the row; from its start to the end of the memory that holds it */
+    size_t outputs, bytes, readable; /* of a row, which follow each other; from the first one's start to the end of the memory that holds them */
     int bits;
     const float *s, *o;
     unsigned shift;
-    size_t n_pairs;
-} aq_code_row;
+    size_t n_pairs, lines;
+} aq_code_rows;
 
 /* Codes of `width` rows, `depth` steps (inputs) of each. Steps [0, first) take the pairs s[i], z[i] of row i, those behind them the next ones, s[cols + i], of
  * `pair_width` steps each. Pairs begin on a word. */
@@ -151,10 +152,12 @@ typedef struct aq_kernels {
     const aq_gemm_kernels *gemm_f32, *gemm_f64;
     /* out[l * cols + i] = (q - z) * s of row i < width, step l: a panel for gemm_f32->tile. Columns from `width` on are not defined. */
     void (*unpack_panel)(const aq_code_panel *panel, float *out);
-    /* out[r] = sum of w x[r] for n_rows <= 4 rows. x[r * x_stride + (block * per + t) * 16 + j] is the input of code t of word j (per = 32 / bits), 0 behind
-     * the last; sums[r * sums_stride + p] is the sum of those of pair p, 0 from n_pairs up to a multiple of 16. Lane j is the sum of o * sums over the pairs j,
-     * j + 16, ..., then of s * (sum of q x over rising t) over the blocks; all fused multiply-adds. Lanes are folded as in aq_error_sums. */
-    void (*dot_codes)(const aq_code_row *row, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out);
+    /* out[r * out_stride + i] = sum of w x[r] over row i of the codes, for n_rows <= 4 rows of x. x[r * x_stride + (block * per + t) * 16 + j] is the input of
+     * code t of word j (per = 32 / bits), 0 behind the last; sums[r * sums_stride + p] is the sum of those of pair p, 0 from n_pairs up to a multiple of 16.
+     * Lane j is the sum of o * sums over the pairs j, j + 16, ..., then of s * (sum of q x over rising t) over the blocks; all fused multiply-adds. Lanes are
+     * folded as in aq_error_sums. */
+    void (*dot_codes)(const aq_code_rows *codes, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out,
+                      size_t out_stride);
 
     /* ---- solvers ---- */
 

@@ -298,24 +298,28 @@ static void unpack_panel(const aq_code_panel *p, float *out) {
     }
 }
 
-static void dot_codes(const aq_code_row *row, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out) {
-    size_t per = 32 / (size_t)row->bits, codes = row->bytes * 8 / (size_t)row->bits;
-    for (size_t r = 0; r < n_rows; r++) {
-        float lanes[AQ_LANES] = {0};
-        for (size_t p = 0; p < row->n_pairs; p++) lanes[p % AQ_LANES] = fmaf(row->o[p], sums[r * sums_stride + p], lanes[p % AQ_LANES]);
-        for (size_t word = 0; word < (row->bytes + 63) / 64 * AQ_LANES; word++) {
-            float part = 0, *lane = &lanes[word % AQ_LANES];
-            for (size_t t = 0; t < per; t++) {
-                size_t i = word * per + t;
-                part = fmaf(i < codes ? code_at(row->codes, i, row->bits) : 0.0f, x[r * x_stride + (word / AQ_LANES * per + t) * AQ_LANES + word % AQ_LANES],
-                            part);
-            }
-            *lane = fmaf(row->s[word >> row->shift], part, *lane);
+static float dot_one(const aq_code_rows *rows, size_t i, const float *x, const float *sums) {
+    size_t per = 32 / (size_t)rows->bits, codes = rows->bytes * 8 / (size_t)rows->bits;
+    float lanes[AQ_LANES] = {0};
+    for (size_t p = 0; p < rows->n_pairs; p++) lanes[p % AQ_LANES] = fmaf(rows->o[i * rows->lines + p], sums[p], lanes[p % AQ_LANES]);
+    for (size_t word = 0; word < (rows->bytes + 63) / 64 * AQ_LANES; word++) {
+        float part = 0, *lane = &lanes[word % AQ_LANES];
+        for (size_t t = 0; t < per; t++) {
+            size_t at = word * per + t;
+            float q = at < codes ? code_at(rows->codes + i * rows->bytes, at, rows->bits) : 0.0f;
+            part = fmaf(q, x[(word / AQ_LANES * per + t) * AQ_LANES + word % AQ_LANES], part);
         }
-        for (size_t half = AQ_LANES / 2; half > 0; half /= 2)
-            for (size_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
-        out[r] = lanes[0];
+        *lane = fmaf(rows->s[i * rows->lines + (word >> rows->shift)], part, *lane);
     }
+    for (size_t half = AQ_LANES / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++) lanes[j] += lanes[j + half];
+    return lanes[0];
+}
+
+static void dot_codes(const aq_code_rows *rows, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out,
+                      size_t out_stride) {
+    for (size_t r = 0; r < n_rows; r++)
+        for (size_t i = 0; i < rows->outputs; i++) out[r * out_stride + i] = dot_one(rows, i, x + r * x_stride, sums + r * sums_stride);
 }
 
 const aq_kernels aq_kernels_scalar = {

@@ -621,51 +621,58 @@ static void unpack_panel(const aq_code_panel *p, float *out) {
 
 /* Codes of byte `byte` of each word are read by a load that many bytes further on, which leaves shifts within a byte only; the last lane's other bytes, and
  * words behind the end of the row, lie in what follows: they meet inputs of 0 or are masked. */
-static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_row *row, int bits, const float *x, size_t x_stride, const float *sums,
-                                                               size_t sums_stride, size_t n_rows, float *out) {
+static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_rows *rows, int bits, const float *x, size_t x_stride, const float *sums,
+                                                               size_t sums_stride, size_t n_rows, float *out, size_t out_stride) {
     const size_t per = 32 / (size_t)bits, per_byte = per / 4;
-    vf total[4][PARTS];
-    for (size_t r = 0; r < n_rows; r++)
-        for (size_t u = 0; u < PARTS; u++) total[r][u] = (vf){0};
-    for (size_t p = 0; p < row->n_pairs; p += AQ_LANES)
-        for (size_t u = 0; u < PARTS; u++)
-            for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(v_load(row->o + p + u * W), v_load(sums + r * sums_stride + p + u * W), total[r][u]);
-    for (size_t block = 0, at = 0; at < row->bytes; block++, at += 64) {
-        const uint8_t *codes = row->codes + at;
-        uint8_t last[64 + 3] = {0};
-        if (row->readable - at < sizeof last) codes = memcpy(last, codes, row->bytes - at < 64 ? row->bytes - at : 64);
-        for (size_t u = 0; u < PARTS; u++) {
-            size_t word = block * AQ_LANES + u * W;
-            vf part[4] = {{0}, {0}, {0}, {0}}, s = v_spread(row->s + (word >> row->shift), row->shift);
-            for (size_t byte = 0; byte < 4; byte++) {
-                vi words;
-                memcpy(&words, codes + u * VECTOR_BYTES + byte, sizeof words);
-                for (size_t t = 0; t < per_byte; t++) {
-                    vf q = v_codes(t ? words >> (int)t * bits : words, bits);
-                    const float *inputs = x + (block * per + byte * per_byte + t) * AQ_LANES + u * W;
-                    for (size_t r = 0; r < n_rows; r++) part[r] = v_fma(q, v_load(inputs + r * x_stride), part[r]);
+    const unsigned shift = rows->shift;
+    for (size_t i = 0; i < rows->outputs; i++) {
+        const uint8_t *row = rows->codes + i * rows->bytes, *end = row + rows->bytes, *memory_end = rows->codes + rows->readable;
+        const float *s = rows->s + i * rows->lines, *o = rows->o + i * rows->lines;
+        vf total[4][PARTS];
+        for (size_t r = 0; r < n_rows; r++)
+            for (size_t u = 0; u < PARTS; u++) total[r][u] = (vf){0};
+        for (size_t p = 0; p < rows->n_pairs; p += AQ_LANES)
+            for (size_t u = 0; u < PARTS; u++)
+                for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(v_load(o + p + u * W), v_load(sums + r * sums_stride + p + u * W), total[r][u]);
+        const float *inputs = x;
+        for (size_t word = 0; row < end; row += 64) {
+            const uint8_t *codes = row;
+            uint8_t last[64 + 3] = {0};
+            if ((size_t)(memory_end - row) < sizeof last) codes = memcpy(last, row, end - row < 64 ? (size_t)(end - row) : 64);
+            for (size_t u = 0; u < PARTS; u++, word += W) {
+                vf part[4] = {{0}, {0}, {0}, {0}}, scale = v_spread(s + (word >> shift), shift);
+                for (size_t byte = 0; byte < 4; byte++) {
+                    vi words;
+                    memcpy(&words, codes + u * VECTOR_BYTES + byte, sizeof words);
+                    for (size_t t = 0; t < per_byte; t++) {
+                        vf q = v_codes(t ? words >> (int)t * bits : words, bits);
+                        for (size_t r = 0; r < n_rows; r++)
+                            part[r] = v_fma(q, v_load(inputs + r * x_stride + (byte * per_byte + t) * AQ_LANES + u * W), part[r]);
+                    }
                 }
+                for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(scale, part[r], total[r][u]);
             }
-            for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(s, part[r], total[r][u]);
+            inputs += per * AQ_LANES;
         }
+        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = v_fold(total[r]);
     }
-    for (size_t r = 0; r < n_rows; r++) out[r] = v_fold(total[r]);
 }
 
 #define DOT_CODES(bits)                                                                                                                                        \
     if (n_rows == 1)                                                                                                                                           \
-        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 1, out);                                                                                       \
+        dot_codes_of(rows, bits, x, x_stride, sums, sums_stride, 1, out, out_stride);                                                                          \
     else if (n_rows == 2)                                                                                                                                      \
-        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 2, out);                                                                                       \
+        dot_codes_of(rows, bits, x, x_stride, sums, sums_stride, 2, out, out_stride);                                                                          \
     else if (n_rows == 3)                                                                                                                                      \
-        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 3, out);                                                                                       \
+        dot_codes_of(rows, bits, x, x_stride, sums, sums_stride, 3, out, out_stride);                                                                          \
     else                                                                                                                                                       \
-        dot_codes_of(row, bits, x, x_stride, sums, sums_stride, 4, out);
+        dot_codes_of(rows, bits, x, x_stride, sums, sums_stride, 4, out, out_stride);
 
-static void dot_codes(const aq_code_row *row, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out) {
-    if (row->bits == 4) {
+static void dot_codes(const aq_code_rows *rows, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out,
+                      size_t out_stride) {
+    if (rows->bits == 4) {
         DOT_CODES(4)
-    } else if (row->bits == 2) {
+    } else if (rows->bits == 2) {
         DOT_CODES(2)
     } else {
         DOT_CODES(8)

@@ -249,21 +249,20 @@ static bool dot_task(void *context, size_t index) {
         return false;
     }
     load_lines(d, begin, end - begin, s, o);
-    uint64_t x_stride = d->words * (32 / (uint64_t)w->spec.bits);
-    for (uint64_t row = begin; row < end; row++) {
-        aq_code_row codes = {.codes = codes_at(w, row, 0), .bytes = w->layout.row_bytes, .bits = w->spec.bits, .shift = d->shift};
+    uint64_t x_stride = d->words * (32 / (uint64_t)w->spec.bits), at_once = d->copies == 1 ? end - begin : 1;
+    aq_code_rows codes = {.outputs = at_once, .bytes = w->layout.row_bytes, .bits = w->spec.bits, .shift = d->shift, .n_pairs = n, .lines = n};
+    for (uint64_t row = begin; row < end; row += at_once) {
+        codes.codes = codes_at(w, row, 0);
         codes.readable = (outputs - row) * w->layout.row_bytes;
         codes.s = s + (row - begin) * n;
         codes.o = o + (row - begin) * n;
-        codes.n_pairs = n;
         if (d->copies != 1) codes.s = repeat(one_s, codes.s, n, d->copies ? d->copies : spread, spread);
-        for (uint64_t r = 0; r < d->n_rows; r += 4) {
-            float out[4];
-            uint64_t rows = least(4, d->n_rows - r);
-            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->n_sums, d->n_sums, rows, out);
-            for (uint64_t i = 0; i < rows; i++) d->y[(r + i) * outputs + row] = w->bias ? w->bias[row] + out[i] : out[i];
-        }
+        for (uint64_t r = 0; r < d->n_rows; r += 4)
+            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->n_sums, d->n_sums, least(4, d->n_rows - r), d->y + r * outputs + row,
+                                  outputs);
     }
+    for (uint64_t r = 0; w->bias && r < d->n_rows; r++)
+        for (uint64_t row = begin; row < end; row++) d->y[r * outputs + row] += w->bias[row];
     aq_free(s);
     return true;
 }

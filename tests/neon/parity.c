@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <arrowquant/linear.h>
 #include <arrowquant/quant.h>
 
 #include "base/half.h"
@@ -158,6 +159,25 @@ static void products(void) {
     print("gemm_f32", digest_of(0, c, sizeof c)), print("gemm_f64", digest_of(0, c64, sizeof c64));
 }
 
+static void layers(void) {
+    enum { OUTPUTS = 30, INPUTS = 350, ROWS = 11 };
+    static float w[OUTPUTS * INPUTS], a[ROWS * INPUTS], y[ROWS * OUTPUTS];
+    static uint8_t stored[OUTPUTS * INPUTS], params[OUTPUTS * INPUTS];
+    for (size_t i = 0; i < OUTPUTS * INPUTS; i++) w[i] = uniform() - 0.4f;
+    for (size_t i = 0; i < ROWS * INPUTS; i++) a[i] = uniform() - 0.5f;
+    uint64_t digest = 0;
+    for (int bits = 2; bits <= 8; bits *= 2)
+        for (uint64_t group = 32; group <= 256; group *= 2)
+            for (uint64_t rows = 1; rows <= ROWS; rows += 2) {
+                aq_linear_weight l = {.spec = {.bits = bits, .group_size = group, .axis = 1, .params = AQ_PARAMS_F16}, .codes = stored, .params = params};
+                if (aq_quant_layout_init(&l.layout, &l.spec, OUTPUTS, INPUTS, NULL) != AQ_OK ||
+                    aq_quantize(w, &l.spec, &l.layout, NULL, 1, stored, params, NULL, NULL, NULL) != AQ_OK || aq_linear(&l, a, rows, y, 1, NULL) != AQ_OK)
+                    exit(1);
+                digest = digest_of(digest, y, rows * OUTPUTS * sizeof *y);
+            }
+    print("linear", digest);
+}
+
 static void matrix(aq_quant_spec spec, uint64_t rows, const float *importance) {
     aq_quant_layout layout;
     uint64_t cols = N / rows;
@@ -199,6 +219,7 @@ int main(void) {
     columns(k);
     search_kernels(k);
     products();
+    layers();
     matrices();
     return 0;
 }

@@ -75,7 +75,11 @@ def _bytes(tensor):
 
 
 def _float(tensor):
-    return None if tensor is None else tensor.detach().to(torch.float32).contiguous().numpy()
+    if tensor is None:
+        return None
+    if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+        tensor = tensor.to(torch.float32).contiguous()
+    return tensor.detach().numpy()
 
 
 def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
@@ -84,7 +88,7 @@ def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
     y = torch.empty((*x.shape[:-1], outputs))
     form = (rows, outputs, inputs, bits, group_size, params, torch.get_num_threads())
     _core._linear_stored(_float(x), _bytes(qweight), _bytes(qparams), _float(bias), y.numpy(), *form)
-    return y.to(x.dtype)
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
 def _unpack_cpu(qweight, qparams, cols, bits, group_size, params):
