@@ -18,8 +18,9 @@ FUZZ_SECONDS ?= 600
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: build $(VENV)/torch.done ## quantize the sample model at INT8, INT4 and INT2: a table and a picture
-	@$(PYTHON) examples/demo.py --program $(PROGRAM) --model examples/dit-fashion --out demo
+demo: build $(VENV)/torch.done ## quantize the sample model at INT8, INT4 and INT2, plain and calibrated: a table and a picture
+	@$(PYTHON) -m pip install --quiet .
+	$(PYTHON) examples/demo.py --program $(PROGRAM) --model examples/dit-fashion --out demo
 
 build: deps ## build the program: build/release/arrowquant
 	@mkdir -p build

@@ -1,7 +1,7 @@
-"""Quantizes the sample model at INT8, INT4 and INT2 with the arrowquant program, prints what came out, and draws samples.
+"""Quantizes the sample model at INT8, INT4 and INT2 with the arrowquant program, without and with calibration, prints what came out, and draws samples.
 
-The quantization, the export and every size come from the program; torch and diffusers run the exported models to draw the picture and to measure
-how far their noise prediction is from the original's.
+The quantization, the export and every size come from the program; torch and diffusers run the model to calibrate it on images, and run the exported models to
+draw the picture and to measure how far their noise prediction is from the original's.
 """
 
 import argparse
@@ -47,26 +47,25 @@ def prediction_snr_db(torch, model, recorded):
     return 10 * torch.log10(torch.tensor(signal / error)).item() if error else float("inf")
 
 
+def calibrate(model, scheduler, data, path):
+    """Records what the layers receive while the model predicts the noise of noised images, at levels that cover the schedule."""
+    from arrow_quant_v2.torch import calibrate
+
+    calibrate(model, data, path, scheduler=scheduler, samples=256, overwrite=True, progress=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--program", default="build/release/arrowquant")
     parser.add_argument("--model", default="examples/dit-fashion")
+    parser.add_argument("--data", default="examples/fashion-calib.npz", help="images to calibrate with")
     parser.add_argument("--out", default="demo")
-    parser.add_argument("--no-picture", action="store_true", help="only the table; needs no torch")
+    parser.add_argument("--no-picture", action="store_true", help="only the table, without calibration; needs no torch")
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
     out.mkdir(exist_ok=True)
+    runs = [(f"INT{bits}", f"int{bits}", bits, []) for bits in (8, 4, 2)]
 
-    results = []
-    for bits in (8, 4, 2):
-        folder = out / f"int{bits}"
-        report = run(arguments.program, "quantize", arguments.model, "-o", folder, "--bits", bits, "--group", 64, "--min-accuracy", 0.5, "--overwrite")
-        run(arguments.program, "verify", folder)
-        if not arguments.no_picture:
-            run(arguments.program, "export", folder, "--to", "safetensors", "-o", out / f"int{bits}-f32", "--dtype", "f32", "--overwrite")
-        results.append((bits, report))
-
-    snr = {}
     if not arguments.no_picture:
         import torch
         from diffusers import DDIMScheduler, DiTTransformer2DModel
@@ -75,31 +74,47 @@ def main():
         def load(path):
             return DiTTransformer2DModel.from_pretrained(str(path), subfolder="transformer").eval()
 
-        scheduler = DDIMScheduler.from_pretrained(arguments.model, subfolder="scheduler")
+        scheduler, original = DDIMScheduler.from_pretrained(arguments.model, subfolder="scheduler"), load(arguments.model)
+        calibrate(original, scheduler, arguments.data, out / "dit.aqcal")
+        runs += [(f"INT{bits} calibrated", f"int{bits}-calibrated", bits, ["--calib", out / "dit.aqcal"]) for bits in (4, 2)]
+
+    results = []
+    for label, name, bits, options in runs:
+        folder = out / name
+        common = ["--bits", bits, "--group", 64, "--min-accuracy", 0.5, "--overwrite"]
+        report = run(arguments.program, "quantize", arguments.model, "-o", folder, *common, *options)
+        run(arguments.program, "verify", folder)
+        if not arguments.no_picture:
+            run(arguments.program, "export", folder, "--to", "safetensors", "-o", out / f"{name}-f32", "--dtype", "f32", "--overwrite")
+        results.append((label, name, report))
+
+    snr = {}
+    if not arguments.no_picture:
         with torch.no_grad():
             recorded = []
-            rows = [sample(torch, scheduler, load(arguments.model), recorded)]
-            for bits, _ in results:
-                model = load(out / f"int{bits}-f32")
-                snr[bits] = prediction_snr_db(torch, model, recorded)
+            rows = [sample(torch, scheduler, original, recorded)]
+            for label, name, _ in results:
+                model = load(out / f"{name}-f32")
+                snr[label] = prediction_snr_db(torch, model, recorded)
                 rows.append(sample(torch, scheduler, model))
         pixels = torch.cat([row[:, 0].permute(1, 0, 2).reshape(28, -1) for row in rows])
         image = Image.fromarray(((pixels + 1) * 127.5).round().byte().numpy())
         image.resize((2 * image.width, 2 * image.height), Image.NEAREST).save(out / "samples.png")
 
-    source = results[0][1]["input"]
+    source = results[0][2]["input"]
     print(f"\n{arguments.model}: {source['n_weights']:,} weights, {source['size_bytes']:,} bytes")
-    print("\n        file bytes   smaller   bits/weight   cosine    weight SQNR   noise prediction")
-    for bits, report in results:
+    print("\n                   file bytes   smaller   bits/weight   cosine    weight SQNR   noise prediction")
+    for label, name, report in results:
         s = report["summary"]
-        size = sum((out / f"int{bits}" / f).stat().st_size for f in report["output"]["files"])
+        size = sum((out / name / f).stat().st_size for f in report["output"]["files"])
         print(
-            f"  INT{bits}  {size:>10,}   {source['size_bytes'] / size:5.2f} x   {s['bits_per_weight']:11.3f}   {s['cosine']:.5f}"
-            f"   {s['sqnr_db']:8.1f} dB   " + (f"{snr[bits]:13.1f} dB" if snr else "(not run)")
+            f"  {label:<15} {size:>10,}   {source['size_bytes'] / size:5.2f} x   {s['bits_per_weight']:11.3f}   {s['cosine']:.5f}"
+            f"   {s['sqnr_db']:8.1f} dB   " + (f"{snr[label]:13.1f} dB" if snr else "(not run)")
         )
     print("\nbits/weight: codes and parameters of the quantized layers. Embeddings, norms, biases and edge projections keep their type.")
     if snr:
-        print(f"picture: {out / 'samples.png'} - rows: original, INT8, INT4, INT2, from the same noise")
+        print("calibrated: the codes are chosen for what the layers receive, not for the weights alone; the noise prediction is what counts.")
+        print(f"picture: {out / 'samples.png'} - rows: original, {', '.join(label for label, _, _ in results)}, from the same noise")
 
 
 if __name__ == "__main__":

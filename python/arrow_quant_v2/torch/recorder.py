@@ -114,8 +114,10 @@ class Recorder:
         self.module = module
         self.passes = 0
         self._clock = Clock(module, timestep, num_timesteps, scale)
-        self._layers = [Layer(name, part, prefix) for name, part in module.named_modules() if isinstance(part, (torch.nn.Linear, *CONVOLUTIONS))]
-        self._layers = chosen(self._layers, layers, exclude, prefix)
+        own = {name for name, _ in module.named_parameters()}  # a tied weight stands under its first name alone, as in a saved model: mostly an embedding's
+        kinds = (torch.nn.Linear, *CONVOLUTIONS)
+        parts = [(name, part) for name, part in module.named_modules() if isinstance(part, kinds) and (f"{name}.weight" if name else "weight") in own]
+        self._layers = chosen([Layer(name, part, prefix) for name, part in parts], layers, exclude, prefix)
         self._settings: dict[str, Any] = {
             "num_timesteps": self._clock.num_timesteps,
             "groups": groups if self._clock.num_timesteps else 1,
@@ -132,11 +134,6 @@ class Recorder:
         }
         self.calibration: Calibration = Calibration(**self._settings)
         self._earlier = self._open_earlier(append, overwrite)
-        own = {name for name, _ in module.named_parameters()}  # a tied weight stands under its first name alone, as in a saved model: mostly an embedding's
-        kinds = (torch.nn.Linear, *CONVOLUTIONS)
-        parts = [(name, part) for name, part in module.named_modules() if isinstance(part, kinds) and (f"{name}.weight" if name else "weight") in own]
-        self._layers = [Layer(name, part, prefix) for name, part in parts]
-        self._layers = chosen(self._layers, layers, exclude, prefix)
         self._gradients, self._share = gradients, share_inputs
         self._watch, self._total, self._started = Watch(progress), total, 0.0
         self._threads = threads
