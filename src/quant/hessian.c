@@ -21,18 +21,22 @@ enum { FACTOR_BLOCK = 64 };
 
 void aq_solve_options_init(aq_solve_options *options) { *options = (aq_solve_options){.damp = 0.01, .order = AQ_ORDER_BALANCED, .refine_sweeps = 3}; }
 
-typedef struct factor_scratch {
-    double *panel; /* [FACTOR_BLOCK, n] columns of C that are not yet in the rest of A, transposed */
-    double *left;  /* [n] diagonal of what is left of A */
-} factor_scratch;
-
 static void swap(double *a, double *b) {
     double t = *a;
     *a = *b;
     *b = t;
 }
 
-/* Swaps inputs p < q of the symmetric A, whose upper triangle is stored, and of what was already made of columns after q. */
+/* Element (i, j) changes places with (n - 1 - j, n - 1 - i): inputs from the last to the first, in the same upper triangle, where a column of A is a row. */
+static void reflect(double *a, uint64_t n) {
+    enum { SQUARE = 32 };
+    for (uint64_t top = 0; top < n; top += SQUARE)
+        for (uint64_t left = top; left + top + 1 < n; left += SQUARE)
+            for (uint64_t i = top; i < top + SQUARE; i++)
+                for (uint64_t j = left > i ? left : i; j < left + SQUARE && i + j + 1 < n; j++) swap(&a[i * n + j], &a[(n - 1 - j) * n + n - 1 - i]);
+}
+
+/* Swaps inputs p < q of the symmetric A, whose upper triangle is stored, and of the rows of the factor above p. */
 static void swap_inputs(double *a, uint64_t n, uint64_t p, uint64_t q) {
     for (uint64_t i = 0; i < p; i++) swap(&a[i * n + p], &a[i * n + q]);
     swap(&a[p * n + p], &a[q * n + q]);
@@ -40,58 +44,64 @@ static void swap_inputs(double *a, uint64_t n, uint64_t p, uint64_t q) {
     for (uint64_t k = q + 1; k < n; k++) swap(&a[p * n + k], &a[q * n + k]);
 }
 
-/* The input with the smallest pivot among those that are left goes to place j, the last of them: pivots come out as equal as they can be, and their sum, which
- * is what the error is proportional to, small (sorted QR decomposition: Wübben et al., 2001, Electronics Letters 37(22)). */
-static void balance(double *a, uint64_t n, uint64_t j, uint64_t n_panel, factor_scratch *t, uint64_t *order) {
+/* The input with the smallest pivot among those that are left goes to place j, the first of them: pivots come out as equal as they can be, and their sum, which
+ * is what the error is proportional to, small (sorted QR decomposition: Wübben et al., 2001, Electronics Letters 37(22)). `left` is the diagonal of what is
+ * left of A; `order` has the inputs the other way round. */
+static void balance(double *a, uint64_t n, uint64_t j, double *left, uint64_t *order) {
     uint64_t p = j;
-    for (uint64_t i = j; i-- > 0;)
-        if (t->left[i] < t->left[p]) p = i;
+    for (uint64_t i = j + 1; i < n; i++)
+        if (left[i] < left[p]) p = i;
     if (p == j) return;
-    swap_inputs(a, n, p, j);
-    swap(&t->left[p], &t->left[j]);
-    for (uint64_t k = 0; k < n_panel; k++) swap(&t->panel[k * n + p], &t->panel[k * n + j]);
-    uint64_t kept = order[p];
-    order[p] = order[j];
-    order[j] = kept;
+    swap_inputs(a, n, j, p);
+    swap(&left[p], &left[j]);
+    uint64_t kept = order[n - 1 - p];
+    order[n - 1 - p] = order[n - 1 - j];
+    order[n - 1 - j] = kept;
 }
 
-/* Column j of C from that of A: what the panel's columns took from it, divided by the root of its pivot. False when there is none. */
-static bool factor_column(double *a, uint64_t n, uint64_t j, uint64_t n_panel, factor_scratch *t) {
-    double *column = t->panel + n_panel * n;
-    for (uint64_t i = 0; i <= j; i++) column[i] = a[i * n + j];
-    for (uint64_t k = 0; k < n_panel; k++) {
-        const double *earlier = t->panel + k * n;
+/* Row j of the factor from that of A: what rows [begin, j) take from it, divided by the root of its pivot. False when there is none. */
+static bool factor_row(double *a, uint64_t n, uint64_t begin, uint64_t j, double *left) {
+    double *row = a + j * n;
+    for (uint64_t k = begin; k < j; k++) {
+        const double *earlier = a + k * n;
         double f = earlier[j];
-        for (uint64_t i = 0; i <= j; i++) column[i] -= f * earlier[i];
+        for (uint64_t i = j; i < n; i++) row[i] -= f * earlier[i];
     }
-    double pivot = column[j];
+    double pivot = row[j];
     if (!(pivot > 0 && isfinite(pivot))) return false;
     pivot = sqrt(pivot);
-    for (uint64_t i = 0; i < j; i++) column[i] /= pivot;
-    column[j] = pivot;
-    for (uint64_t i = 0; i < j; i++) t->left[i] -= column[i] * column[i];
-    for (uint64_t i = 0; i <= j; i++) a[i * n + j] = column[i];
+    for (uint64_t i = j + 1; i < n; i++) row[i] /= pivot;
+    row[j] = pivot;
+    for (uint64_t i = j + 1; i < n; i++) left[i] -= row[i] * row[i];
     return true;
 }
 
-/* A = C C^T, upper triangles, from the last column to the first; every FACTOR_BLOCK columns their square is taken off the rest by one product. `order` is
- * permuted along when it is to be balanced. */
-static bool factor(double *a, uint64_t n, bool balanced, uint64_t *order, factor_scratch *t, int n_threads, bool *no_memory) {
-    for (uint64_t i = 0; i < n; i++) t->left[i] = a[i * n + i];
-    for (uint64_t end = n; end > 0;) {
-        uint64_t begin = end > FACTOR_BLOCK ? end - FACTOR_BLOCK : 0;
-        for (uint64_t j = end; j-- > begin;) {
-            if (balanced) balance(a, n, j, end - 1 - j, t, order);
-            if (!factor_column(a, n, j, end - 1 - j, t)) return false;
+/* A = R^T R, upper triangles, row after row; every FACTOR_BLOCK rows their square is taken off the rest by one product. `order` is permuted along when it is to
+ * be balanced. */
+static bool factor_rows(double *a, uint64_t n, bool balanced, uint64_t *order, double *left, int n_threads, bool *no_memory) {
+    for (uint64_t i = 0; i < n; i++) left[i] = a[i * n + i];
+    for (uint64_t begin = 0, end; begin < n; begin = end) {
+        end = n - begin > FACTOR_BLOCK ? begin + FACTOR_BLOCK : n;
+        for (uint64_t j = begin; j < end; j++) {
+            if (balanced) balance(a, n, j, left, order);
+            if (!factor_row(a, n, begin, j, left)) return false;
         }
-        aq_matrix_f64 left = {t->panel, 1, n}, right = {t->panel, n, 1};
-        if (begin > 0 && !aq_gemm_f64(begin, begin, end - begin, left, right, a, n, true, AQ_GEMM_UPPER, n_threads)) {
+        const double *panel = a + begin * n + end;
+        aq_matrix_f64 columns = {panel, 1, n}, rows = {panel, n, 1};
+        if (end < n && !aq_gemm_f64(n - end, n - end, end - begin, columns, rows, a + end * n + end, n, true, AQ_GEMM_UPPER, n_threads)) {
             *no_memory = true;
             return false;
         }
-        end = begin;
     }
     return true;
+}
+
+/* A = C C^T with C upper triangular: the other way round it is R^T R, whose rows lie together in memory. */
+static bool factor(double *a, uint64_t n, bool balanced, uint64_t *order, double *left, int n_threads, bool *no_memory) {
+    reflect(a, n);
+    bool ok = factor_rows(a, n, balanced, order, left, n_threads, no_memory);
+    if (ok) reflect(a, n);
+    return ok;
 }
 
 /* The damped H in the order of visiting; dead inputs stand alone. Upper triangle. */
@@ -170,33 +180,31 @@ static bool make_order(aq_hessian *h, bool by_energy) {
 
 uint64_t aq_hessian_bytes(uint64_t n) {
     uint64_t square, bytes;
-    /* doubles while it is made, half of that afterwards; a panel, and vectors */
-    if (!aq_mul(n, n, &square) || !aq_mul(square, 8, &bytes) || !aq_add(bytes, n * (FACTOR_BLOCK + 6) * 8, &bytes)) return UINT64_MAX;
+    /* doubles while it is made, half of that afterwards; and vectors */
+    if (!aq_mul(n, n, &square) || !aq_mul(square, 8, &bytes) || !aq_add(bytes, n * 6 * 8, &bytes)) return UINT64_MAX;
     return bytes;
 }
 
 /* Factors with the first damping of the ladder that works. */
-static aq_status climb(const float *h, aq_hessian *to, double *a, const aq_solve_options *options, double mean, factor_scratch *t, int n_threads,
-                       aq_error *err) {
+static aq_status climb(const float *h, aq_hessian *to, double *a, const aq_solve_options *options, double mean, double *left, int n_threads, aq_error *err) {
     bool no_memory = false;
     for (to->damping = options->damp;; to->damping = to->damping > 0 ? to->damping * 10 : 1e-6) {
         if (to->damping > MOST_DAMPING * (1 + 1e-9))
             return aq_fail(err, AQ_ERR_QUALITY, "the second moment of the inputs is not positive definite, even with a damping of %g", MOST_DAMPING);
         fill(a, h, to, to->damping * mean);
-        if (factor(a, to->n, options->order == AQ_ORDER_BALANCED, to->order, t, n_threads, &no_memory)) return AQ_OK;
+        if (factor(a, to->n, options->order == AQ_ORDER_BALANCED, to->order, left, n_threads, &no_memory)) return AQ_OK;
         if (no_memory) return aq_fail_memory(err, aq_hessian_bytes(to->n), "the factor of a second moment");
     }
 }
 
-static aq_status make(aq_hessian *to, const float *h, const aq_solve_options *options, double *a, double *scales, factor_scratch *t, int n_threads,
-                      aq_error *err) {
+static aq_status make(aq_hessian *to, const float *h, const aq_solve_options *options, double *a, double *scales, double *left, int n_threads, aq_error *err) {
     double mean = 1;
     aq_status status = survey(h, to, &mean, err);
     if (status != AQ_OK) return status;
     if (options->order != AQ_ORDER_INPUTS && !make_order(to, options->order == AQ_ORDER_ENERGY))
         return aq_fail_memory(err, to->n * sizeof(ranked), "the order of the inputs");
-    status = climb(h, to, a, options, mean, t, n_threads, err);
-    if (status == AQ_OK) pack(a, h, to, scales, t->panel);
+    status = climb(h, to, a, options, mean, left, n_threads, err);
+    if (status == AQ_OK) pack(a, h, to, scales, left);
     return status;
 }
 
@@ -209,18 +217,17 @@ aq_status aq_hessian_create(aq_hessian **out, const float *h, uint64_t n, const 
     uint64_t count, bytes;
     if (!aq_mul(n, n, &count) || !aq_mul(count, sizeof(double), &bytes)) return aq_fail_memory(err, UINT64_MAX, "the factor of a second moment");
     aq_hessian *made = aq_calloc(1, sizeof *made);
-    factor_scratch t = {aq_calloc(n, FACTOR_BLOCK * sizeof *t.panel), aq_calloc(n, sizeof *t.left)};
-    double *a = aq_alloc(bytes), *scales = aq_calloc(n, sizeof *scales);
+    double *a = aq_alloc(bytes), *scales = aq_calloc(n, sizeof *scales), *left = aq_calloc(n, sizeof *left);
     if (made) {
         made->n = n;
         made->pivots = aq_calloc(n, sizeof *made->pivots);
         made->importance = aq_calloc(n, sizeof *made->importance);
     }
     aq_status status = AQ_OK;
-    if (!made || !a || !scales || !t.panel || !t.left || !made->pivots || !made->importance)
+    if (!made || !a || !scales || !left || !made->pivots || !made->importance)
         status = aq_fail_memory(err, aq_hessian_bytes(n), "the factor of a second moment");
     aq_fp_state fp = aq_fp_enter();
-    if (status == AQ_OK) status = make(made, h, options, a, scales, &t, n_threads, err);
+    if (status == AQ_OK) status = make(made, h, options, a, scales, left, n_threads, err);
     aq_fp_leave(fp);
     if (status == AQ_OK) {
         void *smaller = aq_realloc(a, count, sizeof(float));
@@ -229,8 +236,7 @@ aq_status aq_hessian_create(aq_hessian **out, const float *h, uint64_t n, const 
     }
     aq_free(a);
     aq_free(scales);
-    aq_free(t.panel);
-    aq_free(t.left);
+    aq_free(left);
     if (status == AQ_OK)
         *out = made;
     else
