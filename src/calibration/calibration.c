@@ -213,7 +213,7 @@ bool aq_sums_reserve(aq_calib *c, aq_sums *s, uint64_t n) {
     if (!s->sum) return false;
     atomic_fetch_add(&c->pool.held_bytes, sums_bytes(n));
     s->sum_sq = s->sum + n;
-    s->absmax = (float *)(s->sum_sq + n);
+    s->absmax = (void *)(s->sum_sq + n);
     s->min = s->absmax + n;
     s->max = s->min + n;
     for (uint64_t j = 0; j < n; j++) s->min[j] = INFINITY, s->max[j] = -INFINITY;
@@ -256,7 +256,7 @@ bool aq_timesteps_add(aq_calib_layer *layer, const aq_timestep_stats *add) {
     }
     aq_timestep_stats *t = layer->timesteps ? layer->timesteps + low : NULL;
     if (!t || low == layer->n_timesteps || t->timestep != add->timestep) {
-        if (layer->n_timesteps == layer->timesteps_cap) {
+        if (!layer->timesteps || layer->n_timesteps == layer->timesteps_cap) {
             size_t cap = layer->timesteps_cap ? 2 * layer->timesteps_cap : 16;
             aq_timestep_stats *grown = aq_realloc(layer->timesteps, cap, sizeof *grown);
             if (!grown) return false;
@@ -385,7 +385,7 @@ aq_status aq_calib_hessian(const aq_calib *c, size_t layer, const double *weight
     if (status == AQ_OK) status = aq_calib_settle(c, l, err);
     double total = 0;
     for (uint32_t g = 0; l->moments && g < n_moments; g++) share(weights, l->moments[g].count, g, &total);
-    if (status == AQ_OK && !(total > 0)) {
+    if (status == AQ_OK && (!l->moments || !(total > 0))) {
         status = aq_fail_at(err, AQ_ERR_USAGE, NULL, c->layers[layer].name, "the statistics hold no second moment of its inputs");
         aq_hint(err, "record with hessian on; layers of more than %llu inputs have none", (unsigned long long)c->options.hessian_most);
     }

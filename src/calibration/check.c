@@ -84,7 +84,8 @@ static void look_at_layer(const aq_calib *c, size_t index, findings *f) {
         }
         f->constant += lo == hi;
     }
-    if (layer->n_timesteps > 0 && layer->timesteps[0].timestep == -1 && c->options.n_timesteps > 0) f->unknown += layer->timesteps[0].count / layer->n_inputs;
+    if (layer->n_inputs > 0 && layer->n_timesteps > 0 && layer->timesteps[0].timestep == -1 && c->options.n_timesteps > 0)
+        f->unknown += layer->timesteps[0].count / layer->n_inputs;
 }
 
 void aq_calib_warnings(const aq_calib *c, void (*tell)(void *user, const char *sentence), void *user) {

@@ -242,7 +242,7 @@ static aq_status choose_member(const aq_dataset *d, const aq_zip *zip, const aq_
     if (*out) return AQ_OK;
     char list[300] = "", shown[64];
     size_t at = 0;
-    for (size_t i = 0; i < zip->n_members && at + 80 < sizeof list; i++)
+    for (size_t i = 0; zip->members && i < zip->n_members && at + 80 < sizeof list; i++)
         at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at ? ", " : "",
                                aq_escape(shown, sizeof shown, zip->members[i].name, strlen(zip->members[i].name)));
     if (asked)
@@ -275,7 +275,7 @@ static aq_status read_timesteps(aq_dataset *d, numpy *p, aq_error *err) {
     }
     if (status == AQ_OK) status = aq_zip_stream_read(s, raw, size, err);
     if (status == AQ_OK) convert(h.dtype, raw, h.count, values);
-    for (uint64_t i = 0; status == AQ_OK && i < h.count; i++) {
+    for (uint64_t i = 0; status == AQ_OK && values && p->timesteps && i < h.count; i++) {
         if (!(values[i] >= -1) || values[i] > 16777216.0f)
             status = aq_fail_at(err, AQ_ERR_FORMAT, d->path, m->name, "entry %llu is no timestep", (unsigned long long)(i + 1));
         else

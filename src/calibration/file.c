@@ -158,10 +158,10 @@ static bool set_timesteps(aq_calib_row row, const aq_calib_layer *layer, size_t 
     if (!*block) return false;
     timestep_lists l;
     l.count = *block;
-    l.sum = (double *)(l.count + n);
+    l.sum = (void *)(l.count + n);
     l.sum_sq = l.sum + n;
-    l.timestep = (int32_t *)(l.sum_sq + n);
-    l.min = (float *)(l.timestep + n);
+    l.timestep = (void *)(l.sum_sq + n);
+    l.min = (void *)(l.timestep + n);
     l.max = l.min + n;
     for (uint64_t i = 0; i < n; i++) {
         const aq_timestep_stats *t = &layer->timesteps[begin + i];

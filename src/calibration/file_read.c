@@ -368,7 +368,7 @@ static aq_status read_file(reader *r, aq_calib **out, const char *path, aq_error
     r->digest = NULL;
     if (!ok) return aq_fail_memory(err, 1, "a hash");
     const char *cache_key = carquet_reader_find_metadata(r->file->reader, AQ_CALIB_KEY_CACHE);
-    if (cache_key && strlen(cache_key) < sizeof c->cache_key) strcpy(c->cache_key, cache_key);
+    if (cache_key && strlen(cache_key) < sizeof c->cache_key) memcpy(c->cache_key, cache_key, strlen(cache_key) + 1);
     atomic_store(&c->is_changed, false); /* as reading it did */
     const char *stored = carquet_reader_find_metadata(r->file->reader, AQ_CALIB_KEY_HASH);
     if (!stored || (!AQ_HASHES_IGNORED && strcmp(stored, c->fingerprint) != 0)) return fail(r, NULL, err, "is damaged: its content does not match its hash");

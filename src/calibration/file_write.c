@@ -124,7 +124,8 @@ static bool put_cell(writer *w, aq_calib_column which, const aq_calib_cell *cell
         if (!value.data) return false;
         put_value(c, &value, sizeof value);
     } else if (size == 4) {
-        put_value(c, &(int32_t){(int32_t)cell->number}, 4);
+        int32_t narrow = (int32_t)cell->number;
+        put_value(c, &narrow, 4);
     } else {
         put_value(c, &cell->number, 8);
     }

@@ -201,7 +201,7 @@ static bool add_panel(void *context, size_t p) {
         double *to = m->is_spilled ? loaded : m->sum + offset;
         if (a->x)
             for (uint64_t i = 0; i < size; i++) to[i] += (double)products[i];
-        else
+        else if (sums)
             for (uint64_t i = 0; i < size; i++) to[i] += sums[i];
         if (m->is_spilled && !write_all(a->pool->fd, to, 8 * size, m->spill_at + 8 * offset)) {
             aq_fail_io(&err, errno ? errno : ENOSPC, a->pool->folder ? a->pool->folder : "the temporary folder", "cannot write a second moment");

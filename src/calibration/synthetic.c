@@ -70,7 +70,7 @@ static void image_shape(const json_t *config, aq_shape *shape) {
         s.dims[1] = s.dims[2] = json_integer_value(size) > 0 ? (uint64_t)json_integer_value(size) : 0;
         s.rank = 3;
     }
-    json_array_foreach(size, i, item) s.dims[s.rank++] = json_integer_value(item) > 0 ? (uint64_t)json_integer_value(item) : 0;
+    json_array_foreach(size, i, item) { s.dims[s.rank++] = json_integer_value(item) > 0 ? (uint64_t)json_integer_value(item) : 0; }
     *shape = s;
 }
 
