@@ -1,9 +1,13 @@
 """What 8-bit activations cost, by how their scale is chosen: one static pair for all timesteps, one for each group of timesteps, or dynamic per token.
 
-Usage: python bench/activations.py [--shared FOLDER] [--work FOLDER] [--images N] [--passages N] [--models dit,text] [--write docs/activations.md]
+Usage: python bench/activations.py [--shared FOLDER] [--work FOLDER] [--images N] [--passages N] [--models dit,text] [--bits 8,4]
+                                  [--set 'smooth="none"']
+
+docs/activations.md holds what it prints.
 
 FOLDER holds models/, data/ and eval/ of the sample models. Each model is recorded once (Recorder), quantized by arrow_quant_v2.quantize with that calibration
-and --act-bits 8, loaded into its own torch modules (load_into) and run on integers (integer_activations). Weights are the same in all three columns.
+and --act-bits 8, loaded into its own torch modules (load_into) and run on integers (integer_activations). The weights of the three
+kinds come from the same calibration and settings; equalization is chosen by measured output error, for one static pair and for time groups each by its own.
 Image: SNR of the noise prediction against the F32 model, in dB, per tenth of the schedule (eval_dit.py). Text: KL per masked byte and cross entropy of the
 masked bytes, per tenth of the mask ratio (the passages and masks of eval_mdlm.py).
 """
@@ -19,6 +23,7 @@ import warnings
 import arrow_quant_v2 as aq
 import numpy as np
 import torch
+from arrow_quant_v2.activations import static_pair
 from arrow_quant_v2.torch import Recorder, integer_activations, load_into
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -34,12 +39,6 @@ def module_of(path):
     return module
 
 
-def fresh(path):
-    """A path for the library to write to; what an earlier run left there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 class Image:
     """The sample DiT: noise prediction on test images."""
 
@@ -52,7 +51,7 @@ class Image:
         self.data, self.calib = shared / "data/fashion-test2k.npz", shared / "data/fashion-calib.npz"
         self.scheduler = DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
         self.reference, self.images = self.eval.load(str(self.path)), arguments.images
-        self.settings, self.prefix, self.inner = {"modality": "image"}, "", lambda model: model
+        self.settings = {"modality": "image"}
 
     def candidate(self):
         return self.eval.load(str(self.path))
@@ -61,7 +60,7 @@ class Image:
     def record(self, path):
         x, t, y, eps = self.eval.noise_batch(self.calib, 512, seed=1)
         noisy = self.scheduler.add_noise(x, eps, t)
-        with Recorder(self.reference, path, groups=GROUPS, overwrite=True, modality="image", data_name="fashion-calib") as _:
+        with Recorder(self.reference, path, groups=GROUPS, modality="image", data_name="fashion-calib"):
             for i in range(0, 512, 64):
                 self.reference(noisy[i : i + 64], timestep=t[i : i + 64], class_labels=y[i : i + 64])
 
@@ -94,7 +93,7 @@ class Text:
         ids = torch.tensor([row for row in rows if len(row) == n][:512])
         t = ((torch.arange(len(ids)) * 37 % len(ids)).float() + 0.5) / len(ids)
         masked = torch.rand(ids.shape, generator=g) < t[:, None]
-        with Recorder(self.reference, path, timestep="t", scale=1.0, groups=GROUPS, overwrite=True, modality="text", data_name="text-calib") as _:
+        with Recorder(self.reference, path, timestep="t", scale=1.0, groups=GROUPS, modality="text", data_name="text-calib"):
             for i in range(0, len(ids), 32):
                 self.reference(ids[i : i + 32].masked_fill(masked[i : i + 32], 128), t[i : i + 32])
 
@@ -150,16 +149,14 @@ def run(task, work, bits, extra):
 
 
 def describe(paths):
-    """How the layers of the container were made: {method: layers}, and how many are equalized and rotated."""
+    """How the layers were made, and how much coarser than the cleanest group's own step one static step is: what time groups can gain there."""
     with aq.open(paths["time"]) as f:
         layers = [t for t in f.values() if t.quantized]
-        methods = sorted({t.method for t in layers})
-        return {
-            "layers": len(layers),
-            "methods": {m: sum(t.method == m for t in layers) for m in methods},
-            "equalized": sum(t.equalization_scales is not None for t in layers),
-            "rotated": sum(t.hadamard_group > 0 for t in layers),
-        }
+        coarser = [20 * np.log10(static_pair(t.time_groups)[0] / t.time_groups[0]["scale"]) for t in layers if t.time_groups]
+        methods = ", ".join(f"{sum(t.method == m for t in layers)} by {m}" for m in sorted({t.method for t in layers}))
+        equalized = sum(t.equalization_scales is not None for t in layers)
+    step = f"one static step is {np.mean(coarser):.1f} dB coarser than the cleanest group's, at most {max(coarser):.1f} dB"
+    return f"{len(layers)} layers, {methods}, {equalized} equalized; {step}"
 
 
 def table(task, bits, results):
@@ -188,7 +185,6 @@ def main():
     parser.add_argument("--models", default="dit,text")
     parser.add_argument("--bits", default="8,4")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="further settings of arrow_quant_v2.quantize")
-    parser.add_argument("--write", type=pathlib.Path, help="put the tables between the markers of this document")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     extra = {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments.set)}
@@ -196,7 +192,6 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or pathlib.Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        sections = []
         for name in arguments.models.split(","):
             task = tasks[name](arguments.shared, arguments)
             for bits in map(int, arguments.bits.split(",")):
@@ -205,16 +200,6 @@ def main():
                 if "cross_entropy" in results["f32"]:
                     section += "\n\n" + cross_entropy(bits, results)
                 print(section + "\n", flush=True)
-                sections.append(section)
-    if arguments.write:
-        write(arguments.write, "\n\n".join(sections))
-
-
-def write(path, text):
-    begin, end = "<!-- tables: bench/activations.py -->\n", "<!-- end -->"
-    before = path.read_text()
-    head, rest = before.split(begin, 1)
-    path.write_text(head + begin + "\n" + text + "\n\n" + end + rest.split(end, 1)[1])
 
 
 if __name__ == "__main__":
