@@ -71,7 +71,14 @@ AQ_API double aq_time_groups_smoothness(const aq_time_group *groups, size_t n, d
 /* s_i = sqrt(max|W_i| / max|X_i|) per input channel; 1 where either is 0 or the quotient is not a normal number. w_absmax, x_absmax, out [n]. */
 AQ_API void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
 /* The same with more of the range moved to the weights: s_i = max|W_i|^(1 - a) / max|X_i|^a. AQ_EQUALIZE_HALF is the above. */
-typedef enum aq_equalize { AQ_EQUALIZE_NONE, AQ_EQUALIZE_HALF, AQ_EQUALIZE_MORE /* a = 3/4 */, AQ_EQUALIZE_ALL /* a = 1 */ } aq_equalize;
+typedef enum aq_equalize {
+    AQ_EQUALIZE_NONE,
+    AQ_EQUALIZE_HALF,
+    AQ_EQUALIZE_MORE /* a = 3/4 */,
+    AQ_EQUALIZE_ALL /* a = 1 */,
+    AQ_EQUALIZE_INPUT_QUARTER /* 1 / max|X_i|^(1/4): the weights' own range is left alone */,
+    AQ_EQUALIZE_INPUT_HALF /* 1 / max|X_i|^(1/2) */
+} aq_equalize;
 AQ_API void aq_equalization_scales_by(aq_equalize strength, const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
 /* Largest magnitude per column of W [rows, n]; out is raised, so several slabs may be added (start with zeros). */
 AQ_API void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *out);

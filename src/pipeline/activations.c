@@ -9,6 +9,8 @@
 #include "base/mem.h"
 #include "pipeline/inputs.h"
 
+static double square(float v) { return (double)v * (double)v; }
+
 /* Rotated inputs are sums of many, nearly normal: what lies beyond so many root mean squares is clipped. */
 #define ROTATED_RANGE 6.0F
 
@@ -117,7 +119,12 @@ aq_status aq_activations(const quantize_run *run, size_t index, const float *equ
 }
 
 double aq_activations_noise(const layer_activations *a) {
-    double sum = 0;
-    for (size_t i = 0; i < a->n; i++) sum += (double)a->groups[i].scale * (double)a->groups[i].scale / 12;
+    double sum = 0, energy = 0;
+    for (size_t i = 0; i < a->n; i++) energy += square(a->stats[0][i]) + square(a->stats[1][i]);
+    for (size_t i = 0; i < a->n; i++) {
+        double own = square(a->stats[0][i]) + square(a->stats[1][i]);
+        double weight = own > 0 ? energy / (own * (double)a->n) : 1; /* small inputs suffer more from the same step */
+        sum += square(a->groups[i].scale) / 12 * weight;
+    }
     return a->n ? sum / (double)a->n : 0;
 }

@@ -71,6 +71,8 @@ static void add_bases(const quantize_run *run, size_t index, list *l, const aq_q
     if (aq_config_int(run->config, "act_bits", 16) != 8) return;
     add(l, spec, main, want, AQ_EQUALIZE_MORE, 0);
     add(l, spec, main, want, AQ_EQUALIZE_ALL, 0);
+    add(l, spec, main, want, AQ_EQUALIZE_INPUT_QUARTER, 0);
+    add(l, spec, main, want, AQ_EQUALIZE_INPUT_HALF, 0);
 }
 
 aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spatial, attempt out[MOST_ATTEMPTS], size_t *n, aq_error *err) {

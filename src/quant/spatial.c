@@ -22,6 +22,8 @@ static double scale_by(aq_equalize strength, double w, double x) {
     case AQ_EQUALIZE_NONE: return 1;
     case AQ_EQUALIZE_HALF: return sqrt(w / x);
     case AQ_EQUALIZE_MORE: return sqrt(sqrt(w / x) / x);
+    case AQ_EQUALIZE_INPUT_QUARTER: return 1 / sqrt(sqrt(x));
+    case AQ_EQUALIZE_INPUT_HALF: return 1 / sqrt(x);
     default: return 1 / x;
     }
 }
