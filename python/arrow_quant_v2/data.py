@@ -24,6 +24,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".ti
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 TEXT_COLUMNS = ("text", "prompt")
 VALUE_COLUMNS = ("input", "data", "values")
+MODEL_FILES = ("calibration.jsonl", "calibration.parquet", "calibration.arrow")  # in a model folder, the first found
 MOST_TOLD = 20
 
 
@@ -64,7 +65,7 @@ class DataSet:
     """Samples of a file or folder, read one by one each time it is iterated.
 
     path: JSONL ({"text": …}, {"prompt": …}, {"input": [...]} or {"data": [...], "timestep": …, "shape": …} a line), .parquet with such columns, .npz, .npy, an
-    Arrow IPC file, a folder of images, or a Hugging Face data set as save_to_disk writes it.
+    Arrow IPC file, a folder of images, a Hugging Face data set as save_to_disk writes it, or a model folder that holds calibration.jsonl, .parquet or .arrow.
     array: member of an .npz with the samples (beside it, `labels` is read); split: of a Hugging Face data set; column: which one holds text, image or values.
     size: (height, width) or one number: images are cropped in the middle and scaled to it; channels: 1 or 3 (None: as they are); value_range: of black and
     white. Arrays of uint8 in .npz and .npy count as images [height, width] or [height, width, channels].
@@ -104,6 +105,8 @@ class DataSet:
         self._bad: list[tuple[int, str]] = []
         if not os.path.exists(self.path):
             raise FileNotFoundError(2, "no such data set", self.path)
+        inside = [os.path.join(self.path, name) for name in MODEL_FILES]
+        self.path = next(filter(os.path.isfile, inside), self.path)
         if os.path.isdir(self.path):
             self._files, self._open = folder_of(self.path, split)
         else:

@@ -209,8 +209,10 @@ def test_rows_of_arrow_and_parquet_files_are_those_of_json_lines(tmp_path):
         writer.write_table(table)
     write_lines(tmp_path / "calibration.jsonl", {"data": [1, 2, 3, 4], "timestep": 3, "shape": [2, 2]}, {"data": [5], "timestep": None, "shape": None})
     expected = [("data", 1, [[1.0, 2.0], [3.0, 4.0]], 3, None), ("data", 2, [5.0], None, None)]
-    for suffix in ("parquet", "arrow", "jsonl"):
+    for suffix in ("jsonl", "parquet", "arrow"):  # of a model folder the first found
+        assert aq.DataSet(tmp_path).path == str(tmp_path / f"calibration.{suffix}") and shown(aq.DataSet(tmp_path)) == expected
         assert shown(aq.DataSet(tmp_path / f"calibration.{suffix}")) == expected, suffix
+        (tmp_path / f"calibration.{suffix}").unlink()
 
 
 def test_what_is_no_data_set_is_refused(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ class IntegerLinear(nn.Module):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self._scales = self._zeros = None
         if mode == "time":
-            groups = _core._time_groups(groups)
+            groups = _core._time_groups(groups or ())
             self._starts = np.array([g["time_range"][0] for g in groups])
             self._scales, self._zeros = (np.array([g[key] for g in groups], np.float32) for key in ("scale", "zero_point"))
         elif mode == "static":
