@@ -1,9 +1,11 @@
 """The scripts that existing callers run: options, precedence, reports, exit codes."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import arrow_quant_v2 as aq
 import pytest
@@ -104,3 +106,53 @@ def test_a_damaged_container_fails_without_asking(model, tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     assert "error:" in script("validate_quantization.py", "--original", model, "--quantized", "q", code=1, cwd=tmp_path).stderr
     assert "Model not found" in script("validate_quantization.py", "--original", model, "--quantized", "nowhere", code=1, cwd=tmp_path).stderr
+
+
+# ---- group sizes, evolution, packages ----
+
+
+def test_granularity_allocation(model, tmp_path):
+    run = script("granularity_allocation.py", "--model", model, "--output", "a.json", "--method", "variance", cwd=tmp_path)
+    assert "measured" in run.stdout and "most sensitive layers" in run.stdout
+    saved = json.loads((tmp_path / "a.json").read_text())
+    assert saved["summary"]["bit_width"] == 2 and saved["summary"]["num_layers"] == len(saved["layers"]) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json"]
+    sizes = ["--available-sizes", 64, 128, "--bit-width", 4, "--accuracy-weight", 1]
+    script("granularity_allocation.py", "--model", model, "--output", "b.json", "--method", "variance", *sizes, cwd=tmp_path)
+    assert {layer["group_size"] for layer in json.loads((tmp_path / "b.json").read_text())["layers"].values()} == {64}
+    run = script("granularity_allocation.py", "--model", model, "--output", "c.json", code=1, cwd=tmp_path)
+    assert "Recorder" in run.stderr and not (tmp_path / "c.json").exists()
+
+
+def test_evolutionary_search(model, tmp_path):
+    few = ["--population-size", 4, "--generations", 2, "--save-results"]
+    run = script("evolutionary_search.py", "--model", model, "--output", "out", *few, "--verbose", cwd=tmp_path)
+    assert "generation 2" in run.stdout
+    result = json.loads((tmp_path / "out-evolution.json").read_text())
+    assert set(result) == {"best", "generation_history", "total_evaluations"}
+    with aq.open(tmp_path / "out") as f:
+        assert {name: f[name].group_size for name in result["best"]["layer_group_sizes"]} == result["best"]["layer_group_sizes"]
+    script("evolutionary_search.py", "--model", model, "--output", "x", "--population-size", 1, code=1, cwd=tmp_path)
+
+
+def test_a_package_holds_every_file_and_its_hash(model, tmp_path):
+    aq.quantize(model, tmp_path / "m4")
+    for name in ("a.tar.gz", "b.tar.gz"):
+        script("package_model.py", "--model", "m4", "--output", name, "--target", "edge", cwd=tmp_path)
+    assert (tmp_path / "a.tar.gz").read_bytes() == (tmp_path / "b.tar.gz").read_bytes()
+    with tarfile.open(tmp_path / "a.tar.gz") as archive:
+        manifest = json.load(archive.extractfile("m4/manifest.json"))
+        for entry in manifest["files"]:
+            data = archive.extractfile("m4/" + entry["path"]).read()
+            assert hashlib.sha256(data).hexdigest() == entry["sha256"] and len(data) == entry["size_bytes"]
+        assert len(archive.getnames()) == len(manifest["files"]) + 1
+    assert manifest["target"] == "edge" and manifest["cosine_similarity"] > 0.9
+    script("package_model.py", "--model", "m4", "--output", "m.json", "--manifest-only", "--quiet", cwd=tmp_path)
+    assert json.loads((tmp_path / "m.json").read_text())["files"] == manifest["files"]
+    for bad in (["--max-size", "1KB"], ["--min-accuracy", 0.9999]):
+        run = script("package_model.py", "--model", "m4", "--output", "c.tar.gz", *bad, code=1, cwd=tmp_path)
+        assert run.stderr.startswith("error: ")
+    parquet = next((tmp_path / "m4").glob("*.parquet"))
+    parquet.write_bytes(parquet.read_bytes()[:-9] + b"damaged!!")
+    script("package_model.py", "--model", "m4", "--output", "c.tar.gz", code=1, cwd=tmp_path)
+    assert not list(tmp_path.glob("*c.tar.gz*"))
