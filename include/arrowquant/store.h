@@ -110,7 +110,7 @@ typedef struct aq_store_predicted {
     uint64_t file_bytes;            /* about what the whole container will take: offsets in a large one are longer */
 } aq_store_predicted;
 /* Bytes of the tensor in a container, everything counted: values, page headers, its entries in the footer. A bound from above that a tensor without a
- * fallback's reason stays within, by at most a few dozen bytes a row group. */
+ * fallback's reason stays within, by at most 128 bytes a row group. */
 AQ_API uint64_t aq_store_predict(const aq_store_predicted *tensor);
 /* Bytes of the files beside their tensors: magic, schema, and the configuration of `config_bytes` as JSON. */
 AQ_API uint64_t aq_store_predict_frame(uint64_t config_bytes);

@@ -38,6 +38,7 @@ aq_quant_spec aq_widened(const quantize_run *run, const aq_quant_spec *spec) {
     /* Without sub-groups a group of two levels would be too coarse. */
     if (spec->params == AQ_PARAMS_TWO_LEVEL) wide.group_size = (uint64_t)aq_config_int(run->config, "group_size", 128);
     wide.params = AQ_PARAMS_F32;
+    if (wide.method == AQ_METHOD_R2Q) wide.method = AQ_METHOD_GPTQ; /* r2q has parameters of its own */
     return wide;
 }
 

@@ -80,6 +80,8 @@ typedef struct quantize_run {
 int aq_next_bits(const quantize_run *run, int bits);
 /* What the run's plan says about a tensor, or NULL. */
 const aq_plan_layer *aq_planned(const quantize_run *run, const aq_tensor_info *t);
+/* How far the plan's estimates were from what was measured; null without a plan. */
+json_t *aq_estimates_json(const quantize_run *run);
 /* What tensor `index` becomes at the bits of a ladder step. */
 aq_status aq_spec_at(const quantize_run *run, size_t index, int bits, aq_quant_spec *spec, aq_error *err);
 /* The same with F32 parameters, for values that do not fit half precision. */

@@ -337,11 +337,11 @@ aq_status aq_quantize_report(quantize_run *run, char **report_json, aq_error *er
     json_t *report = NULL;
     if (listed) {
         char *config = aq_config_to_json(run->config, false);
-        report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input", input_json(run),
-                           "output", output_json(run, store), "config", aq_report_parsed(config), "calibration", calibration_json(run), "summary",
-                           summary_json(run, store, &list, &f), "layers", list.layers, "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time",
-                           "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s), "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(),
-                           "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
+        report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input",
+                           input_json(run), "output", output_json(run, store), "config", aq_report_parsed(config), "calibration", calibration_json(run),
+                           "summary", summary_json(run, store, &list, &f), "estimates", aq_estimates_json(run), "layers", list.layers, "kept", list.kept,
+                           "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s), "memory",
+                           "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
         aq_config_free_text(config);
         json_decref(f.fallbacks);
     }

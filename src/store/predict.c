@@ -6,15 +6,16 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "store/schema.h"
 
 enum {
-    ROW_GROUP = 1316,      /* page headers and small values of a kept tensor without its name, dimensions and data */
-    QUANTIZED = 54,        /* more of a quantized one: scheme, quality */
-    DIMENSION = 9,         /* of the shape */
-    FOOTER_ENTRY = 2210,   /* of a row group, offsets below 2^27 */
-    OFFSETS = 2 * 41,      /* offsets in it: each longer by a byte every 7 bits of the file's size */
-    LIST_PAGES = 40,       /* more of parameters that are lists of floats: their levels are runs */
-    TIME_GROUP_VALUES = 40 /* a time group: five values and four statistics */
+    ROW_GROUP = 32 * COL_COUNT,    /* page headers and small values of a kept tensor without its name, dimensions and data */
+    QUANTIZED = 60,                /* more of a quantized one: scheme, quality */
+    DIMENSION = 9,                 /* of the shape */
+    FOOTER_ENTRY = 54 * COL_COUNT, /* of a row group, offsets below 2^27 */
+    OFFSETS = 2 * COL_COUNT,       /* offsets in it: each longer by a byte every 7 bits of the file's size */
+    LIST_PAGES = 40,               /* more of parameters that are lists of floats: their levels are runs */
+    TIME_GROUP_VALUES = 40         /* a time group: five values and four statistics */
 };
 
 static uint64_t longer_offsets(uint64_t file_bytes) {

@@ -411,6 +411,34 @@ static void a_budget_is_kept_and_used(void **state) {
     assert_non_null(strstr(err.message, "smallest size"));
 }
 
+/* The written size is at most the predicted one, and the estimates are near what the run measures. */
+static void a_plan_is_carried_out_within_its_size(void **state) {
+    (void)state;
+    aq_error err;
+    char settings[512];
+    json_t *plan = plan_with(DIT, "method=rtn target_model_size_mb=5", NULL, AQ_OK, &err);
+    char *text = json_dumps(plan, 0), *path = aq_strdup(st_write_text("plan.json", text));
+    snprintf(settings, sizeof settings, "plan_path=%s min_accuracy=0", path);
+    json_t *report = quantize(DIT, st_path("out"), settings), *estimates = json_object_get(report, "estimates");
+    double written = number(report, "output", "size_bytes"), predicted = number(json_object_get(plan, "summary"), "bytes", NULL);
+    if (written > predicted || written < 0.97 * 5 * 1048576) fail_msg("%.0f bytes written, %.0f predicted", written, predicted);
+    assert_int_equal(json_integer_value(json_object_get(estimates, "n_layers")), json_array_size(json_object_get(report, "layers")));
+    assert_true(number(estimates, "mean_off_db", NULL) < 0.5);
+    size_t i;
+    json_t *layer;
+    json_array_foreach(json_object_get(report, "layers"), i, layer) {
+        const char *name = json_string_value(json_object_get(layer, "name"));
+        assert_true(json_equal(json_object_get(layer, "bits"), member(plan, name, "bits")));
+        assert_true(json_equal(json_object_get(layer, "group_size"), member(plan, name, "group_size")));
+        assert_true(json_equal(json_object_get(layer, "params"), member(plan, name, "params")));
+        assert_true(json_equal(json_object_get(layer, "method"), member(plan, name, "method")));
+    }
+    json_decref(report);
+    json_decref(plan);
+    free(text);
+    aq_free(path);
+}
+
 static void what_the_user_fixed_stays(void **state) {
     (void)state;
     aq_error err;
@@ -480,6 +508,7 @@ int main(void) {
         TEST(scores_rank_layers_between_0_and_1),
         TEST(with_calibration_errors_are_those_of_the_outputs),
         TEST(a_budget_is_kept_and_used),
+        TEST(a_plan_is_carried_out_within_its_size),
         TEST(what_the_user_fixed_stays),
         TEST(layers_kept_by_name_have_8_bits_or_more),
         TEST(a_profile_s_target_is_a_wish),
