@@ -63,6 +63,8 @@ static void print_report(const cli_args *args, const json_t *report) {
     if (worst && !json_is_null(worst))
         cli_print(stdout, "  cos %s (worst %s %s)", cli_cosine(cli_json_real(summary, "cosine")), cli_cosine(cli_json_real(worst, "cosine")),
                   cli_safe(cli_json_text(worst, "name")));
+    double output_db = cli_json_real(summary, "output_sqnr_db");
+    if (!isnan(output_db)) cli_print(stdout, "  outputs %s dB", cli_decibel(output_db));
     if (n_warnings) cli_print(stdout, "  %s%zu warning%s%s", cli_color_on(stdout, COLOR_YELLOW), n_warnings, n_warnings == 1 ? "" : "s", cli_color_off(stdout));
     if (json_object_get(report, "export")) {
         cli_print(stdout, "\n");

@@ -35,6 +35,7 @@ aq_status aq_spec_at(const quantize_run *run, size_t index, int bits, aq_quant_s
 
 aq_quant_spec aq_widened(const quantize_run *run, const aq_quant_spec *spec) {
     aq_quant_spec wide = *spec;
+    if (spec->params == AQ_PARAMS_R2Q) return wide; /* its levels have one form alone */
     /* Without sub-groups a group of two levels would be too coarse. */
     if (spec->params == AQ_PARAMS_TWO_LEVEL) wide.group_size = (uint64_t)aq_config_int(run->config, "group_size", 128);
     wide.params = AQ_PARAMS_F32;
