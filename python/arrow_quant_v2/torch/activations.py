@@ -71,7 +71,7 @@ class IntegerLinear(nn.Module):
             self._starts = np.array([g["time_range"][0] for g in groups])
             self._scales, self._zeros = (np.array([g[key] for g in groups], np.float32) for key in ("scale", "zero_point"))
         elif mode == "static":
-            scale, zero = static_pair(groups)
+            scale, zero = static_pair(groups or ())
             self._scales, self._zeros = np.array([scale], np.float32), np.array([zero], np.float32)
 
     @property
