@@ -81,17 +81,17 @@ class CalibrationLoader:
         cache = Cache(self.cache_dir) if self.cache_dir is not None else None
         found = cache.find(parts, "npz") if cache else None
         if found:
-            samples, timesteps, texts = read_entry(found)
+            samples, timesteps, texts, synthetic = read_entry(found)
         else:
             rows = data.take(self.max_samples)
             samples = [row.values for row in rows if row.values is not None]
             texts = [row.text for row in rows if row.text is not None]
-            timesteps = [row.timestep for row in rows]
+            timesteps, synthetic = [row.timestep for row in rows], any(row.synthetic for row in rows)
             if samples and texts:
                 raise ValueError(f"{data.path} mixes texts and numbers: give them in a file each")
             if cache:
-                cache.store(parts, "npz", lambda fresh: write_entry(fresh, samples, timesteps, texts))
-        return CalibrationData(samples, timesteps, texts, statistics_of(samples, timesteps), False, data.path, data.sha256)
+                cache.store(parts, "npz", lambda fresh: write_entry(fresh, samples, timesteps, texts, synthetic))
+        return CalibrationData(samples, timesteps, texts, statistics_of(samples, timesteps), synthetic, data.path, data.sha256)
 
     def generate_synthetic_data(self, num_samples: int, sample_shape: Any, num_timesteps: int, seed: int = 0) -> CalibrationData:
         """Standard normal samples, each with a timestep, spread evenly over the schedule; marked synthetic in everything made from them.
@@ -146,7 +146,7 @@ def statistics_of(samples, timesteps):
 # ---- entries of the cache ----
 
 
-def write_entry(path, samples, timesteps, texts):
+def write_entry(path, samples, timesteps, texts, synthetic):
     with open(path, "wb") as file:
         np.savez(
             file,
@@ -154,6 +154,7 @@ def write_entry(path, samples, timesteps, texts):
             sizes=np.array([len(np.shape(s)) for s in samples], np.int64),
             shapes=np.array([n for s in samples for n in np.shape(s)], np.int64),
             timesteps=np.array([-1 if t is None else t for t in timesteps], np.int64),
+            synthetic=np.bool_(synthetic),
             texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
         )
 
@@ -167,4 +168,4 @@ def read_entry(path):
             n = int(np.prod(shape, dtype=np.int64))
             samples.append(values[at : at + n].reshape(shape))
             at, s = at + n, s + rank
-        return samples, [None if t < 0 else t for t in entry["timesteps"].tolist()], json.loads(entry["texts"].tobytes())
+        return samples, [None if t < 0 else t for t in entry["timesteps"].tolist()], json.loads(entry["texts"].tobytes()), bool(entry["synthetic"])

@@ -33,14 +33,14 @@ class Sample:
 
     kind: 'text', 'prompt', 'input' (an array as the model gets it), 'data' (a row with its timestep), or 'image'; line: number of its line, row or file, from
     1; text: str or None; values: float32 array or None, for images [channels, height, width]; integers: whether all values are integers, such as token ids;
-    timestep, label: int or None.
+    timestep, label: int or None; synthetic: marked as made from random numbers (`arrowquant calib synth`).
 
     >>> import arrow_quant_v2 as aq
     >>> aq.Sample('text', 1, text='In the beginning').text
     'In the beginning'
     """
 
-    __slots__ = ("kind", "line", "text", "values", "integers", "timestep", "label")
+    __slots__ = ("kind", "line", "text", "values", "integers", "timestep", "label", "synthetic")
     __module__ = "arrow_quant_v2"
 
     def __init__(
@@ -52,9 +52,10 @@ class Sample:
         integers: bool = False,
         timestep: int | None = None,
         label: int | None = None,
+        synthetic: bool = False,
     ) -> None:
         self.kind, self.line, self.text, self.values = kind, line, text, values
-        self.integers, self.timestep, self.label = integers, timestep, label
+        self.integers, self.timestep, self.label, self.synthetic = integers, timestep, label, synthetic
 
     def __repr__(self):
         what = repr(self.text) if self.values is None else f"shape {tuple(self.values.shape)}"
@@ -208,9 +209,9 @@ def file_rows(data):
         while told < len(reader.bad):  # told by the reader with file and line
             data._bad.append(reader.bad[told])
             told += 1
-        kind, line, text, values, integers, dtype, timestep = row
+        kind, line, text, values, integers, dtype, timestep, synthetic = row
         label = labels.next() if labels else None
-        sample = Sample(kind, line, text, values, integers, timestep, int(label[3].reshape(-1)[0]) if label else None)
+        sample = Sample(kind, line, text, values, integers, timestep, int(label[3].reshape(-1)[0]) if label else None, synthetic)
         if dtype == "U8" and values.ndim in (2, 3):
             sample.kind, sample.values = "image", data._images.of_pixels(values)
         yield sample

@@ -68,7 +68,7 @@ static void dataset_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* (kind, line, text or None, values or None, integers, dtype, timestep or None). */
+/* (kind, line, text or None, values or None, integers, dtype, timestep or None, synthetic). */
 static PyObject *sample_of(const aqpy_state *state, const aq_sample *s) {
     static const char *const kinds[] = {[AQ_SAMPLE_TEXT] = "text", [AQ_SAMPLE_PROMPT] = "prompt", [AQ_SAMPLE_INPUT] = "input", [AQ_SAMPLE_DATA] = "data"};
     PyObject *text = s->text ? PyUnicode_DecodeUTF8(s->text, (Py_ssize_t)s->text_bytes, "strict") : Py_NewRef(Py_None), *values = NULL;
@@ -85,8 +85,8 @@ static PyObject *sample_of(const aqpy_state *state, const aq_sample *s) {
     }
     PyObject *timestep = s->timestep < 0 ? Py_NewRef(Py_None) : PyLong_FromLong(s->timestep);
     if (values && timestep)
-        return Py_BuildValue("(sKNNOsN)", kinds[s->kind], (unsigned long long)s->line, text, values, s->integers ? Py_True : Py_False, aq_dtype_name(s->dtype),
-                             timestep);
+        return Py_BuildValue("(sKNNOsNO)", kinds[s->kind], (unsigned long long)s->line, text, values, s->integers ? Py_True : Py_False, aq_dtype_name(s->dtype),
+                             timestep, s->synthetic ? Py_True : Py_False);
     Py_DECREF(text);
     Py_XDECREF(values);
     Py_XDECREF(timestep);
@@ -124,7 +124,7 @@ static PyObject *n_samples(PyObject *self, void *unused) {
 }
 
 static PyMethodDef methods[] = {
-    {"next", next_sample, METH_NOARGS, "The next sample (kind, line, text, values, integers, dtype, timestep), or None after the last."},
+    {"next", next_sample, METH_NOARGS, "The next sample (kind, line, text, values, integers, dtype, timestep, synthetic), or None after the last."},
     {NULL, NULL, 0, NULL},
 };
 

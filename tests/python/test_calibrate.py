@@ -156,6 +156,24 @@ def test_text_gradients_are_those_of_the_masked_tokens():
     assert all(p.grad is None for p in (model.head.weight, model.mix.weight))
 
 
+def test_rows_with_timesteps_are_inputs_that_run_as_they_are(dit, tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 1, 28, 28)).astype(np.float32)
+    rows = [{"data": v.ravel().tolist(), "timestep": 100 + 200 * i, "shape": [1, 28, 28], "synthetic": True} for i, v in enumerate(x)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    seen = []
+    c = calibrate(dit[0], tmp_path / "rows.jsonl", samples=4, call=lambda m, x, t, s: (seen.append((x, t)), m(x, timestep=t, class_labels=t * 0))[1])
+    np.testing.assert_array_equal(seen[0][0].numpy(), x)
+    assert seen[0][1].tolist() == [100, 300, 500, 700] and c.synthetic and counts(c, Q) == [0, 49, 0, 49, 0, 49, 0, 49, 0, 0]
+    assert aq.CalibrationLoader().load_from_file(tmp_path / "rows.jsonl").synthetic
+    tokens = [{"data": [1, 128, 3, 128] * 4, "timestep": 500, "shape": [16]}, {"data": [5] * 15 + [128], "timestep": 62, "shape": [16]}]
+    (tmp_path / "tokens.jsonl").write_text("\n".join(map(json.dumps, tokens)))
+    model = seeded_mdlm()
+    c = calibrate(model, tmp_path / "tokens.jsonl", samples=2)
+    assert model.seen[0][0].tolist() == [row["data"] for row in tokens] and not c.synthetic and counts(c, "mix.weight")[5] == 16
+    with pytest.raises(ValueError, match="which have no loss"):
+        calibrate(dit[0], tmp_path / "rows.jsonl", samples=4, gradients=True)
+
+
 class Pipeline:
     """What calibrate needs of a diffusers pipeline, without a VAE."""
 

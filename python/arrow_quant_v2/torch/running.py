@@ -66,8 +66,8 @@ def calibrate(
     """Runs a model over a data set and records what its layers receive. Returns the collection; with a path it is written there too.
 
     model: a diffusers pipeline, or a module: a denoiser with its `scheduler`, or a masked language model. component: of a pipeline, 'transformer' or 'unet'.
-    data: a path or DataSet (images, arrays, texts, prompts), an array [n, ...], or a list of str. None: synthetic, standard normal inputs, or uniform tokens
-    for text; every report says so.
+    data: a path or DataSet (images, arrays, texts, prompts), an array [n, ...], or a list of str; rows {"data", "timestep"} are inputs, run as they are. None:
+    synthetic, standard normal inputs, or uniform tokens for text; every report says so.
     samples: how many of it are used; timesteps: how many levels of noise each one is seen at (1; for pipelines the inference steps, 20), spread evenly over the
     schedule, or a list of timesteps; batch_size; seed.
     task: 'pipeline', 'noise' or 'mask'; None: told by the model and the data.
@@ -105,7 +105,7 @@ def calibrate(
         "num_timesteps": run.num_timesteps,
         "data_name": feed.name or plan.synthetic,
         "data_sha256": feed.sha256,
-        "synthetic": not feed.rows,
+        "synthetic": not feed.rows or any(row.synthetic for row in feed.rows),
         "modality": plan.modality,
         "seed": seed,
         "gradients": gradients,
@@ -173,7 +173,7 @@ class Run:
         texts = feed.rows and feed.rows[0].text is not None
         if self.pipeline is not None:
             return "pipeline" if texts or not feed.rows or getattr(self.pipeline, "vae", None) is not None else "noise"
-        tokens = texts or (feed.rows and feed.rows[0].integers and feed.rows[0].kind == "input")
+        tokens = texts or (feed.rows and feed.rows[0].integers and (feed.rows[0].kind == "input" or self.setting("mask_id", "mask_token_id", "vocab_size")))
         if tokens or (not feed.rows and self.scheduler is None and self.setting("mask_id", "mask_token_id") is not None):
             return "mask"
         return "noise"
@@ -211,6 +211,14 @@ class Feed:
             raise ValueError(f"the data set {self.name} has no samples")
         if len(self.rows) < samples:
             warn(f"the data set {self.name} has {len(self.rows)} samples, {samples} were asked for")
+
+    @property
+    def given(self):
+        """Whether the rows are inputs with their own timesteps ({"data": …, "timestep": …}): run as they are."""
+        return bool(self.rows) and all(row.kind == "data" and row.timestep is not None for row in self.rows)
+
+    def levels(self, schedule):
+        return [(i, (row.timestep + 0.5) / schedule) for i, row in enumerate(self.rows)]
 
     def labels_of(self, n, most, generator):
         """Class labels: the caller's, the data set's, else uniform."""
@@ -264,7 +272,7 @@ def noising(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         shapes = {tuple(row.values.shape) if row.values is not None else None for row in feed.rows}
         if len(shapes) != 1 or None in shapes:
             raise ValueError(f"the samples must be arrays of one shape, these are {sorted(map(str, shapes))[:5]}: give DataSet(…, size=…)")
-        if run.scheduler is None:
+        if run.scheduler is None and not feed.given:
             raise ValueError("noising data needs the scheduler that the model was trained with: give scheduler=, or a pipeline")
         clean = torch.stack([torch.from_numpy(np.ascontiguousarray(row.values)) for row in feed.rows])
         n, shape = len(feed.rows), tuple(clean.shape[1:])
@@ -278,14 +286,16 @@ def noising(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         missing = [name for name in needed if name not in (run.timestep, "class_labels")]
         if missing:
             raise ValueError(f"forward of {type(run.module).__name__} also needs {', '.join(missing)}: give call=, or a pipeline")
-    rows = levels(n, timesteps, run.num_timesteps, generator)
+    rows = feed.levels(run.num_timesteps) if feed.given else levels(n, timesteps, run.num_timesteps, generator)
+    if feed.given and gradients:
+        raise ValueError("rows with their own timesteps are inputs, which have no loss: give clean data for gradients")
 
     def batch(begin):
         some = rows[begin : begin + batch_size]
         index = torch.tensor([i for i, _ in some])
         t = torch.tensor([min(int(at * run.num_timesteps), run.num_timesteps - 1) for _, at in some])
         noise = torch.randn((len(some), *shape), generator=generator)
-        x = noise if clean is None else noised(run.scheduler, clean[index], noise, t, run.num_timesteps)
+        x = noise if clean is None else clean[index] if feed.given else noised(run.scheduler, clean[index], noise, t, run.num_timesteps)
         arguments = {} if y is None else {"class_labels": run.like_weights(y[index])}
         x, t_in = run.like_weights(x), run.like_weights(t)
         if call is not None:
@@ -309,13 +319,14 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         raise ValueError("the mask token cannot be told from the model: give mask_id=")
     length = int(seq_len or run.setting("seq_len", "max_position_embeddings", "n_positions") or 128)
     if feed.rows:
+        length = len(feed.rows[0].values) if feed.given else length  # whole rows, with their masks
         ids = windows(feed.rows, tokenizer, vocabulary, mask, length)[:samples]
         if len(ids) == 0:
             raise ValueError(f"the data set {feed.name} has fewer than {length} tokens: give a smaller seq_len=")
     else:
         ids = torch.randint(0, vocabulary - 1, (samples, length), generator=generator)
         ids += ids >= mask  # any token but the mask
-    rows = levels(len(ids), timesteps, run.num_timesteps, generator)
+    rows = feed.levels(run.num_timesteps) if feed.given else levels(len(ids), timesteps, run.num_timesteps, generator)
     named = run.timestep
     if named is None:  # the model counts its masks itself: so does the recorder
         run.timestep = lambda ids, *_, **__: (ids == mask).float().mean(-1)
@@ -325,6 +336,8 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         tokens = ids[[i for i, _ in some]]
         t = torch.tensor([at for _, at in some], dtype=torch.float32)
         hidden = torch.rand(tokens.shape, generator=generator) < t[:, None]
+        if feed.given:
+            hidden = tokens == mask
         x, t_in = run.like_weights(tokens.masked_fill(hidden, mask)), run.like_weights(t)
         if call is not None:
             out = call(run.module, x, t_in, None)
