@@ -48,6 +48,8 @@ test-python: build $(VENV)/torch.done ## Python tests, on the package as pip ins
 
 bench: build $(VENV)/torch.done ## benchmarks: ratios to peers and to memory bandwidth
 	@build/release/aq_bench quant
+	@build/release/aq_bench gemm
+	@build/release/aq_bench linear
 	$(PYTHON) bench/whole_model.py --program $(PROGRAM)
 	$(PYTHON) -m pip install --quiet .
 	$(PYTHON) bench/bench_python.py

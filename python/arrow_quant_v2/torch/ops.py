@@ -71,7 +71,9 @@ _library.impl("rotate", _rotate_anywhere, "CompositeExplicitAutograd")
 
 
 def _bytes(tensor):
-    return tensor.detach().contiguous().numpy()
+    # At one row of x every torch call shows: those that would do nothing are left out.
+    tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
+    return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
 
 
 def _float(tensor):
@@ -79,7 +81,7 @@ def _float(tensor):
         return None
     if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
         tensor = tensor.to(torch.float32).contiguous()
-    return tensor.detach().numpy()
+    return _bytes(tensor)
 
 
 def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
