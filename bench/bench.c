@@ -13,6 +13,7 @@ static const struct {
     {"quant", "quantization of one matrix: speed against memcpy and ggml, error against bits", bench_quant},
     {"gemm", "[THREADS]: matrix products against the BLAS library that BLAS_LIBRARY names", bench_gemm},
     {"linear", "[THREADS]: products with packed codes against F32 and against the memory", bench_linear},
+    {"solve", "[N [THREADS]]: GPTQ and refine of an N x N layer against one product of that size", bench_solve},
     {"model", "PATH [--bits N] [--method M]: seconds of conversion and quantization of a model's layers, from memory", bench_model},
 };
 

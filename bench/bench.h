@@ -6,5 +6,6 @@ int bench_gemm(int argc, char **argv);
 int bench_linear(int argc, char **argv);
 int bench_quant(int argc, char **argv);
 int bench_model(int argc, char **argv);
+int bench_solve(int argc, char **argv);
 
 #endif
