@@ -367,9 +367,11 @@ def methods(library):
     return rows
 
 
-def measure(subject, library):
+def measure(subject, library, wanted):
     rows, costs = [], None
     for who, what, maker in methods(library):
+        if not re.search(wanted, f"{who} {what}"):
+            continue
         start = time.perf_counter()
         try:
             if isinstance(maker, tuple):
@@ -414,6 +416,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--samples", required=True), p.add_argument("--json"), p.add_argument("--markdown"), p.add_argument("--only", choices=["dit", "text"])
     p.add_argument("--images", type=int, default=512), p.add_argument("--passes", type=int, default=4)
+    p.add_argument("--rows", default="", help="only rows whose words match this; those of an earlier --json file stay")
     p.add_argument("--ggml", help="libggml-base.so, for its K types")
     a = p.parse_args()
     torch.manual_seed(0)
@@ -426,11 +429,16 @@ def main():
         "text": ("Sample text model, 28 block linears: KL", "kl", 6),
     }
     results, text = {}, []
+    if a.json and os.path.exists(a.json):
+        with open(a.json) as f:
+            results = json.load(f)
     for name, make in subjects.items():
         if a.only in (None, name):
             subject = make()
             subject.calibrate()
-            results[name] = measure(subject, a.ggml)
+            rows = measure(subject, a.ggml, a.rows)
+            measured = {(r["who"], r["what"]) for r in rows}
+            results[name] = [r for r in results.get(name, []) if (r["who"], r["what"]) not in measured] + rows
             text.append(table(titles[name][0], *titles[name][1:], results[name]))
     if a.json:
         with open(a.json, "w") as f:

@@ -145,18 +145,21 @@ static bool move_group(const work *t, const quadratic *f, uint64_t row, uint64_t
     return moved;
 }
 
-/* The best point (k, m) of a sub-group: for each k the best m beside it. */
+/* The best point (k, m) of a sub-group: for each k near the best real one the best m beside it. */
 static bool move_on_grid(const work *t, const quadratic *f, aq_two_level *record, uint64_t sub) {
+    enum { NEAR = 8 };
     const aq_quant_spec *spec = t->s->spec;
-    int top = (1 << aq_two_level_field_bits(spec->bits)) - 1, best_k = record->k[sub], best_m = record->m[sub];
-    double outer_s = (double)aq_f16_to_f32(record->scale), outer_o = (double)aq_f16_to_f32(record->offset), best = 0;
-    int k0 = record->k[sub], m0 = record->m[sub];
-    for (int k = 1; k <= top; k++) {
-        double d[MOST_BASES] = {outer_s * (k - k0)};
+    int top = (1 << aq_two_level_field_bits(spec->bits)) - 1, k0 = record->k[sub], m0 = record->m[sub], best_k = k0, best_m = m0;
+    double outer_s = (double)aq_f16_to_f32(record->scale), outer_o = (double)aq_f16_to_f32(record->offset), best = 0, d[MOST_BASES] = {0};
+    double wanted = minimum(f, 0, d) ? k0 + d[0] / outer_s : k0;
+    int middle = wanted < 1 ? 1 : wanted > top ? top : (int)wanted, first = middle > NEAR ? middle - NEAR : 1;
+    bool moves_m = !spec->symmetric && outer_o != 0 && f->a[1][1] > 0;
+    for (int k = first; k <= top && k <= middle + NEAR; k++) {
         int m = spec->symmetric ? k : m0;
-        if (!spec->symmetric && outer_o != 0 && minimum(f, 1, d)) {
-            double wanted = rint(m0 + d[1] / outer_o);
-            m = wanted < 0 ? 0 : wanted > top ? top : (int)wanted;
+        d[0] = outer_s * (k - k0);
+        if (moves_m) {
+            double beside = rint(m0 + (f->r[1] - f->a[0][1] * d[0]) / f->a[1][1] / outer_o);
+            m = beside < 0 ? 0 : beside > top ? top : (int)beside;
         }
         d[1] = outer_o * (m - m0);
         double by = change(f, d);
@@ -205,6 +208,21 @@ static void set_values(work *t, uint64_t lane, uint64_t begin, uint64_t end, uin
     }
 }
 
+/* phi R and phi H phi of 16 rows, from phi and h_phi. */
+static void make_quadratics(const work *t, const float *r, size_t width, size_t n, quadratic *f) {
+    for (size_t b = 0; b < n; b++)
+        for (size_t c = b; c <= n; c++) { /* c = n: with R */
+            const float *other = c < n ? t->h_phi[c] : r;
+            size_t stride = c < n ? AQ_LANES : t->s->lanes;
+            double sum[AQ_LANES] = {0};
+            for (size_t i = 0; i < width; i++)
+                for (size_t j = 0; j < AQ_LANES; j++) sum[j] += (double)t->phi[b][i * AQ_LANES + j] * (double)other[i * stride + j];
+            for (size_t j = 0; j < AQ_LANES; j++) *(c < n ? &f[j].a[b][c] : &f[j].r[b]) = sum[j];
+            for (size_t j = 0; c < n && j < AQ_LANES; j++) f[j].a[c][b] = sum[j];
+        }
+    for (size_t j = 0; j < AQ_LANES; j++) f[j].n = n;
+}
+
 static void fit_pair(work *t, uint64_t lane, uint64_t pair, uint64_t begin, uint64_t end, uint64_t first, uint64_t last) {
     aq_slab *s = t->s;
     size_t n = n_bases(s->spec), width = (size_t)(end - begin);
@@ -217,20 +235,11 @@ static void fit_pair(work *t, uint64_t lane, uint64_t pair, uint64_t begin, uint
             s->kernels->spread(phi, t->h + (begin - first + i) * BLOCK + (begin - first), width, t->h_phi[b], AQ_LANES);
         }
     }
-    quadratic f[AQ_LANES] = {0};
-    for (size_t i = 0; i < width; i++)
-        for (size_t b = 0; b < n; b++)
-            for (size_t j = 0; j < AQ_LANES; j++) {
-                double phi = (double)t->phi[b][i * AQ_LANES + j];
-                f[j].r[b] += phi * (double)r[i * s->lanes + j];
-                for (size_t c = b; c < n; c++) f[j].a[b][c] += phi * (double)t->h_phi[c][i * AQ_LANES + j];
-            }
+    quadratic f[AQ_LANES];
+    make_quadratics(t, r, width, n, f);
     aq_levels *levels = aq_slab_levels(s, pair, lane);
     bool moved = false;
     for (size_t j = 0; j < AQ_LANES && lane + j < s->rows; j++) {
-        f[j].n = n;
-        for (size_t b = 0; b < n; b++)
-            for (size_t c = 0; c < b; c++) f[j].a[b][c] = f[j].a[c][b];
         if (!is_two_level(t)) {
             moved |= move_group(t, &f[j], s->first + lane + j, pair, levels);
             continue;
