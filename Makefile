@@ -53,6 +53,7 @@ bench: build $(VENV)/torch.done ## benchmarks: ratios to peers and to memory ban
 	$(PYTHON) bench/whole_model.py --program $(PROGRAM)
 	$(PYTHON) -m pip install --quiet .
 	$(PYTHON) bench/bench_python.py
+	$(PYTHON) bench/bench_recorder.py
 
 wheel: build $(VENV)/python.done ## build an abi3 wheel into dist/ and test it in a fresh environment
 	@ARROWQUANT_PROGRAM=$(CURDIR)/$(PROGRAM) scripts/build_wheel.sh $(PYTHON)
