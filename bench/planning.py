@@ -96,7 +96,8 @@ class Bench:
             self.outputs = [subject.run(b) for b in subject.test]
         self.power = sum((subject.reference(o) ** 2).sum().item() for o in self.outputs)
         self.calib = str(work / f"{subject.name}.aqcal")
-        self.record()
+        if not pathlib.Path(self.calib).exists():  # of an earlier run in the same --work folder
+            self.record()
 
     def record(self):
         s, g = self.s, torch.Generator().manual_seed(2)
