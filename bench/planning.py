@@ -150,23 +150,31 @@ def measure(bench, calibrated, between=5, **how):
         same = [u for u in uniform if u["bytes"] == budget]
         row["against"] = same[0]["label"] if same else None
         row["gain_db"] = row["db"] - same[0]["db"] if same else None
+        if same:  # what the choice among the layers alone gives, embeddings and projections kept as the uniform run keeps them
+            row["same_layers_db"] = bench.planned(budget, calibrated, skip_sensitive_layers=True, **how)["db"]
         plans.append(row)
     return {"model": bench.s.name, "what": bench.s.what, "calibrated": calibrated, "uniform": uniform, "plans": plans}
 
 
 def table(result):
-    lines = [
-        f"| budget, MB | written, MB | used | {result['what']} | same size, uniform | gain, dB | layers at 2 / 4 / 8 bits / kept |",
-        "|---|---|---|---|---|---|---|",
+    heading = [
+        "budget, MB",
+        "written, MB",
+        "used",
+        result["what"],
+        "same size, uniform",
+        "gain, dB",
+        "gain, same layers open",
+        "layers at 2 / 4 / 8 bits / kept",
     ]
+    lines = [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading)]
     by = {u["label"]: u for u in result["uniform"]}
     for p in result["plans"]:
-        same = f"{by[p['against']]['db']:.1f} ({p['against'].upper()})" if p["against"] else ""
-        gain = f"{p['gain_db']:+.1f}" if p["against"] else ""
-        counts = " / ".join(str(n) for n in p["layers"].values())
-        lines.append(
-            f"| {p['budget'] / 1e6:.3f} | {p['bytes'] / 1e6:.3f} | {100 * p['bytes'] / p['budget']:.1f} % | {p['db']:.1f} | {same} | {gain} | {counts} |"
-        )
+        cells = [f"{p['budget'] / 1e6:.3f}", f"{p['bytes'] / 1e6:.3f}", f"{100 * p['bytes'] / p['budget']:.1f} %", f"{p['db']:.1f}", "", "", ""]
+        if p["against"]:
+            uniform = by[p["against"]]["db"]
+            cells[4:] = [f"{uniform:.1f} ({p['against'].upper()})", f"{p['gain_db']:+.1f}", f"{p['same_layers_db'] - uniform:+.1f}"]
+        lines.append(f"| {' | '.join([*cells, ' / '.join(str(n) for n in p['layers'].values())])} |")
     return "\n".join(lines)
 
 
