@@ -20,7 +20,7 @@
 
 /* ---- plans ---- */
 
-export_out *export_add(exporting *x, size_t tensor, const char *name, size_t name_length, const char *suffix) {
+export_out *aq_export_add(exporting *x, size_t tensor, const char *name, size_t name_length, const char *suffix) {
     size_t n_suffix = suffix ? strlen(suffix) : 0;
     if (x->n_outs == x->outs_capacity) {
         size_t larger = x->outs_capacity ? 2 * x->outs_capacity : 64;
@@ -40,7 +40,7 @@ export_out *export_add(exporting *x, size_t tensor, const char *name, size_t nam
     return out;
 }
 
-aq_dtype export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted) {
+aq_dtype aq_export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted) {
     aq_dtype source = aq_dtype_from_name(t->dtype);
     if (!t->is_float) return source;
     if (wanted != AQ_DTYPE_OTHER) return wanted;
@@ -48,11 +48,11 @@ aq_dtype export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted) {
     return source == AQ_F64 || source == AQ_F32 || source == AQ_F16 ? source : AQ_BF16; /* reduced ones come out as BF16 */
 }
 
-aq_status export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *t, aq_dtype dtype, aq_error *err) {
+aq_status aq_export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *t, aq_dtype dtype, aq_error *err) {
     if (dtype == AQ_DTYPE_OTHER)
         return aq_fail_at(err, AQ_ERR_FORMAT, aq_source_path(&x->source), t->name, "has the element type %s, which %s files here cannot hold", t->dtype,
                           x->target->name);
-    export_out *out = export_add(x, tensor, t->name, strlen(t->name), NULL);
+    export_out *out = aq_export_add(x, tensor, t->name, strlen(t->name), NULL);
     if (!out) return aq_fail_memory(err, strlen(t->name), "the tensor list");
     bool same = !t->stored->quantized && (!t->is_float || dtype == t->stored->raw_dtype);
     x->plans[tensor].from = same ? EXPORT_COPIED : EXPORT_CONVERTED;
@@ -64,11 +64,11 @@ aq_status export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *
     return AQ_OK;
 }
 
-bool export_has_plain_codes(const aq_store_tensor *stored) {
+bool aq_export_has_plain_codes(const aq_store_tensor *stored) {
     return stored->quantized && stored->hadamard_group == 0 && stored->n_equalization_scales == 0 && stored->spec.params != AQ_PARAMS_R2Q;
 }
 
-aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err) {
+aq_status aq_export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err) {
     size_t n = aq_store_tensor_at(x->source.store, tensor)->n_parts;
     for (size_t i = 0; i < n; i++) {
         aq_status status = aq_store_part(x->source.store, tensor, i, part, err);
@@ -80,10 +80,10 @@ aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_s
     return aq_fail_at(err, AQ_ERR_INTERNAL, NULL, part->name, "row %llu is in no part", (unsigned long long)*row);
 }
 
-aq_status export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err) {
+aq_status aq_export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err) {
     aq_store_record part;
     aq_quant_layout layout, one;
-    aq_status status = export_codes_at(x, tensor, &row, &part, &layout, err);
+    aq_status status = aq_export_codes_at(x, tensor, &row, &part, &layout, err);
     if (status == AQ_OK) status = aq_quant_layout_init(&one, &part.spec, 1, layout.cols, err);
     if (status != AQ_OK) return status;
     uint64_t at = part.spec.axis == 1 ? row : part.spec.group_size ? row / part.spec.group_size : 0;
@@ -265,7 +265,7 @@ static bool commit_slab(void *context, size_t item) {
     return true;
 }
 
-bool export_tick(void *context) {
+bool aq_export_tick(void *context) {
     exporting *x = context;
     return aq_job_tell(&x->job, "export", NULL, NULL, x->n_done, x->bytes_done, 0);
 }
@@ -278,7 +278,7 @@ static aq_status run_slabs(exporting *x, aq_error *err) {
                        .cost = slab_cost,
                        .part = do_slab,
                        .commit = commit_slab,
-                       .tick = export_tick};
+                       .tick = aq_export_tick};
     size_t failed;
     aq_ordered_result result = aq_ordered_run(&work, &failed);
     if (result == AQ_ORDERED_FAILED) {
@@ -288,7 +288,7 @@ static aq_status run_slabs(exporting *x, aq_error *err) {
     return result == AQ_ORDERED_CANCELLED || x->job.cancelled ? aq_job_cancelled(err, "nothing was written") : AQ_OK;
 }
 
-aq_status export_weights(exporting *x, const char *path, aq_error *err) {
+aq_status aq_export_weights(exporting *x, const char *path, aq_error *err) {
     uint8_t *header = NULL;
     uint64_t header_size = 0, file_size = 0;
     aq_status status = x->target->header(x, &header, &header_size, &file_size, err);
@@ -308,7 +308,7 @@ aq_status export_weights(exporting *x, const char *path, aq_error *err) {
 
 /* ---- checks before work ---- */
 
-static const export_target *const targets[] = {&export_safetensors, &export_gguf, &export_comfy, &export_gptq};
+static const export_target *const targets[] = {&aq_export_safetensors, &aq_export_gguf, &aq_export_comfy, &aq_export_gptq};
 enum { N_TARGETS = sizeof targets / sizeof targets[0] };
 
 static aq_status check_target_name(exporting *x, aq_error *err) {
@@ -329,9 +329,9 @@ static aq_status check_words(exporting *x, aq_error *err) {
     for (size_t i = 0; o->dtype && i < 3; i++)
         if (strcmp(o->dtype, words[i][0]) == 0) x->dtype = aq_dtype_from_name(words[i][1]);
     if (o->dtype && x->dtype == AQ_DTYPE_OTHER) return aq_fail(err, AQ_ERR_USAGE, "unknown element type '%s'. Must be 'f32', 'f16', or 'bf16'", o->dtype);
-    if (o->type && x->target != &export_gguf) return aq_fail(err, AQ_ERR_USAGE, "a type is for GGUF files only, not for %s", x->target->name);
+    if (o->type && x->target != &aq_export_gguf) return aq_fail(err, AQ_ERR_USAGE, "a type is for GGUF files only, not for %s", x->target->name);
     if (o->source && !x->target->recodes) return aq_fail(err, AQ_ERR_USAGE, "the source weights are of no use for %s, which dequantizes", x->target->name);
-    if (o->rotate && x->target != &export_comfy) return aq_fail(err, AQ_ERR_USAGE, "rotation is for comfy-int8 only, not for %s", x->target->name);
+    if (o->rotate && x->target != &aq_export_comfy) return aq_fail(err, AQ_ERR_USAGE, "rotation is for comfy-int8 only, not for %s", x->target->name);
     if (o->type && strcmp(o->type, "auto") != 0) {
         const aq_ggml_format *f = aq_ggml_format_named(o->type);
         if (!f || (f->type != AQ_GGML_F16 && !aq_ggml_can_encode(f)))
@@ -366,7 +366,7 @@ static aq_status check_request(exporting *x, aq_error *err) {
 /* Only a model folder like the one that is written is ever replaced: a wrong path must not cost a home folder. */
 static bool may_replace(const exporting *x) {
     char relative[512];
-    export_weights_path(x, relative);
+    aq_export_weights_path(x, relative);
     char *weights = aq_path_join(x->out_path, relative);
     bool same_kind = weights && aq_path_is_file(weights);
     aq_free(weights);
@@ -532,7 +532,7 @@ aq_status aq_export(const char *path, const char *out_path, const aq_export_opti
     if (status == AQ_OK) status = check_adapters(x, err);
     if (status == AQ_OK) status = check_target(x, err);
     if (status == AQ_OK) status = plan_all(x, err);
-    if (status == AQ_OK) status = x->single_file ? export_weights(x, out_path, err) : export_folder(x, err);
+    if (status == AQ_OK) status = x->single_file ? aq_export_weights(x, out_path, err) : aq_export_folder(x, err);
     if (status == AQ_OK) {
         if (x->single_file) aq_sentences_add(&x->files, "%s", out_path);
         status = give_report(x, report_json, err);

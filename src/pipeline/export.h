@@ -1,8 +1,8 @@
 /* Inside of aq_export. A target says what becomes of each tensor (plan), and turns slabs of rows into bytes (make); export.c runs it over all tensors with
  * several threads, writes what comes at fixed places of the file, and adds up the error that the target's grid adds.
  *   export.c         the run, checks before work, report
- *   export_folder.c  folders: layout and side files of the source, put into place at once
- *   export_plain.c   safetensors; export_gguf.c, export_comfy.c, export_gptq.c
+ *   aq_export_folder.c  folders: layout and side files of the source, put into place at once
+ *   export_plain.c   safetensors; aq_export_gguf.c, aq_export_comfy.c, aq_export_gptq.c
  */
 #ifndef AQ_PIPELINE_EXPORT_H
 #define AQ_PIPELINE_EXPORT_H
@@ -91,7 +91,7 @@ typedef struct export_target {
     aq_status (*config)(const exporting *x, json_t *config, aq_error *err);
 } export_target;
 
-extern const export_target export_safetensors, export_gguf, export_comfy, export_gptq;
+extern const export_target aq_export_safetensors, aq_export_gguf, aq_export_comfy, aq_export_gptq;
 
 struct exporting {
     const export_target *target;
@@ -117,36 +117,36 @@ struct exporting {
 };
 
 /* Adds an output tensor to the plan of `tensor`, which must be the last one planned. The name is copied; `suffix` may be NULL. NULL: no memory. */
-export_out *export_add(exporting *x, size_t tensor, const char *name, size_t name_length, const char *suffix);
+export_out *aq_export_add(exporting *x, size_t tensor, const char *name, size_t name_length, const char *suffix);
 /* Element type that a tensor keeps or gets when it is not recoded: `wanted` for floating ones (AQ_DTYPE_OTHER: what the source had). */
-aq_dtype export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted);
+aq_dtype aq_export_kept_dtype(const aq_source_tensor *t, aq_dtype wanted);
 /* Plans a tensor as it is, converted to `dtype` where it has another one. */
-aq_status export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *t, aq_dtype dtype, aq_error *err);
+aq_status aq_export_plan_kept(exporting *x, size_t tensor, const aq_source_tensor *t, aq_dtype dtype, aq_error *err);
 /* A quantized tensor whose stored codes are those of the weight itself: not rotated, not equalized. */
-bool export_has_plain_codes(const aq_store_tensor *stored);
+bool aq_export_has_plain_codes(const aq_store_tensor *stored);
 /* The stored codes and parameters around a row: `part` is the part, `row` becomes the row in it. */
-aq_status export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err);
+aq_status aq_export_codes_at(const exporting *x, size_t tensor, uint64_t *row, aq_store_record *part, aq_quant_layout *layout, aq_error *err);
 /* One row's codes with their pairs (s, z), each for `width` consecutive inputs; s and z have room for the layout's pairs_per_row. */
 typedef struct export_row {
     const uint8_t *codes;
     int bits;
     uint64_t width;
 } export_row;
-aq_status export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err);
+aq_status aq_export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err);
 static inline int export_code(const export_row *row, uint64_t i) {
     uint64_t bit = i * (uint64_t)row->bits;
     return row->codes[bit / 8] >> bit % 8 & ((1 << row->bits) - 1);
 }
 /* Header of a safetensors file with all outputs; `key` and `value`, when not NULL, are added to its metadata. */
-aq_status export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
+aq_status aq_export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
 /* Writes the weights to a file that appears at once. */
-aq_status export_weights(exporting *x, const char *path, aq_error *err);
+aq_status aq_export_weights(exporting *x, const char *path, aq_error *err);
 /* True while nobody cancelled; for aq_file_copy_while. */
-bool export_tick(void *context);
+bool aq_export_tick(void *context);
 
-/* export_folder.c */
-aq_status export_folder(exporting *x, aq_error *err);
+/* aq_export_folder.c */
+aq_status aq_export_folder(exporting *x, aq_error *err);
 /* Path of the weights below the root of a folder. */
-void export_weights_path(const exporting *x, char out[512]);
+void aq_export_weights_path(const exporting *x, char out[512]);
 
 #endif

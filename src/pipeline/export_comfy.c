@@ -21,20 +21,20 @@ static aq_status add_outputs(exporting *x, size_t tensor, const aq_source_tensor
     static const char rotated[] = "{\"format\":\"int8_tensorwise\",\"convrot\":true,\"convrot_groupsize\":256}";
     const char *marker = x->plans[tensor].group ? rotated : plain;
     size_t n_base = strlen(t->name) - strlen(".weight");
-    export_out *out = export_add(x, tensor, t->name, strlen(t->name), NULL);
+    export_out *out = aq_export_add(x, tensor, t->name, strlen(t->name), NULL);
     if (out) {
         out->dtype = "I8";
         out->shape = t->shape;
         out->row_bytes = t->cols;
         out->size_bytes = t->count;
-        out = export_add(x, tensor, t->name, strlen(t->name), "_scale");
+        out = aq_export_add(x, tensor, t->name, strlen(t->name), "_scale");
     }
     if (out) {
         out->dtype = "F32";
         out->shape = (aq_shape){.rank = 2, .dims = {t->rows, 1}};
         out->row_bytes = 4;
         out->size_bytes = 4 * t->rows;
-        out = export_add(x, tensor, t->name, n_base, ".comfy_quant");
+        out = aq_export_add(x, tensor, t->name, n_base, ".comfy_quant");
     }
     if (out) {
         out->dtype = "U8";
@@ -50,7 +50,7 @@ static aq_status plan(exporting *x, size_t tensor, const aq_source_tensor *t, aq
     export_plan *p = &x->plans[tensor];
     if (t->stored->quantized && t->shape.rank != 2) p->refused = "a convolution kernel";
     if (t->stored->quantized && !aq_text_ends_with(t->name, ".weight")) p->refused = "not a layer's weight";
-    if (!t->stored->quantized || p->refused || t->count == 0) return export_plan_kept(x, tensor, t, export_kept_dtype(t, x->dtype), err);
+    if (!t->stored->quantized || p->refused || t->count == 0) return aq_export_plan_kept(x, tensor, t, aq_export_kept_dtype(t, x->dtype), err);
     p->from = EXPORT_RECODED;
     p->group = x->options->rotate && t->cols % GROUP == 0 ? GROUP : 0;
     if (x->options->rotate && !p->group) p->refused = "its inputs are no multiple of 256: not rotated";
@@ -119,8 +119,8 @@ static float search_row(const float *x, uint64_t n, int8_t *q, int8_t *spare) {
 static bool take_row(const exporting *x, const export_slab *s, uint64_t row, int8_t *q, float *scale, aq_error *err) {
     export_row own;
     float zero;
-    if (s->plan->group || !export_has_plain_codes(s->t.stored) || s->t.stored->layout.pairs_per_row != 1) return false;
-    if (export_row_at(x, s->tensor, row, &own, scale, &zero, err) != AQ_OK || zero != floorf(zero) || fabsf(zero) > 255) return false;
+    if (s->plan->group || !aq_export_has_plain_codes(s->t.stored) || s->t.stored->layout.pairs_per_row != 1) return false;
+    if (aq_export_row_at(x, s->tensor, row, &own, scale, &zero, err) != AQ_OK || zero != floorf(zero) || fabsf(zero) > 255) return false;
     for (uint64_t i = 0; i < s->t.cols; i++) {
         int code = export_code(&own, i) - (int)zero;
         if (code < -128 || code > 127) return false;
@@ -160,5 +160,5 @@ static bool make(exporting *x, const export_slab *s, export_scratch *t, export_p
     return ok;
 }
 
-const export_target export_comfy = {
-    .name = "comfy-int8", .suffix = ".safetensors", .file = true, .recodes = true, .plan = plan, .make = make, .header = export_st_header};
+const export_target aq_export_comfy = {
+    .name = "comfy-int8", .suffix = ".safetensors", .file = true, .recodes = true, .plan = plan, .make = make, .header = aq_export_st_header};

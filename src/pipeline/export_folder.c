@@ -45,7 +45,7 @@ static aq_status place(const char *root, const char *relative, char **out, aq_er
 }
 
 /* Path of the weights below the root: the source's own, or a name that loaders know. */
-void export_weights_path(const exporting *x, char out[512]) {
+void aq_export_weights_path(const exporting *x, char out[512]) {
     json_t *source = json_object_get(x->metadata, "source");
     const char *folder = json_string_value(json_object_get(source, "weights_folder")), *name = json_string_value(json_object_get(source, "weights_name"));
     if (!name || !aq_text_ends_with(name, ".safetensors")) name = "model.safetensors";
@@ -67,13 +67,13 @@ static aq_status write_config(const exporting *x, const char *from, const char *
 
 static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
     char relative[512], config[512], *path;
-    export_weights_path(x, relative);
+    aq_export_weights_path(x, relative);
     const char *slash = strrchr(relative, '/');
     snprintf(config, sizeof config, "%.*sconfig.json", slash ? (int)(slash + 1 - relative) : 0, relative);
     bool has_config = false;
     aq_status status = place(root, relative, &path, err);
     if (status != AQ_OK) return status;
-    status = export_weights(x, path, err);
+    status = aq_export_weights(x, path, err);
     aq_free(path);
     if (status == AQ_OK) aq_sentences_add(&x->files, "%s", relative);
     for (size_t i = 0; i < aq_store_n_side_files(x->source.store) && status == AQ_OK; i++) {
@@ -81,10 +81,10 @@ static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
         if ((status = place(root, name, &path, err)) != AQ_OK) break;
         bool changed = x->target->config && strcmp(name, config) == 0;
         has_config |= changed;
-        status = changed ? write_config(x, absolute, path, err) : aq_file_copy_while(absolute, path, export_tick, x, err);
+        status = changed ? write_config(x, absolute, path, err) : aq_file_copy_while(absolute, path, aq_export_tick, x, err);
         aq_free(path);
         if (status == AQ_OK) aq_sentences_add(&x->files, "%s", name);
-        if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !export_tick(x))) status = aq_job_cancelled(err, "nothing was written");
+        if (status == AQ_ERR_INTERRUPTED || (status == AQ_OK && !aq_export_tick(x))) status = aq_job_cancelled(err, "nothing was written");
     }
     if (status != AQ_OK || has_config || !x->target->config || (status = place(root, config, &path, err)) != AQ_OK) return status;
     status = write_config(x, NULL, path, err);
@@ -104,7 +104,7 @@ static aq_status move_into_place(const exporting *x, const char *work, aq_error 
     return aq_fail_io(err, errno, x->out_path, "cannot move the result into place");
 }
 
-aq_status export_folder(exporting *x, aq_error *err) {
+aq_status aq_export_folder(exporting *x, aq_error *err) {
     size_t n = strlen(x->out_path);
     while (n > 1 && x->out_path[n - 1] == '/') n--;
     char *work = aq_alloc(n + 16), *parent = NULL;

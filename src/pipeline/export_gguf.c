@@ -61,7 +61,7 @@ static bool is_symmetric(const exporting *x, size_t tensor, const aq_store_tenso
     aq_store_record part;
     aq_quant_layout layout;
     uint64_t row = 0;
-    if (t->rows == 0 || t->cols == 0 || t->spec.params != AQ_PARAMS_F16 || export_codes_at(x, tensor, &row, &part, &layout, NULL) != AQ_OK) return false;
+    if (t->rows == 0 || t->cols == 0 || t->spec.params != AQ_PARAMS_F16 || aq_export_codes_at(x, tensor, &row, &part, &layout, NULL) != AQ_OK) return false;
     const uint8_t *halves = part.params;
     for (uint64_t i = 0; i < layout.n_groups && i < 64; i++, halves += 4) {
         float s = aq_f16_to_f32((uint16_t)(halves[0] | halves[1] << 8)), o = aq_f16_to_f32((uint16_t)(halves[2] | halves[3] << 8));
@@ -128,7 +128,7 @@ static aq_status plan(exporting *x, size_t tensor, const aq_source_tensor *t, aq
                           LONGEST_NAME);
     p->format = t->stored->quantized ? choose(x, tensor, t, &p->refused) : NULL;
     if (p->format) {
-        export_out *out = export_add(x, tensor, t->name, strlen(t->name), NULL);
+        export_out *out = aq_export_add(x, tensor, t->name, strlen(t->name), NULL);
         if (!out) return aq_fail_memory(err, strlen(t->name), "the tensor list");
         p->from = EXPORT_RECODED;
         out->type = p->format->type;
@@ -138,7 +138,7 @@ static aq_status plan(exporting *x, size_t tensor, const aq_source_tensor *t, aq
     } else {
         aq_dtype kept = x->dtype != AQ_DTYPE_OTHER ? x->dtype : AQ_F16;
         if (t->is_float && t->shape.rank < 2) kept = AQ_F32;
-        status = export_plan_kept(x, tensor, t, export_kept_dtype(t, kept), err);
+        status = aq_export_plan_kept(x, tensor, t, aq_export_kept_dtype(t, kept), err);
         if (status != AQ_OK) return status;
         export_out *out = &x->outs[p->first_out];
         out->type = plain_type(p->dtype);
@@ -162,7 +162,7 @@ static bool take_row(exporting *x, const export_slab *s, uint64_t row, export_sc
     aq_store_record part;
     aq_quant_layout layout;
     uint64_t in_part = s->row + row, cols = s->t.cols;
-    if (export_codes_at(x, s->tensor, &in_part, &part, &layout, &piece->error) != AQ_OK) return false;
+    if (aq_export_codes_at(x, s->tensor, &in_part, &part, &layout, &piece->error) != AQ_OK) return false;
     aq_ggml_codes codes = {&part.spec, &layout, part.data, part.params};
     for (uint64_t col = 0; col < cols; col += f->n_values, blocks += f->n_bytes) {
         uint8_t block[AQ_GGML_MAX_BYTES];
@@ -188,7 +188,7 @@ static bool make(exporting *x, const export_slab *s, export_scratch *t, export_p
         return false;
     }
     aq_ggml_decode(f, piece->bytes, n, t->result);
-    for (uint64_t row = 0; row < s->n_rows && export_has_plain_codes(s->t.stored); row++)
+    for (uint64_t row = 0; row < s->n_rows && aq_export_has_plain_codes(s->t.stored); row++)
         if (!take_row(x, s, row, t, piece, piece->bytes + row * per_row * f->n_bytes)) return false;
     return true;
 }
@@ -259,4 +259,4 @@ static aq_status header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t 
     return status;
 }
 
-const export_target export_gguf = {.name = "gguf", .suffix = ".gguf", .file = true, .recodes = true, .plan = plan, .make = make, .header = header};
+const export_target aq_export_gguf = {.name = "gguf", .suffix = ".gguf", .file = true, .recodes = true, .plan = plan, .make = make, .header = header};

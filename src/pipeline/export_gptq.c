@@ -37,20 +37,20 @@ static void words(export_out *out, uint64_t rows, uint64_t cols) {
 static aq_status add_outputs(exporting *x, size_t tensor, const aq_source_tensor *t, uint64_t bits, uint64_t group, aq_error *err) {
     size_t n_base = strlen(t->name) - strlen(".weight");
     uint64_t n_groups = (t->cols + group - 1) / group;
-    export_out *out = export_add(x, tensor, t->name, n_base, ".qweight");
+    export_out *out = aq_export_add(x, tensor, t->name, n_base, ".qweight");
     if (out) {
         words(out, t->cols * bits / 32, t->rows);
-        out = export_add(x, tensor, t->name, n_base, ".qzeros");
+        out = aq_export_add(x, tensor, t->name, n_base, ".qzeros");
     }
     if (out) {
         words(out, n_groups, t->rows * bits / 32);
-        out = export_add(x, tensor, t->name, n_base, ".scales");
+        out = aq_export_add(x, tensor, t->name, n_base, ".scales");
     }
     if (out) {
         out->dtype = "F16";
         out->shape = (aq_shape){.rank = 2, .dims = {n_groups, t->rows}};
         out->size_bytes = n_groups * t->rows * 2;
-        out = export_add(x, tensor, t->name, n_base, ".g_idx");
+        out = aq_export_add(x, tensor, t->name, n_base, ".g_idx");
     }
     if (out) {
         words(out, 1, t->cols);
@@ -76,7 +76,7 @@ static aq_status plan(exporting *x, size_t tensor, const aq_source_tensor *t, aq
         else if (group > MAX_GROUPED)
             p->refused = "its groups are too large";
     }
-    if (!t->stored->quantized || p->refused || t->count == 0) return export_plan_kept(x, tensor, t, export_kept_dtype(t, x->dtype), err);
+    if (!t->stored->quantized || p->refused || t->count == 0) return aq_export_plan_kept(x, tensor, t, aq_export_kept_dtype(t, x->dtype), err);
     p->from = EXPORT_RECODED;
     p->whole = true;
     p->group = (uint32_t)group;
@@ -216,11 +216,11 @@ static bool make(exporting *x, const export_slab *s, export_scratch *t, export_p
     uint64_t n_pairs = s->t.stored->layout.pairs_per_row;
     uint8_t *q = aq_alloc(p.group);
     float *pairs = aq_alloc(2 * n_pairs * sizeof *pairs);
-    bool ok = q && pairs, plain = export_has_plain_codes(s->t.stored);
+    bool ok = q && pairs, plain = aq_export_has_plain_codes(s->t.stored);
     if (!ok) aq_fail_memory(&piece->error, p.group, "a group of codes");
     for (uint64_t row = 0; ok && row < s->t.rows; row++) {
         export_row own;
-        if (plain) ok = export_row_at(x, s->tensor, row, &own, pairs, pairs + n_pairs, &piece->error) == AQ_OK;
+        if (plain) ok = aq_export_row_at(x, s->tensor, row, &own, pairs, pairs + n_pairs, &piece->error) == AQ_OK;
         ok = ok && pack_row(x, &p, row, plain ? &own : NULL, pairs, pairs + n_pairs, q);
     }
     aq_free(q);
@@ -302,5 +302,5 @@ static aq_status config(const exporting *x, json_t *root, aq_error *err) {
     return status;
 }
 
-const export_target export_gptq = {
-    .name = "gptq", .suffix = ".safetensors", .folder = true, .recodes = true, .plan = plan, .make = make, .header = export_st_header, .config = config};
+const export_target aq_export_gptq = {
+    .name = "gptq", .suffix = ".safetensors", .folder = true, .recodes = true, .plan = plan, .make = make, .header = aq_export_st_header, .config = config};

@@ -7,7 +7,7 @@
 #include "pipeline/export.h"
 
 static aq_status plan(exporting *x, size_t tensor, const aq_source_tensor *t, aq_error *err) {
-    return export_plan_kept(x, tensor, t, export_kept_dtype(t, x->dtype), err);
+    return aq_export_plan_kept(x, tensor, t, aq_export_kept_dtype(t, x->dtype), err);
 }
 
 /* __metadata__ of the source, or what loaders expect to find. */
@@ -19,7 +19,7 @@ static char *header_metadata(const exporting *x) {
     return text;
 }
 
-aq_status export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err) {
+aq_status aq_export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err) {
     char *metadata = header_metadata(x), *header = NULL;
     aq_st_entry *entries = aq_calloc(x->n_outs, sizeof *entries);
     uint64_t total = 0;
@@ -39,5 +39,5 @@ aq_status export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64
     return AQ_OK;
 }
 
-const export_target export_safetensors = {
-    .name = "safetensors", .suffix = ".safetensors", .file = true, .folder = true, .plan = plan, .header = export_st_header};
+const export_target aq_export_safetensors = {
+    .name = "safetensors", .suffix = ".safetensors", .file = true, .folder = true, .plan = plan, .header = aq_export_st_header};

@@ -123,7 +123,7 @@ def test_sizes_that_are_none_are_refused(cli, size):
         (["--bit", "4"], "error: unknown option --bit\n  hint: did you mean --bits?\n"),
         (["--exlude", "x"], "error: unknown option --exlude\n  hint: did you mean --exclude?\n"),
         (["--grup-size", "64"], "error: unknown option --grup-size\n  hint: did you mean --group-size?\n"),
-        (["--against", "x"], "error: --against is not an option of quantize\n  hint: it belongs to: verify\n"),
+        (["--against", "x"], "error: --against is not an option of quantize\n  hint: it belongs to: verify report\n"),
         (
             ["--limit", "n_tensor=5"],
             'error: --limit: unknown limit "n_tensor"; must be header_bytes, n_tensors, name_bytes, index_bytes, config_bytes, n_shards or json_depth\n'
