@@ -70,7 +70,7 @@ static void code_group(const float *w, uint64_t count, uint8_t *codes, float *sc
         hi = w[i] > hi ? w[i] : hi;
     }
     float s = (float)(((double)hi - (double)lo) / 255);
-    if (!isnormal(s)) s = 1; /* one value, or a range below what a scale can express */
+    if (!(s > 0)) s = 1; /* one value, or a range below what a scale can express */
     float z = (float)(-(double)lo / (double)s);
     if (!isfinite(z)) z = lo > 0 ? -FLT_MAX : FLT_MAX;
     for (uint64_t i = 0; i < count; i++) {
