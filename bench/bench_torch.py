@@ -1,8 +1,8 @@
 """Layers over packed codes in torch: speed of the forward pass as ratios to torch's own layers in the same run, and memory of a loaded model.
 
 Usage: python bench/bench_torch.py [--size 1024] [--rounds N] [--skip-memory]
-For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs. Every figure is the best of the rounds, and
-the rounds of all candidates alternate, so that a slow moment of the machine meets all of them.
+For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs. Every figure is the best of the
+rounds, and the rounds of all candidates alternate, so that a slow moment of the machine meets all of them.
 """
 
 import argparse

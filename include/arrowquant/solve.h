@@ -20,7 +20,7 @@ typedef enum aq_solve_order {
 } aq_solve_order;
 
 typedef struct aq_solve_options {
-    double damp;       /* fraction of mean diag H that is added to the diagonal: 0.01; x10 up to 1 when the factorization fails */
+    double damp; /* fraction of mean diag H that is added to the diagonal: 0.01; x10 up to 1 when the factorization fails */
     aq_solve_order order;
     int refine_sweeps; /* rounds of refine after GPTQ (0: none; default 3): no round raises tr(E H E^T) */
     bool no_feedback;  /* only the search with diag H, then refine when asked */

@@ -15,7 +15,7 @@ typedef struct sample {
     void *data, *params;
     char name[64];
     void *extension; /* arrays of the spatial and time-aware parts */
-    float *values; /* what dequantization gives [rows, cols]; NULL when not floating */
+    float *values;   /* what dequantization gives [rows, cols]; NULL when not floating */
 } sample;
 
 /* Quantized matrix of pseudo-random values (same seed, same bytes). Shape [rows, cols]. */
