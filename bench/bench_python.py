@@ -161,9 +161,7 @@ def bench_peers(n_layers, size, threads, rounds):
                 continue
             best[name] = min(best.get(name, seconds), seconds)
     given = n_layers * size * size * 4
-    print(
-        f"{n_layers} of {size} x {size}, 4 bits, groups of 128, {threads} threads: {best['ours'] * 1e3:.2f} ms, {given / best['ours'] / 1e9:.1f} GB/s"
-    )
+    print(f"{n_layers} of {size} x {size}, 4 bits, groups of 128, {threads} threads: {best['ours'] * 1e3:.2f} ms, {given / best['ours'] / 1e9:.1f} GB/s")
     for name, _ in PEERS:
         if name in skipped:
             print(f"  {name}: skipped ({skipped[name]})")

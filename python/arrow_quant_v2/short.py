@@ -53,8 +53,9 @@ def quantize(path: Path, output: Path | None = None, **settings: Any) -> Result:
 
     path: a .safetensors or .gguf file, a *.safetensors.index.json, or a model folder; output: the folder to write (None: "NAME-int4" beside the source).
     Keywords, all optional. Settings: every field of DiffusionQuantConfig, and short names as on the command line: bits, group, time_groups, calib, samples,
-    target_size ("6.5GB"), plan (a file), threads, max_memory ("4GB"), spatial, time_aware; config: a DiffusionQuantConfig to start from; profile: 'edge', 'local'
-    or 'cloud' (its values, which the other keywords change). Run: overwrite, mkdir, restart, verify (True), strict, allow_unmatched, side_files (True), component,
+    target_size ("6.5GB"), plan (a file), threads, max_memory ("4GB"), spatial, time_aware; config: a DiffusionQuantConfig to start from; profile: 'edge',
+    'local' or 'cloud' (its values, which the other keywords change). Run: overwrite, mkdir, restart, verify (True), strict, allow_unmatched,
+    side_files (True), component,
     variant, follow_symlinks (True), skip_unknown_dtype, shard_size ("5GB"); lora: adapters to merge first, a path or a list of paths, "FILE:STRENGTH" or
     (path, strength); progress: True for a bar on a terminal, or a callable that takes a Progress and
     may return False to cancel.
