@@ -73,7 +73,8 @@ int cli_run_export(const cli_args *args) {
         return cli_report_error(&err, args->json, NULL);
     }
     if (!out && !(out = own = cli_export_path(args->operands[0], options.to))) aq_fail_memory(&err, strlen(args->operands[0]), "the output path");
-    if (out && cli_settings_model(&model, args, &err) == AQ_OK && cli_settings_config(&config, args, &err) == AQ_OK) {
+    if (out && cli_settings_model(&model, args, &err) == AQ_OK && cli_settings_shards(&options.shard_bytes, args, &err) == AQ_OK &&
+        cli_settings_config(&config, args, &err) == AQ_OK) {
         cli_signals_catch_interrupts();
         options.n_threads = (int)aq_config_int(config, "num_threads", 0);
         aq_export(args->operands[0], out, &options, cli_job_hooks(), &report, &err);

@@ -165,7 +165,7 @@ static const cli_option table[] = {
     {"overwrite", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize plan export report calib",
      "replace an existing output, once the new one is complete"},
     {"mkdir", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "create missing parent folders"},
-    {"shard-size", 0, "SIZE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "begin a new file beyond this size (5GB)"},
+    {"shard-size", 0, "SIZE", NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize export", "begin a new file beyond this size (5GB)"},
     {"no-side-files", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "do not copy configs, tokenizer and other components"},
     {"no-verify", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "do not read the result back"},
     {"restart", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "discard the state of an interrupted run"},

@@ -84,12 +84,8 @@ static aq_status read_options(aq_quantize_options *out, const cli_args *args, aq
         .allow_unmatched = cli_args_has(args, "allow-unmatched"),
         .no_side_files = cli_args_has(args, "no-side-files"),
     };
-    const char *shard_size = cli_args_value(args, "shard-size");
     aq_status status = cli_settings_model(&out->model, args, err);
-    if (status == AQ_OK && shard_size) status = cli_parse_size(&out->shard_bytes, shard_size, "--shard-size", err);
-    if (status == AQ_OK && shard_size && out->shard_bytes == 0)
-        status = aq_fail(err, AQ_ERR_USAGE, "--shard-size: invalid size \"%s\"; must be above 0", cli_safe(shard_size));
-    return status;
+    return status == AQ_OK ? cli_settings_shards(&out->shard_bytes, args, err) : status;
 }
 
 /* --report FILE: the page about what was just written. */
@@ -114,6 +110,7 @@ static aq_status export_too(const cli_args *args, const aq_config *config, const
                             .source = strcmp(cli_args_value(args, "to"), "safetensors") == 0 ? NULL : args->operands[0],
                             .model = &options->model,
                             .overwrite = options->overwrite,
+                            .shard_bytes = options->shard_bytes,
                             .n_threads = (int)aq_config_int(config, "num_threads", 0)};
     char *out = done ? cli_export_path(container, to.to) : NULL, *text = NULL;
     aq_status status = out ? aq_export(container, out, &to, cli_job_hooks(), &text, err) : aq_fail_memory(err, strlen(*report), "a report");

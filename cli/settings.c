@@ -164,3 +164,11 @@ aq_status cli_settings_model(aq_model_options *out, const cli_args *args, aq_err
     }
     return AQ_OK;
 }
+
+aq_status cli_settings_shards(uint64_t *out, const cli_args *args, aq_error *err) {
+    const char *text = cli_args_value(args, "shard-size");
+    if (!text) return AQ_OK;
+    aq_status status = cli_parse_size(out, text, "--shard-size", err);
+    if (status == AQ_OK && *out == 0) status = aq_fail(err, AQ_ERR_USAGE, "--shard-size: invalid size \"%s\"; must be above 0", cli_safe(text));
+    return status;
+}

@@ -15,4 +15,7 @@ aq_status cli_settings_print(const aq_config *config, const cli_args *args, aq_e
 /* --component, --variant, --modality, --limit and so on. Strings are borrowed from args. */
 aq_status cli_settings_model(aq_model_options *out, const cli_args *args, aq_error *err);
 
+/* --shard-size in bytes; left as it is when not given. */
+aq_status cli_settings_shards(uint64_t *out, const cli_args *args, aq_error *err);
+
 #endif

@@ -126,7 +126,8 @@ typedef struct aq_export_options {
     const aq_model_options *model; /* how to open the source, with the adapters that the container has merged; NULL: plainly */
     bool rotate;                   /* comfy-int8: rotate the inputs in groups of 256 */
     bool overwrite, make_parents;
-    int n_threads; /* 0: all */
+    uint64_t shard_bytes; /* folders: a new file of weights begins beyond; 0: 5 GB */
+    int n_threads;        /* 0: all */
 } aq_export_options;
 
 /* Exports a container for other programs (docs/exports.md). Codes are taken over where the target's grid agrees with ours; the error that recoding adds is in

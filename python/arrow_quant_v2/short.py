@@ -113,6 +113,7 @@ def export(
     rotate: bool = False,
     overwrite: bool = False,
     mkdir: bool = False,
+    shard_size: int | str | None = None,
     threads: int = 0,
     progress: ProgressLike = None,
 ) -> dict[str, Any]:
@@ -123,6 +124,7 @@ def export(
     type: the blocks of a GGUF file, 'auto', 'q8_0', 'q4_0', 'q4_1', 'q4_k', 'q2_k', 'f16'.
     source: the original model; layers whose codes do not fit the format's grid are coded from it, not from the dequantized weights
     (lora: with the adapters that the container has merged, as for quantize). rotate: comfy-int8 with rotated inputs.
+    shard_size: a folder gets a new file of weights beyond this ("5GB"), and their index.
     Returns the report (docs/json.md) as a dict; its 'recoding' tells per layer the error that the format adds.
     Raises ModelNotFoundError, FormatError, ConfigurationError, OSError.
 
@@ -137,6 +139,8 @@ def export(
     suffix = {"gguf": ".gguf", "comfy-int8": "-comfy-int8.safetensors"}.get(to, f"-{to}")
     target = container.rstrip("/") + suffix if output is None else _jobs.path_of(output)
     options: dict[str, Any] = {"dtype": dtype, "type": type, "rotate": rotate, "overwrite": overwrite, "make_parents": mkdir, "threads": threads}
+    if shard_size is not None:
+        options["shard_bytes"] = int(_jobs.bytes_of(shard_size))
     if source is not None:
         options["source"] = _jobs.require_model(source)
     if lora is not None:

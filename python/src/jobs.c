@@ -244,16 +244,17 @@ static PyObject *run_diff(PyObject *module, PyObject *args, PyObject *kwargs) {
 }
 
 static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"path",   "to",   "output_path", "tick",      "log",          "dtype",   "type",
-                            "source", "lora", "rotate",      "overwrite", "make_parents", "threads", NULL};
+    static char *names[] = {"path", "to",     "output_path", "tick",         "log",     "dtype",       "type", "source",
+                            "lora", "rotate", "overwrite",   "make_parents", "threads", "shard_bytes", NULL};
     PyObject *path = NULL, *output = NULL, *source = NULL, *tick = NULL, *log = NULL, *lora = NULL;
     path_list adapters = {0};
     aq_model_options model;
     aq_export_options options = {0};
     int rotate = 0, overwrite = 0, make_parents = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&Opppi:run_export", names, PyUnicode_FSConverter, &path, &options.to, aqpy_path_or_none,
+    unsigned long long shard_bytes = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&sO&OO|$zzO&OpppiK:run_export", names, PyUnicode_FSConverter, &path, &options.to, aqpy_path_or_none,
                                      &output, &tick, &log, &options.dtype, &options.type, aqpy_path_or_none, &source, &lora, &rotate, &overwrite, &make_parents,
-                                     &options.n_threads) ||
+                                     &options.n_threads, &shard_bytes) ||
         !path_list_of(lora, &adapters)) {
         Py_XDECREF(path);
         Py_XDECREF(output);
@@ -266,6 +267,7 @@ static PyObject *run_export(PyObject *module, PyObject *args, PyObject *kwargs) 
     options.model = &model;
     options.source = bytes_or_null(source);
     options.rotate = rotate;
+    options.shard_bytes = shard_bytes;
     options.overwrite = overwrite;
     options.make_parents = make_parents;
     aqpy_job j = aqpy_job_of(module, tick, log);

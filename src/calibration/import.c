@@ -21,10 +21,10 @@ typedef struct {
     const aq_model *model; /* to belong to, or NULL */
     void (*skipped)(void *user, const char *name);
     void *user;
-} import;
+} importing;
 
 /* Mean squares times `count` become the layer's sums. Values are checked: they come from a file. */
-static aq_status add_layer(import *im, const char *name, uint64_t n, const double *sum_sq, double count, aq_error *err) {
+static aq_status add_layer(importing *im, const char *name, uint64_t n, const double *sum_sq, double count, aq_error *err) {
     int64_t index = im->model ? aq_model_find(im->model, name) : 0;
     uint64_t rows, cols = n;
     if (im->model && index >= 0) aq_shape_matrix(&aq_model_tensor(im->model, (size_t)index)->shape, &rows, &cols);
@@ -52,7 +52,7 @@ static aq_status add_layer(import *im, const char *name, uint64_t n, const doubl
 /* ---- GGUF ---- */
 
 /* Sums over the matrices of NAME.in_sum2, its rows being counted by NAME.counts. */
-static aq_status read_tensor(import *im, const aq_model *file, size_t index, aq_error *err) {
+static aq_status read_tensor(importing *im, const aq_model *file, size_t index, aq_error *err) {
     const aq_tensor_info *sums = aq_model_tensor(file, index), *counts;
     char name[AQ_CALIB_LIMIT_NAME_BYTES + 16];
     size_t n_name = strlen(sums->name) - strlen(SUFFIX_SUMS);
@@ -82,7 +82,7 @@ static aq_status read_tensor(import *im, const aq_model *file, size_t index, aq_
     return status;
 }
 
-static aq_status read_gguf(import *im, aq_error *err) {
+static aq_status read_gguf(importing *im, aq_error *err) {
     aq_model *file;
     aq_model_options options;
     aq_model_options_init(&options);
@@ -118,7 +118,7 @@ static bool take_name(bytes *b, char *out, size_t size) {
     return true;
 }
 
-static aq_status read_legacy(import *im, const aq_file_map *map, aq_error *err) {
+static aq_status read_legacy(importing *im, const aq_file_map *map, aq_error *err) {
     bytes b = {map->data, map->size ? map->data + map->size : NULL};
     int32_t n_entries = 0, n_calls, n;
     char name[AQ_CALIB_LIMIT_NAME_BYTES + 1];
@@ -154,7 +154,7 @@ aq_status aq_calib_import(aq_calib **out, const char *path, const aq_model *mode
     aq_status status = aq_file_map_open(&map, path, false, err);
     if (status != AQ_OK) return status;
     status = aq_calib_create(out, &options, err);
-import im = {* out, path, model, skipped, user };
+    importing im = {*out, path, model, skipped, user};
     bool gguf = map.size >= 4 && memcmp(map.data, "GGUF", 4) == 0;
     if (status == AQ_OK) status = gguf ? read_gguf(&im, err) : read_legacy(&im, &map, err);
     if (status == AQ_OK && aq_calib_n_layers(*out) == 0)

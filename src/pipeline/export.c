@@ -245,7 +245,8 @@ static bool commit_slab(void *context, size_t item) {
     export_piece *piece = &x->pieces[item % AQ_ORDERED_WINDOW];
     export_plan *plan = &x->plans[s.tensor];
     bool copied = plan->from == EXPORT_COPIED;
-    aq_status status = copied ? write_copied(x, &s, &piece->error) : write_piece(x, &s, piece, &piece->error);
+    aq_status status = aq_export_files_reach(x, s.tensor, &piece->error);
+    if (status == AQ_OK) status = copied ? write_copied(x, &s, &piece->error) : write_piece(x, &s, piece, &piece->error);
     aq_free(piece->bytes);
     piece->bytes = NULL;
     if (status != AQ_OK) return false;
@@ -289,20 +290,13 @@ static aq_status run_slabs(exporting *x, aq_error *err) {
 }
 
 aq_status aq_export_weights(exporting *x, const char *path, aq_error *err) {
-    uint8_t *header = NULL;
-    uint64_t header_size = 0, file_size = 0;
-    aq_status status = x->target->header(x, &header, &header_size, &file_size, err);
-    if (status == AQ_OK) status = aq_outfile_create(&x->file, path, file_size, x->options->overwrite, err);
-    if (status == AQ_OK) status = aq_outfile_write(x->file, 0, header, header_size, err);
-    for (size_t i = 0; i < x->n_outs && status == AQ_OK; i++)
-        if (x->outs[i].blob) status = aq_outfile_write(x->file, x->outs[i].offset, x->outs[i].blob, x->outs[i].size_bytes, err);
+    x->weights_path = path;
+    aq_status status = aq_export_files_plan(x, err);
     if (status == AQ_OK) status = run_slabs(x, err);
-    if (status == AQ_OK)
-        status = aq_outfile_finish(x->file, err);
-    else
-        aq_outfile_abort(x->file);
+    if (status == AQ_OK) status = aq_export_files_finish(x, err);
+    aq_outfile_abort(x->file);
     x->file = NULL;
-    aq_free(header);
+    x->weights_path = NULL;
     return status;
 }
 
@@ -368,8 +362,10 @@ static bool may_replace(const exporting *x) {
     char relative[512];
     aq_export_weights_path(x, relative);
     char *weights = aq_path_join(x->out_path, relative);
-    bool same_kind = weights && aq_path_is_file(weights);
+    char *index = weights ? aq_export_index_path(weights) : NULL;
+    bool same_kind = (weights && aq_path_is_file(weights)) || (index && aq_path_is_file(index));
     aq_free(weights);
+    aq_free(index);
     aq_names names = {0};
     bool empty = !same_kind && aq_list_dir(&names, x->out_path, 1000000, NULL) == AQ_OK && names.n_names == 0;
     aq_names_free(&names);
@@ -506,6 +502,7 @@ static void clean_up(exporting *x) {
     }
     aq_slabs_free(&x->slabs);
     aq_free(x->outs);
+    aq_free(x->shards);
     aq_free(x->plans);
     aq_sentences_free(&x->warnings);
     aq_sentences_free(&x->files);

@@ -1,8 +1,9 @@
 /* Inside of aq_export. A target says what becomes of each tensor (plan), and turns slabs of rows into bytes (make); export.c runs it over all tensors with
  * several threads, writes what comes at fixed places of the file, and adds up the error that the target's grid adds.
  *   export.c         the run, checks before work, report
- *   aq_export_folder.c  folders: layout and side files of the source, put into place at once
- *   export_plain.c   safetensors; aq_export_gguf.c, aq_export_comfy.c, aq_export_gptq.c
+ *   export_files.c   files of weights: where each begins, and the index of several
+ *   export_folder.c  folders: layout and side files of the source, put into place at once
+ *   export_plain.c   safetensors; export_gguf.c, export_comfy.c, export_gptq.c
  */
 #ifndef AQ_PIPELINE_EXPORT_H
 #define AQ_PIPELINE_EXPORT_H
@@ -77,6 +78,11 @@ typedef struct export_scratch {
     aq_ggml_encoder *encoder;
 } export_scratch;
 
+/* Where one file of weights begins. All outputs of a tensor lie in one file. */
+typedef struct export_shard {
+    size_t first_tensor, first_out;
+} export_shard;
+
 typedef struct exporting exporting;
 
 typedef struct export_target {
@@ -86,7 +92,8 @@ typedef struct export_target {
     bool recodes;       /* has codes of its own: takes --source, reports the added error */
     aq_status (*plan)(exporting *x, size_t tensor, const aq_source_tensor *t, aq_error *err);
     bool (*make)(exporting *x, const export_slab *slab, export_scratch *scratch, export_piece *piece); /* NULL: only conversions */
-    aq_status (*header)(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
+    /* Header of a file with outputs [first, first + n), whose offsets it sets. */
+    aq_status (*header)(exporting *x, size_t first, size_t n, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
     /* Changes config.json on its way into a folder; NULL: copied. */
     aq_status (*config)(const exporting *x, json_t *config, aq_error *err);
 } export_target;
@@ -108,7 +115,10 @@ struct exporting {
     export_plan *plans; /* [source.n_tensors] */
     export_out *outs;
     size_t n_outs, outs_capacity;
-    aq_outfile *file;
+    const char *weights_path; /* of the file, or from which names of several are made */
+    export_shard *shards;     /* [n_shards + 1] */
+    size_t n_shards, n_begun; /* files are written one after the other */
+    aq_outfile *file;         /* the last one begun */
     aq_slabs slabs;
     export_piece pieces[AQ_ORDERED_WINDOW];
     export_scratch scratch[EXPORT_MAX_THREADS];
@@ -137,14 +147,26 @@ static inline int export_code(const export_row *row, uint64_t i) {
     uint64_t bit = i * (uint64_t)row->bits;
     return row->codes[bit / 8] >> bit % 8 & ((1 << row->bits) - 1);
 }
-/* Header of a safetensors file with all outputs; `key` and `value`, when not NULL, are added to its metadata. */
-aq_status aq_export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
-/* Writes the weights to a file that appears at once. */
+/* Header of a safetensors file. */
+aq_status aq_export_st_header(exporting *x, size_t first, size_t n, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err);
+/* Writes the weights to a file that appears at once; in a folder to several with an index where they take more than a shard. */
 aq_status aq_export_weights(exporting *x, const char *path, aq_error *err);
 /* True while nobody cancelled; for aq_file_copy_while. */
 bool aq_export_tick(void *context);
 
-/* aq_export_folder.c */
+/* export_files.c */
+/* Divides the tensors among files. */
+aq_status aq_export_files_plan(exporting *x, aq_error *err);
+/* Finishes files and begins new ones until the one that holds `tensor` is open. */
+aq_status aq_export_files_reach(exporting *x, size_t tensor, aq_error *err);
+/* Finishes the last file; writes the index of several. */
+aq_status aq_export_files_finish(exporting *x, aq_error *err);
+/* "model.safetensors" of one file; "model-00001-of-00003.safetensors" of several. aq_free; NULL: no memory. */
+char *aq_export_file_path(const exporting *x, const char *weights, size_t shard);
+/* The index beside files of this name. aq_free; NULL: no memory. */
+char *aq_export_index_path(const char *weights);
+
+/* export_folder.c */
 aq_status aq_export_folder(exporting *x, aq_error *err);
 /* Path of the weights below the root of a folder. */
 void aq_export_weights_path(const exporting *x, char out[512]);

@@ -65,6 +65,18 @@ static aq_status write_config(const exporting *x, const char *from, const char *
     return status;
 }
 
+/* The report names files by their paths below the root. */
+static aq_status list_weights(exporting *x, const char *relative, aq_error *err) {
+    for (size_t i = 0; i <= x->n_shards; i++) {
+        if (i == x->n_shards && i == 1) break;
+        char *name = i < x->n_shards ? aq_export_file_path(x, relative, i) : aq_export_index_path(relative);
+        if (!name) return aq_fail_memory(err, strlen(relative), "a path");
+        aq_sentences_add(&x->files, "%s", name);
+        aq_free(name);
+    }
+    return AQ_OK;
+}
+
 static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
     char relative[512], config[512], *path;
     aq_export_weights_path(x, relative);
@@ -75,7 +87,7 @@ static aq_status fill_folder(exporting *x, const char *root, aq_error *err) {
     if (status != AQ_OK) return status;
     status = aq_export_weights(x, path, err);
     aq_free(path);
-    if (status == AQ_OK) aq_sentences_add(&x->files, "%s", relative);
+    if (status == AQ_OK) status = list_weights(x, relative, err);
     for (size_t i = 0; i < aq_store_n_side_files(x->source.store) && status == AQ_OK; i++) {
         const char *absolute, *name = aq_side_file_original_name(aq_store_side_file(x->source.store, i, &absolute));
         if ((status = place(root, name, &path, err)) != AQ_OK) break;

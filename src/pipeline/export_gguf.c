@@ -225,8 +225,9 @@ static void warn_loaders(exporting *x, const char *arch, bool diffusers) {
         aq_sentences_add(&x->warnings, "the tensors have diffusers' names of %s: diffusers loads the file, ComfyUI-GGUF wants the original names", arch);
 }
 
-static aq_status header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err) {
+static aq_status header(exporting *x, size_t first, size_t n, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err) {
     bool diffusers;
+    (void)first, (void)n; /* one file with all outputs */
     const char *arch = architecture(x, &diffusers);
     aq_gguf_entry *entries = aq_calloc(x->n_outs, sizeof *entries);
     aq_gguf_value *values = aq_calloc(x->n_outs + 3, sizeof *values);

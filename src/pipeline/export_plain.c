@@ -19,21 +19,22 @@ static char *header_metadata(const exporting *x) {
     return text;
 }
 
-aq_status aq_export_st_header(exporting *x, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err) {
+aq_status aq_export_st_header(exporting *x, size_t first, size_t n, uint8_t **bytes, uint64_t *size, uint64_t *file_size, aq_error *err) {
     char *metadata = header_metadata(x), *header = NULL;
-    aq_st_entry *entries = aq_calloc(x->n_outs, sizeof *entries);
+    export_out *outs = x->outs + first;
+    aq_st_entry *entries = aq_calloc(n, sizeof *entries);
     uint64_t total = 0;
-    aq_status status = metadata && entries ? AQ_OK : aq_fail_memory(err, x->n_outs * sizeof *entries, "the header");
+    aq_status status = metadata && entries ? AQ_OK : aq_fail_memory(err, n * sizeof *entries, "the header");
     if (status == AQ_OK) {
-        for (size_t i = 0; i < x->n_outs; i++)
-            entries[i] = (aq_st_entry){.name = x->outs[i].name, .dtype = x->outs[i].dtype, .shape = x->outs[i].shape, .size_bytes = x->outs[i].size_bytes};
-        status = aq_st_header_build(&header, size, &total, entries, x->n_outs, metadata, err);
+        for (size_t i = 0; i < n; i++)
+            entries[i] = (aq_st_entry){.name = outs[i].name, .dtype = outs[i].dtype, .shape = outs[i].shape, .size_bytes = outs[i].size_bytes};
+        status = aq_st_header_build(&header, size, &total, entries, n, metadata, err);
     }
     free(metadata);
     aq_free(entries);
     if (status != AQ_OK) return status;
     uint64_t at = *size;
-    for (size_t i = 0; i < x->n_outs; at += x->outs[i++].size_bytes) x->outs[i].offset = at;
+    for (size_t i = 0; i < n; at += outs[i++].size_bytes) outs[i].offset = at;
     *bytes = (uint8_t *)header;
     *file_size = at;
     return AQ_OK;

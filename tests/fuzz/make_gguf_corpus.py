@@ -1,4 +1,4 @@
-"""Writes the seed corpus of fuzz_gguf: small good files of every type, and files that are wrong in one field each.
+"""Writes the seed corpora of fuzz_gguf and fuzz_importance: small good files of every type, and files that are wrong in one field each.
 
 A file is built from its fields, and every field of a good file is set to values that have broken readers (0, 1, all ones, powers of two beside the limits), so
 that the fuzzer starts behind the magic number and the counts. Run from the repository root: python3 tests/fuzz/make_gguf_corpus.py
@@ -7,7 +7,8 @@ that the fuzzer starts behind the magic number and the counts. Run from the repo
 import struct
 from pathlib import Path
 
-ROOT = Path(__file__).parent / "corpus" / "gguf"
+CORPUS = Path(__file__).parent / "corpus"
+ROOT = CORPUS / "gguf"
 TYPES = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84), 11: (256, 110), 12: (256, 144)}
 TYPES |= {13: (256, 176), 14: (256, 210), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 30: (1, 2)}
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -91,6 +92,22 @@ def main():
         out[f"cut_{cut}"] = bytes(small.data[:cut])
     for name, data in out.items():
         (ROOT / name).write_bytes(data)
+
+    importance()
+
+
+def importance():
+    """Both forms: GGUF with summed squares and counts, and the older list of entries."""
+    folder = CORPUS / "importance"
+    folder.mkdir(exist_ok=True)
+    sums = [("a.weight.in_sum2", [8, 1], 0), ("a.weight.counts", [1, 1], 0), ("e.weight.in_sum2", [4, 2], 0), ("e.weight.counts", [1, 2], 0)]
+    good = bytearray(build([("general.type", 8, "imatrix")], sums).data)
+    good[-32 * 4 :] = struct.pack("<32f", *(i / 8 for i in range(32)))
+    entry = struct.pack("<i", 1) + b"a" + struct.pack("<ii4f", 3, 4, 0.5, 1, 2, 0)
+    files = {"good_gguf": good, "good_list": struct.pack("<i", 1) + entry, "good_two": struct.pack("<i", 2) + entry + entry.replace(b"a", b"b", 1)}
+    files |= {"bad_twice": struct.pack("<i", 2) + 2 * entry, "bad_cut": struct.pack("<i", 2) + entry, "bad_alone": build([], sums[:1]).data}
+    for name, data in files.items():
+        (folder / name).write_bytes(bytes(data))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes the seed corpora of fuzz_safetensors and fuzz_index: small good and bad files, one for each way that the format can be wrong.
+"""Writes the seed corpora of fuzz_safetensors, fuzz_index, fuzz_lora and fuzz_plan: small good and bad files, one for each way that a format can be wrong.
 
 Run from the repository root: python3 tests/fuzz/make_model_corpus.py
 """
@@ -114,7 +114,58 @@ INDEX = {
 }
 
 
+def adapter(tensors: dict, strength: str = "", metadata: dict | None = None) -> bytes:
+    """{name: shape} as F32, behind the text of a strength."""
+    at, header = 0, {"__metadata__": metadata} if metadata else {}
+    for name, shape in tensors.items():
+        size = 4
+        for n in shape:
+            size *= n
+        header[name] = entry("F32", shape, at, at + size)
+        at += size
+    return bytes([len(strength)]) + strength.encode() + safetensors(header, at)
+
+
+KOHYA = {"lora_unet_b_0_q.lora_down.weight": [2, 4], "lora_unet_b_0_q.lora_up.weight": [6, 2], "lora_unet_b_0_q.alpha": []}
+PEFT = {"transformer.b.0.q.lora_A.weight": [1, 4], "transformer.b.0.q.lora_B.weight": [6, 1]}
+CONV = {"b.0.conv.lora_A.weight": [2, 2, 2, 2], "b.0.conv.lora_B.weight": [3, 2, 1, 1]}
+ALPHA = json.dumps({"lora_alpha": 3, "use_rslora": True, "alpha_pattern": {"q": 2.5}})
+LORA = {
+    "good_kohya": adapter(KOHYA),
+    "good_strength": adapter(KOHYA, "-0.75"),
+    "good_peft": adapter(PEFT, "2", {"lora_adapter_metadata": ALPHA}),
+    "good_both_layers": adapter(PEFT | CONV),
+    "good_text_encoder": adapter(KOHYA | {"lora_te_x.alpha": []}),
+    "bad_strength": adapter(KOHYA, "1e9"),
+    "bad_half": adapter({k: v for k, v in KOHYA.items() if "up" not in k}),
+    "bad_rank": adapter(PEFT | {"transformer.b.0.q.lora_B.weight": [6, 2]}),
+    "bad_layer": adapter(PEFT | {"b.1.q.lora_A.weight": [1, 4]}),
+    "bad_twice": adapter(PEFT | KOHYA),
+    "bad_kind": adapter(KOHYA | {"lora_unet_b_0_q.hada_w1_a": [2, 2]}),
+    "bad_alpha": adapter(KOHYA | {"lora_unet_b_0_q.alpha": [2]}),
+    "bad_config": adapter(PEFT, "", {"lora_adapter_metadata": '{"lora_alpha":'}),
+}
+
+LAYER = {"bits": 4, "group_size": 64, "params": "f16", "method": "search", "sensitivity": 0.5, "error": 1e-3}
+PLAN = {
+    "good": {"schema": "arrowquant.plan/1", "layers": {"a.weight": LAYER, "b": {"bits": 16}}},
+    "good_small": {"layers": {"a": {"group_size": 32}}},
+    "bad_bits": {"schema": "arrowquant.plan/1", "layers": {"a": LAYER | {"bits": 3}}},
+    "bad_group": {"schema": "arrowquant.plan/1", "layers": {"a": LAYER | {"group_size": -7}}},
+    "bad_method": {"schema": "arrowquant.plan/1", "layers": {"a": LAYER | {"method": "none"}}},
+    "bad_schema": {"schema": "arrowquant.plan/2", "layers": {}},
+    "bad_list": [],
+    "bad_cut": '{"schema":"arrowquant.plan/1","layers":{"a":{"bits":4',
+}
+
+
 def main() -> None:
+    for folder in ("lora", "plan"):
+        (ROOT / folder).mkdir(exist_ok=True)
+    for name, data in LORA.items():
+        (ROOT / "lora" / name).write_bytes(data)
+    for name, value in PLAN.items():
+        (ROOT / "plan" / name).write_text(value if isinstance(value, str) else json.dumps(value))
     for name, data in SAFETENSORS.items():
         (ROOT / "safetensors" / name).write_bytes(data)
     for name, value in INDEX.items():

@@ -4,32 +4,13 @@ Given a container, when it is exported, then the readers see the names and shape
 definition say, and layers that were coded anew carry the error that the report states.
 """
 
-import json
-import os
-import pathlib
-import shutil
-import subprocess
-
 import numpy as np
 import pytest
+from program import arrowquant, sqnr_db
 
 gguf = pytest.importorskip("gguf")
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
 pq = pytest.importorskip("pyarrow.parquet")
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def arrowquant(*args, code=0):
-    program = os.environ.get("ARROWQUANT_PROGRAM") or shutil.which("arrowquant") or str(ROOT / "build" / "release" / "arrowquant")
-    done = subprocess.run([program, *map(str, args), "--json"], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr + done.stdout
-    return json.loads(done.stdout)
-
-
-def sqnr_db(wanted, got):
-    noise = np.square(wanted.astype(np.float64) - got).sum()
-    return 10 * np.log10(np.square(wanted.astype(np.float64)).sum() / noise) if noise else np.inf
 
 
 @pytest.fixture(scope="module")

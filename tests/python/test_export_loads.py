@@ -5,28 +5,17 @@ and the kept ones equal to the source; a single file loads with the safetensors 
 """
 
 import json
-import os
-import pathlib
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from program import ROOT, arrowquant
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "examples" / "dit-fashion"
 SOURCE = SAMPLE / "transformer" / "diffusion_pytorch_model.safetensors"
-
-
-def arrowquant(*args):
-    program = os.environ.get("ARROWQUANT_PROGRAM") or shutil.which("arrowquant") or str(ROOT / "build" / "release" / "arrowquant")
-    done = subprocess.run([program, *map(str, args), "--json"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +82,35 @@ def test_dequantized_values_follow_from_the_stored_codes(container, folder):
             assert np.array_equal((codes - zeros) * scales, exact[row["layer_name"]].numpy())
             checked += 1
     assert checked == len(container[1])
+
+
+@pytest.mark.parametrize("to", ["safetensors", "gptq"])
+def test_large_models_are_written_in_shards_that_loaders_read(tmp_path, to):
+    """A sharded source, and a limit that makes shards of the export: the same tensors as in one file, by the index as diffusers' loader and ours read it."""
+    model = diffusers.DiTTransformer2DModel.from_pretrained(SAMPLE, subfolder="transformer", local_files_only=True)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    arrowquant("quantize", tmp_path / "sharded", "-o", tmp_path / "q", "--bits", 4, "--group", 64, "--sym", "--params", "f16")
+    arrowquant("export", tmp_path / "q", "--to", to, "-o", tmp_path / "one")
+    report = arrowquant("export", tmp_path / "q", "--to", to, "-o", tmp_path / "many", "--shard-size", "700KB")
+    arrowquant("export", tmp_path / "q", "--to", to, "-o", tmp_path / "many", "--shard-size", "700KB", "--overwrite")
+    name = "diffusion_pytorch_model"
+    assert (tmp_path / "one" / f"{name}.safetensors").exists() and not (tmp_path / "one" / f"{name}.safetensors.index.json").exists()
+    whole = safetensors_torch.load_file(tmp_path / "one" / f"{name}.safetensors")
+    index = json.loads((tmp_path / "many" / f"{name}.safetensors.index.json").read_text())
+    shards = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert [p.name for p in shards] == [f"{name}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))] and len(shards) > 1
+    assert {*report["output"]["files"]} == {p.name for p in (tmp_path / "many").iterdir()}
+    parts = {p.name: safetensors_torch.load_file(p) for p in shards}
+    assert index["weight_map"] == {tensor: file for file, tensors in parts.items() for tensor in tensors}
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in whole.values())
+    assert all(sum(t.numel() * t.element_size() for t in p.values()) <= 700_000 or len(p) == 1 for p in parts.values())
+    for file in parts.values():
+        for tensor, value in file.items():
+            assert torch.equal(value, whole.pop(tensor)), tensor
+    assert not whole
+    if to == "safetensors":
+        loaded = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "many", local_files_only=True).state_dict()
+        expected = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path / "one", local_files_only=True).state_dict()
+        assert all(torch.equal(loaded[k], v) for k, v in expected.items())
+        assert arrowquant("diff", tmp_path / "one", tmp_path / "many")["equal"]

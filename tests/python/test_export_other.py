@@ -4,29 +4,13 @@ comfy_kitchen is the quantization library of ComfyUI; auto_round holds the layer
 """
 
 import json
-import os
-import pathlib
-import shutil
 import subprocess
 
 import numpy as np
 import pytest
+from program import PROGRAM, ROOT, arrowquant, sqnr_db
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def arrowquant(*args, code=0):
-    program = os.environ.get("ARROWQUANT_PROGRAM") or shutil.which("arrowquant") or str(ROOT / "build" / "release" / "arrowquant")
-    done = subprocess.run([program, *map(str, args), "--json"], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr + done.stdout
-    return json.loads(done.stdout)
-
-
-def sqnr_db(wanted, got):
-    noise = np.square(wanted.astype(np.float64) - got).sum()
-    return 10 * np.log10(np.square(wanted.astype(np.float64)).sum() / noise) if noise else np.inf
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +221,10 @@ def test_the_commands_of_the_guide_work(tmp_path):
     """docs/exports.md, as it stands."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     text = (ROOT / "docs" / "exports.md").read_text()
-    program = os.environ.get("ARROWQUANT_PROGRAM") or shutil.which("arrowquant") or str(ROOT / "build" / "release" / "arrowquant")
     commands = [line for line in text.split("```")[1].strip().splitlines() if line]
     assert len(commands) > 5
     for line in commands:
-        done = subprocess.run([program, *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([PROGRAM, *line.split()[1:]], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stderr)
     assert {p.name for p in tmp_path.iterdir()} == {
         "examples",
