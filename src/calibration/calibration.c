@@ -81,16 +81,20 @@ aq_status aq_calib_create(aq_calib **out, const aq_calib_options *options, aq_er
     return AQ_OK;
 }
 
+static void free_gradient(aq_calib_layer *l) {
+    aq_free(l->gradient_rows);
+    aq_free(l->gradient_cols);
+    aq_free(l->gradient_rows_mean);
+    aq_free(l->gradient_cols_mean);
+}
+
 static void free_layer(aq_calib *c, aq_calib_layer *layer) {
     for (uint32_t g = 0; layer->groups && g < c->options.n_groups; g++) aq_sums_free(c, &layer->groups[g], layer->n_inputs);
     for (uint32_t g = 0; layer->moments && g < aq_calib_n_moments(c); g++) aq_moment_free(&layer->moments[g], &c->pool);
     aq_free(layer->groups);
     aq_free(layer->moments);
     aq_free(layer->timesteps);
-    aq_free(layer->gradient_rows);
-    aq_free(layer->gradient_cols);
-    aq_free(layer->gradient_rows_mean);
-    aq_free(layer->gradient_cols_mean);
+    free_gradient(layer);
     aq_free(layer->name);
 }
 
@@ -420,11 +424,13 @@ aq_status aq_calib_hessian(const aq_calib *c, size_t layer, const double *weight
 /* ---- gradients ---- */
 
 bool aq_gradient_reserve(aq_calib_layer *l, uint64_t rows) {
-    if (!l->gradient_rows) l->gradient_rows = aq_calloc(rows, sizeof(double));
-    if (!l->gradient_cols) l->gradient_cols = aq_calloc(l->n_inputs, sizeof(double));
-    if (!l->gradient_rows_mean) l->gradient_rows_mean = aq_calloc(rows, sizeof(double));
-    if (!l->gradient_cols_mean) l->gradient_cols_mean = aq_calloc(l->n_inputs, sizeof(double));
-    l->n_gradient_rows = rows; /* all calls for a layer agree on it */
+    if (l->n_gradients > 0) return true; /* all calls for a layer agree on the rows */
+    free_gradient(l);                    /* of a gradient that was refused */
+    l->gradient_rows = aq_calloc(rows, sizeof(double));
+    l->gradient_cols = aq_calloc(l->n_inputs, sizeof(double));
+    l->gradient_rows_mean = aq_calloc(rows, sizeof(double));
+    l->gradient_cols_mean = aq_calloc(l->n_inputs, sizeof(double));
+    l->n_gradient_rows = rows;
     return l->gradient_rows && l->gradient_cols && l->gradient_rows_mean && l->gradient_cols_mean;
 }
 
@@ -439,7 +445,7 @@ aq_status aq_calib_add_gradient(aq_calib *c, size_t layer, const float *gradient
     if (layer >= c->n_layers) return aq_fail(err, AQ_ERR_USAGE, "there is no layer %zu", layer);
     aq_calib_layer *l = &c->layers[layer];
     uint64_t n = l->n_inputs;
-    if (rows == 0 || rows > AQ_CALIB_LIMIT_INPUTS || (l->gradient_rows && rows != l->n_gradient_rows))
+    if (rows == 0 || rows > AQ_CALIB_LIMIT_INPUTS || (l->n_gradients > 0 && rows != l->n_gradient_rows))
         return aq_fail_at(err, AQ_ERR_USAGE, NULL, l->name, "a gradient has %llu rows, the ones before %llu", (unsigned long long)rows,
                           (unsigned long long)l->n_gradient_rows);
     double *row_sums = aq_alloc(rows * sizeof *row_sums), *col_sums = aq_calloc(n, sizeof *col_sums);

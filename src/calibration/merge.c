@@ -55,7 +55,7 @@ static aq_status check_layers(const aq_calib *into, const aq_calib *from, aq_err
         if (t->n_inputs != f->n_inputs)
             return aq_fail_at(err, AQ_ERR_USAGE, NULL, f->name, "has %llu inputs in one collection and %llu in the other", (unsigned long long)t->n_inputs,
                               (unsigned long long)f->n_inputs);
-        if (t->gradient_rows && f->n_gradients > 0 && t->n_gradient_rows != f->n_gradient_rows)
+        if (t->n_gradients > 0 && f->n_gradients > 0 && t->n_gradient_rows != f->n_gradient_rows)
             return aq_fail_at(err, AQ_ERR_USAGE, NULL, f->name, "has gradients of %llu rows in one collection and of %llu in the other",
                               (unsigned long long)t->n_gradient_rows, (unsigned long long)f->n_gradient_rows);
         /* A layer that shares its statistics here must share the same ones there, or they would be added twice or not at all. */

@@ -274,6 +274,8 @@ aq_status aq_moment_flush(aq_moment *m, aq_moment_pool *pool, int n_threads, aq_
 }
 
 static aq_status gather(aq_moment *m, aq_moment_pool *pool, const float *row, int n_threads, aq_error *err) {
+    aq_status full = m->n_rows == AQ_MOMENT_ROWS ? aq_moment_flush(m, pool, n_threads, err) : AQ_OK; /* an earlier call had no memory for its block */
+    if (full != AQ_OK) return full;
     if (!m->rows) {
         m->rows = aq_alloc(4 * m->n * AQ_MOMENT_ROWS);
         if (!m->rows) return aq_fail_memory(err, 4 * m->n * AQ_MOMENT_ROWS, "gathered rows");

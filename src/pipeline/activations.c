@@ -91,6 +91,7 @@ aq_status aq_activations(const quantize_run *run, size_t index, const float *equ
     bool eight = aq_config_int(run->config, "act_bits", 16) == 8, timed = aq_config_bool(run->config, "enable_time_aware");
     if (aq_inputs_known(run, index, &layer) == INPUTS_NONE || (!eight && !timed)) return AQ_OK;
     const aq_calib_options *o = aq_calib_settings(run->calib);
+    if (o->diagonal_only) return AQ_OK; /* an importance matrix knows no ranges */
     uint64_t n_inputs = aq_calib_n_inputs(run->calib, layer);
     size_t n_seen = o->n_groups, n = timed ? (size_t)aq_config_int(run->config, "num_time_groups", 10) : 1;
     if (n > n_seen) n = n_seen; /* finer than it was recorded it cannot be */

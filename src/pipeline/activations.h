@@ -11,8 +11,8 @@ typedef struct layer_activations {
 } layer_activations;
 
 /* For the inputs as the codes see them, x s R (equalization [n] may be NULL; rms [n]: root mean squares of the rotated inputs, NULL when they are not rotated).
- * Nothing (n = 0) without calibration or with time awareness off. *problem: "" or why this layer has to do with one pair for all timesteps, which is then
- * what it gets. AQ_ERR_MEMORY. */
+ * Nothing (n = 0) without calibration, with one that knows no ranges (an importance matrix), or with time awareness off. *problem: "" or why this layer has to
+ * do with one pair for all timesteps, which is then what it gets. AQ_ERR_MEMORY. */
 aq_status aq_activations(const quantize_run *run, size_t index, const float *equalization, const float *rms, layer_activations *out, char problem[160],
                          aq_error *err);
 void aq_activations_free(layer_activations *a);

@@ -34,7 +34,8 @@ static void drop_last_if_impossible(list *l, uint64_t rows, uint64_t cols) {
 static bool word_is(const quantize_run *run, const char *field, const char *word) { return strcmp(aq_config_string(run->config, field), word) == 0; }
 
 bool aq_spatial_is_asked(const quantize_run *run, size_t index) {
-    return word_is(run, "smooth", "ditas") && aq_config_bool(run->config, "enable_spatial") && aq_inputs_known(run, index, NULL) != INPUTS_NONE;
+    if (aq_inputs_known(run, index, NULL) == INPUTS_NONE || aq_calib_settings(run->calib)->diagonal_only) return false; /* nothing is known of ranges */
+    return word_is(run, "smooth", "ditas") && aq_config_bool(run->config, "enable_spatial");
 }
 
 /* A plan that names the method is carried out as it is: equalization scales would take what other layers were given. */

@@ -77,7 +77,7 @@ aq_status aq_export_codes_at(const exporting *x, size_t tensor, uint64_t *row, a
         *row -= part->row_begin;
         return aq_quant_layout_init(layout, &part->spec, part->row_count, aq_store_tensor_at(x->source.store, tensor)->cols, err);
     }
-    return aq_fail_at(err, AQ_ERR_INTERNAL, NULL, part->name, "row %llu is in no part", (unsigned long long)*row);
+    return aq_fail_at(err, AQ_ERR_INTERNAL, NULL, aq_store_tensor_at(x->source.store, tensor)->name, "row %llu is in no part", (unsigned long long)*row);
 }
 
 aq_status aq_export_row_at(const exporting *x, size_t tensor, uint64_t row, export_row *out, float *s, float *z, aq_error *err) {

@@ -1,6 +1,7 @@
 /* The pool of what is known about layers' inputs (see inputs.h). */
 #include "pipeline/inputs.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -60,7 +61,9 @@ static aq_status make_equalization(const quantize_run *run, const entry *e, size
     aq_status status = w && of_weights && of_inputs ? AQ_OK : aq_fail_memory(err, slab * n * sizeof *w, "equalization scales");
     for (size_t i = e->first; i <= e->last && status == AQ_OK; i++) {
         uint64_t rows, cols;
-        if (!run->choices[i].quantize) continue;
+        size_t other;
+        if (!run->choices[i].quantize || aq_inputs_known(run, i, &other) == INPUTS_NONE) continue;
+        if (aq_calib_source(run->calib, other) != aq_calib_source(run->calib, layer)) continue;
         aq_shape_matrix(&aq_model_tensor(run->model, i)->shape, &rows, &cols);
         for (uint64_t row = 0; row < rows && status == AQ_OK; row += slab) {
             uint64_t m = rows - row < slab ? rows - row : slab;
@@ -95,10 +98,12 @@ static aq_status output_power(const quantize_run *run, size_t index, const float
     return status;
 }
 
-/* Weights of the time groups that make the relative output error of each count the same: 1 / tr(W H_g W^T) (algorithms.md 6). */
-static aq_status make_balance(const quantize_run *run, size_t index, size_t layer, float *h, uint64_t n, double *weights, aq_error *err) {
+/* Weights of the time groups that make the relative output error of each count the same: 1 / tr(W H_g W^T) (algorithms.md 6). *any: there are some; a layer
+ * of zeros has no output in any group. */
+static aq_status make_balance(const quantize_run *run, size_t index, size_t layer, float *h, uint64_t n, double *weights, bool *any, aq_error *err) {
     uint32_t n_groups = aq_calib_settings(run->calib)->n_groups;
     aq_status status = AQ_OK;
+    *any = false;
     for (uint32_t g = 0; g < n_groups && status == AQ_OK; g++) {
         double only[128] = {0}, power;
         weights[g] = 0;
@@ -106,7 +111,9 @@ static aq_status make_balance(const quantize_run *run, size_t index, size_t laye
         only[g] = 1;
         status = aq_calib_hessian(run->calib, layer, only, h, err);
         if (status == AQ_OK) status = output_power(run, index, h, n, &power, err);
-        if (status == AQ_OK && power > 0) weights[g] = 1 / power;
+        if (status != AQ_OK || !(power > 0) || isinf(power)) continue;
+        weights[g] = 1 / power;
+        *any = true;
     }
     return status;
 }
@@ -134,7 +141,7 @@ static aq_status make_second_moment(const quantize_run *run, size_t index, size_
     if (in->made_up) {
         for (uint64_t i = 0; i < n; i++) in->h[i * n + i] = 1;
     } else {
-        if (balanced) status = make_balance(run, index, layer, in->h, n, weights, err);
+        if (balanced) status = make_balance(run, index, layer, in->h, n, weights, &balanced, err);
         if (status == AQ_OK) status = aq_calib_hessian(run->calib, layer, balanced ? weights : NULL, in->h, err);
     }
     if (status == AQ_OK) change_basis(e, in->h);

@@ -288,9 +288,10 @@ static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
 /* Similarity of the outputs, from their relative error as that of the best scale. */
 static double output_similarity(const candidate *c) { return isnan(c->error) ? 1 : sqrt(c->error < 1 ? 1 - c->error : 0); }
 
+/* NaN where values are beyond F32 when they are read back: that meets no floor. */
 static double similarity(const candidate *c) {
     double weights = aq_quant_metrics_cosine(&c->metrics), output = output_similarity(c);
-    return weights < output ? weights : output;
+    return output < weights ? output : weights;
 }
 
 static bool meets_floor(const quantize_run *run, const candidate *c) { return similarity(c) >= run->min_accuracy; }
@@ -325,6 +326,10 @@ static void describe_floor(const quantize_run *run, const candidate *c, char out
     char got[32], floor[32];
     double weights = aq_quant_metrics_cosine(&c->metrics);
     bool by_weights = weights <= output_similarity(c);
+    if (isnan(weights)) {
+        snprintf(out, 96, "values are beyond F32 when they are read back");
+        return;
+    }
     aq_text_below(got, floor, by_weights ? weights : output_similarity(c), run->min_accuracy);
     snprintf(out, 96, "%s %s < %s", by_weights ? "cosine" : "output cosine", got, floor);
 }
@@ -340,7 +345,7 @@ static aq_status judge_best(work *w, layer *l, size_t index, next_step *next, aq
             if (l->best.time_problem[0]) note_step(l, "time-aware", l->best.time_problem);
             return AQ_OK;
         }
-        if (aq_planned(run, t)) return AQ_OK; /* a plan is carried out as it is; the report warns */
+        if (aq_planned(run, t) && !isnan(similarity(&l->best))) return AQ_OK; /* a plan is carried out as it is; the report warns */
         describe_floor(run, &l->best, why);
     }
     if (run->fail_fast) {
@@ -402,13 +407,15 @@ static aq_status judge(work *w, layer *l, size_t index, next_step *next, aq_erro
         return l->at < l->n_attempts ? AQ_OK : judge_best(w, l, index, next, err);
     }
     if (atomic_load(&l->needs_f32)) {
+        aq_params_form form = l->now.attempt.spec.params;
         *next = NEXT_SAME;
-        if (l->now.attempt.spec.params != AQ_PARAMS_R2Q) {
+        if (form != AQ_PARAMS_R2Q && form != AQ_PARAMS_F32) {
             l->now.widened = true;
             l->now.attempt.spec = aq_widened(run, &l->now.attempt.spec);
             return AQ_OK;
         }
-        note_step(l, "r2q", "levels do not fit half precision"); /* it has no wider form */
+        char name[48]; /* there is no wider form */
+        note_step(l, aq_attempt_name(&l->now.attempt, name), form == AQ_PARAMS_R2Q ? "levels do not fit half precision" : "values do not fit F32");
         free_candidate(&l->now);
     } else {
         bool kept = false;
@@ -446,8 +453,6 @@ static aq_status settle(work *w, layer *l, size_t index, aq_error *err) {
     o->method = c->codes ? aq_method_name(c->attempt.spec.method) : "keep";
     if (c->codes) o->spec = c->attempt.spec;
     o->widened = c->codes && c->widened;
-    o->equalized = c->codes && c->equalization;
-    o->hadamard_group = c->codes ? c->attempt.basis.hadamard_group : 0;
     o->cosine = c->codes ? aq_quant_metrics_cosine(&c->metrics) : (double)NAN;
     o->sqnr_db = c->codes ? aq_quant_metrics_sqnr_db(&c->metrics) : (double)NAN;
     o->output_sqnr_db = c->codes ? c->sqnr_db : (double)NAN;

@@ -199,7 +199,7 @@ static void put_setting(page_text *p, const aq_config_field *field, const json_t
     const json_t *item;
     size_t i;
     if (field->type == AQ_CONFIG_STRING_LIST) {
-        json_array_foreach(value, i, item) put_option(p, field->name, json_string_value(item) ? json_string_value(item) : "");
+        json_array_foreach(value, i, item) { put_option(p, field->name, json_string_value(item) ? json_string_value(item) : ""); }
     } else if (field->type == AQ_CONFIG_BITS_MAP) {
         json_object_foreach((json_t *)value, key, item) {
             char pair[1200];

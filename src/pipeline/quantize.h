@@ -31,10 +31,8 @@ typedef struct layer_outcome {
     double output_sqnr_db; /* NaN: nothing is known of the inputs */
     const char *method;    /* static word */
     aq_quant_spec spec;    /* bits < 16 */
-    bool equalized;
-    uint32_t hadamard_group;
-    char *fallback_from; /* NULL, or what was tried first: steps "int2: cosine 0.612 < 0.850", joined by "; " */
-    char *compared_with; /* NULL, or what did worse: "search 25.3 dB" */
+    char *fallback_from;   /* NULL, or what was tried first: steps "int2: cosine 0.612 < 0.850", joined by "; " */
+    char *compared_with;   /* NULL, or what did worse: "search 25.3 dB" */
 } layer_outcome;
 
 /* Memory of a run, announced before it starts and kept to. */

@@ -409,7 +409,7 @@ static aq_status run(search *s, const size_t *start, aq_error *err) {
 
 aq_status aq_plan_evolve(const aq_plan_problem *problem, uint64_t budget_bytes, const aq_evolution *evolution, size_t *choice, double *fitness,
                          uint64_t *n_evaluations, aq_error *err) {
-    aq_error own;
+    aq_error own = {0};
     search s = {.problem = problem, .o = evolution, .budget = budget_bytes ? budget_bytes : UINT64_MAX, .n = problem->n_items, .random = evolution->seed};
     s.err = err ? err : &own;
     aq_status status = check(&s, choice, s.err);

@@ -11,7 +11,7 @@ static int64_t find(const aq_plan_options *options, const aq_tensor_info *t, uin
     uint64_t rows;
     aq_shape_matrix(&t->shape, &rows, cols);
     int64_t at = options->calib ? aq_calib_find(options->calib, t->name) : -1;
-    return at >= 0 && aq_calib_n_inputs(options->calib, (size_t)at) == *cols ? at : -1;
+    return at >= 0 && aq_calib_n_inputs(options->calib, (size_t)at) == *cols && aq_calib_count(options->calib, (size_t)at) > 0 ? at : -1;
 }
 
 aq_plan_knowledge aq_plan_inputs_known(const aq_plan_options *options, const aq_tensor_info *t) {

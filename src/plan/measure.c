@@ -149,7 +149,7 @@ static aq_status try_choice(layer *l, size_t c, aq_plan_inputs *inputs, const fl
         wide.params = AQ_PARAMS_F32;
         status = aq_plan_try(inputs, &wide, values, rows->n_rows, rows->cols, &trial, err);
     }
-    choice->error = trial.ref > 0 ? trial.err / trial.ref : 0;
+    choice->error = trial.needs_f32 ? (double)NAN : trial.ref > 0 ? trial.err / trial.ref : 0; /* no form fits: nothing was measured */
     choice->cosine = trial.cosine;
     return status;
 }

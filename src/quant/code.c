@@ -1,14 +1,13 @@
 /* Coding rows by any method, measured in the layer's output (see code.h). */
 #include "quant/code.h"
 
+#include <math.h>
 #include <string.h>
 
 #include <arrowquant/time.h>
 
 #include "base/error.h"
 #include "base/mem.h"
-#include "base/size.h"
-#include "base/threads.h"
 
 static bool is_changed(const aq_coder *c) { return c->equalization || c->hadamard_group > 1; }
 
@@ -21,6 +20,12 @@ static void change_basis(const aq_coder *c, float *w, uint64_t rows, uint64_t co
 static void restore_basis(const aq_coder *c, float *v, uint64_t rows, uint64_t cols) {
     if (c->hadamard_group > 1) aq_hadamard(v, rows, cols, c->hadamard_group);
     if (c->equalization) aq_scale_columns(v, rows, cols, c->equalization, false);
+}
+
+static bool all_finite(const float *x, uint64_t n) {
+    uint64_t i = 0;
+    while (i < n && isfinite(x[i])) i++;
+    return i == n;
 }
 
 static bool needs_solver(const aq_coder *c) { return c->spec.method != AQ_METHOD_RTN && c->hessian; }
@@ -71,6 +76,11 @@ aq_status aq_code_rows(const aq_coder *coder, const float *w, uint64_t rows, uin
         change_basis(coder, changed, rows, cols);
     }
     const float *basis = changed ? changed : w;
+    if (changed && !all_finite(changed, n) && all_finite(w, n)) { /* beyond F32 in this basis alone */
+        aq_free(changed);
+        out->needs_f32 = true;
+        return AQ_OK;
+    }
     status = choose_codes(coder, basis, &layout, n_threads, codes, params, out, keep_going, user, err);
     out->code_sq = out->metrics.v_sq;
     if (out->needs_f32)
@@ -78,63 +88,5 @@ aq_status aq_code_rows(const aq_coder *coder, const float *w, uint64_t rows, uin
     else if (status == AQ_OK)
         status = measure(coder, w, basis, &layout, codes, params, n_threads, out, err);
     aq_free(changed);
-    return status;
-}
-
-/* ---- a whole layer ---- */
-
-typedef struct measuring {
-    const aq_coder *coder;
-    aq_rows_reader read;
-    void *read_user;
-    uint64_t rows, cols, slab_rows;
-    aq_coded *parts;  /* one per slab */
-    aq_error *errors; /* one per slab */
-    aq_going keep_going;
-    void *user;
-} measuring;
-
-static bool measure_slab(void *context, size_t slab) {
-    measuring *m = context;
-    uint64_t begin = slab * m->slab_rows, n = m->rows - begin < m->slab_rows ? m->rows - begin : m->slab_rows;
-    aq_error *err = &m->errors[slab];
-    aq_quant_layout layout;
-    aq_status status = aq_quant_layout_init(&layout, &m->coder->spec, n, m->cols, err);
-    float *w = status == AQ_OK ? aq_alloc(n * m->cols * sizeof *w) : NULL;
-    uint8_t *codes = status == AQ_OK ? aq_alloc(layout.codes_bytes) : NULL, *params = status == AQ_OK ? aq_alloc(layout.params_bytes) : NULL;
-    if (status == AQ_OK && !(w && codes && params)) status = aq_fail_memory(err, n * m->cols * sizeof *w, "a slab of weights");
-    if (status == AQ_OK && m->keep_going && !m->keep_going(m->user)) status = aq_fail(err, AQ_ERR_INTERRUPTED, "interrupted");
-    if (status == AQ_OK) status = m->read(m->read_user, begin, n, w, err);
-    if (status == AQ_OK) status = aq_code_rows(m->coder, w, n, m->cols, 1, codes, params, &m->parts[slab], m->keep_going, m->user, err);
-    aq_free(w);
-    aq_free(codes);
-    aq_free(params);
-    return status == AQ_OK;
-}
-
-aq_status aq_measure_layer(const aq_coder *coder, aq_rows_reader read, void *read_user, uint64_t rows, uint64_t cols, uint64_t slab_rows, int n_threads,
-                           aq_coded *out, uint64_t *size_bytes, aq_going keep_going, void *user, aq_error *err) {
-    *out = (aq_coded){0};
-    aq_quant_layout layout;
-    aq_status status = aq_quant_layout_init(&layout, &coder->spec, rows, cols, err);
-    if (status != AQ_OK) return status;
-    if (size_bytes) *size_bytes = layout.codes_bytes + layout.params_bytes;
-    size_t n_slabs = rows ? (size_t)aq_div_up(rows, slab_rows) : 0;
-    measuring m = {coder,      read, read_user, rows, cols, slab_rows, aq_calloc(n_slabs + 1, sizeof *m.parts), aq_calloc(n_slabs + 1, sizeof *m.errors),
-                   keep_going, user};
-    if (!m.parts || !m.errors)
-        status = aq_fail_memory(err, n_slabs * (sizeof *m.parts + sizeof *m.errors), "a layer's measurements");
-    else if (!aq_parallel_for(n_slabs, n_threads, measure_slab, &m))
-        for (size_t i = 0; i < n_slabs && status == AQ_OK; i++)
-            if ((status = m.errors[i].code) != AQ_OK && err) *err = m.errors[i];
-    for (size_t i = 0; i < n_slabs && status == AQ_OK; i++) {
-        aq_quant_metrics_add(&out->metrics, &m.parts[i].metrics);
-        out->output.err += m.parts[i].output.err;
-        out->output.ref += m.parts[i].output.ref;
-        out->code_sq += m.parts[i].code_sq;
-        out->needs_f32 |= m.parts[i].needs_f32;
-    }
-    aq_free(m.parts);
-    aq_free(m.errors);
     return status;
 }

@@ -21,7 +21,7 @@ typedef struct aq_coded {
     aq_quant_metrics metrics; /* of W itself, whatever the basis */
     aq_output_error output;   /* zeros when nothing is known of the inputs */
     double code_sq;           /* sum of squares of what the codes stand for, in their basis: how much noise of the inputs reaches the output */
-    bool needs_f32;           /* nothing was coded: parameters do not fit half precision */
+    bool needs_f32;           /* nothing was coded: parameters do not fit half precision, or values in this basis F32 */
 } aq_coded;
 
 /* Interrupted when it returns false; may be NULL. */
@@ -31,13 +31,5 @@ typedef bool (*aq_going)(void *user);
  * Scratch: up to two copies of w, and what aq_solve takes. Errors: as aq_quantize and aq_solve. */
 aq_status aq_code_rows(const aq_coder *coder, const float *w, uint64_t rows, uint64_t cols, int n_threads, uint8_t *codes, void *params, aq_coded *out,
                        aq_going keep_going, void *user, aq_error *err);
-
-/* Rows [row_begin, row_begin + n_rows) of a layer as F32; called from several threads at once. */
-typedef aq_status (*aq_rows_reader)(void *user, uint64_t row_begin, uint64_t n_rows, float *out, aq_error *err);
-
-/* Measures a whole layer under `coder` without keeping its codes: slabs of `slab_rows` rows (a multiple of the row group for axis 0) on `n_threads` threads,
- * the same sums at any number of them. *size_bytes: codes and parameters. */
-aq_status aq_measure_layer(const aq_coder *coder, aq_rows_reader read, void *read_user, uint64_t rows, uint64_t cols, uint64_t slab_rows, int n_threads,
-                           aq_coded *out, uint64_t *size_bytes, aq_going keep_going, void *user, aq_error *err);
 
 #endif

@@ -94,6 +94,10 @@ static bool search_group(aq_slab *s, uint64_t group, const float *x) {
         if (stored < n) return false; /* a pair does not fit half precision */
     }
     aq_slab_load_levels(s, group);
+    for (uint64_t lane = 0; s->spec->params == AQ_PARAMS_F32 && lane < s->rows; lane++) {
+        const aq_levels *l = aq_slab_levels(s, group, lane);
+        if (!aq_pair_reaches(s->spec, (aq_pair){l->a[lane % AQ_LANES], l->b[lane % AQ_LANES]})) return false;
+    }
     return true;
 }
 

@@ -101,7 +101,7 @@ static bool move_pair(const work *t, const quadratic *f, uint64_t row, uint64_t 
         d[0] = (double)half_of(s + d[0]) - s;
         if (!minimum(f, 1, d)) return false;
     }
-    if (!aq_pair_store(spec, s + d[0], o + d[1], slot, &moved)) return false;
+    if (!aq_pair_store(spec, s + d[0], o + d[1], slot, &moved) || !aq_pair_reaches(spec, moved)) return false;
     d[0] = (double)moved.s - s;
     d[1] = spec->symmetric ? 0 : -(double)moved.z * (double)moved.s - o;
     if (!(change(f, d) < 0)) return false;

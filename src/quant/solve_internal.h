@@ -8,6 +8,8 @@
 
 #include <arrowquant/solve.h>
 
+#include <math.h>
+
 #include "quant/quant_internal.h"
 
 enum { AQ_SOLVE_BLOCK = 128 }; /* inputs between two products */
@@ -50,6 +52,11 @@ typedef struct aq_slab {
 } aq_slab;
 
 static inline aq_levels *aq_slab_levels(const aq_slab *s, uint64_t pair, uint64_t lane) { return &s->levels[pair * (s->lanes / AQ_LANES) + lane / AQ_LANES]; }
+
+/* Every code of a pair has a finite value. F32 pairs near the end of the range may have codes beyond it, which feedback and refining could choose. */
+static inline bool aq_pair_reaches(const aq_quant_spec *spec, aq_pair pair) {
+    return isfinite((0.0f - pair.z) * pair.s) && isfinite(((float)aq_quant_q_max(spec) - pair.z) * pair.s);
+}
 
 /* Code and value of 16 numbers on their levels. */
 void aq_levels_round(const aq_quant_spec *spec, const aq_levels *levels, const float *x, uint8_t *codes, float *values);

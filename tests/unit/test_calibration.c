@@ -703,6 +703,57 @@ static void CA01_statistics_of_another_model_are_refused_by_name(void **state) {
     aq_model_close(model);
 }
 
+/* Rows that were gathered when the memory for their block ran out are still there, no further one is put behind them, and they count when there is memory
+ * again. */
+static void FA07_rows_gathered_before_memory_ran_out_are_added_later(void **state) {
+    (void)state;
+    enum { N = 24, ROWS = 1400 };
+    float *x = random_rows(ROWS, N);
+    aq_calib_options o = with_hessian(0, 1);
+    int failures = 0;
+    for (int64_t n = 0; n < 40; n++) {
+        aq_calib *c = create(&o, N);
+        aq_error err;
+        uint64_t fed = 0;
+        for (uint64_t at = 0; at < ROWS; at++) {
+            aq_mem_fail_after(at >= 505 && at < 540 ? n : -1); /* around the end of the first block */
+            aq_status status = aq_calib_update(c, 0, x + at * N, 1, N, NULL, -1, 1, &err);
+            aq_mem_fail_after(-1);
+            failures += status != AQ_OK;
+            fed += status == AQ_OK;
+            if (status != AQ_OK) assert_int_equal(status, AQ_ERR_MEMORY);
+        }
+        assert_int_equal(aq_calib_count(c, 0), fed);
+        aq_calib_free(c);
+    }
+    assert_true(failures > 100);
+    free(x);
+}
+
+/* A gradient that found no memory leaves no room of its own size behind. */
+static void FA07_a_gradient_without_memory_leaves_nothing_behind(void **state) {
+    (void)state;
+    float *g = random_rows(64, 8);
+    for (int64_t n = 0; n < 8; n++) {
+        aq_calib_options o;
+        aq_error err;
+        const double *rows, *cols;
+        uint64_t n_rows;
+        aq_calib_options_init(&o);
+        aq_calib *c = create(&o, 8);
+        aq_mem_fail_after(n);
+        bool first = aq_calib_add_gradient(c, 0, g, 4, &err) == AQ_OK;
+        aq_mem_fail_after(-1);
+        aq_status status = aq_calib_add_gradient(c, 0, g, 64, &err);
+        assert_int_equal(status, first ? AQ_ERR_USAGE : AQ_OK);
+        assert_true(aq_calib_gradient(c, 0, &rows, &n_rows, &cols));
+        assert_int_equal(n_rows, first ? 4 : 64);
+        for (uint64_t i = 0; i < n_rows; i++) assert_true(rows[i] > 0);
+        aq_calib_free(c);
+    }
+    free(g);
+}
+
 static void every_allocation_may_fail(void **state) {
     (void)state;
     enum { N = 70 };
@@ -757,6 +808,8 @@ int main(void) {
         cmocka_unit_test(gradients_are_means_of_squares),
         cmocka_unit_test(layers_are_updated_and_read_by_several_threads),
         cmocka_unit_test(CA01_statistics_of_another_model_are_refused_by_name),
+        cmocka_unit_test(FA07_rows_gathered_before_memory_ran_out_are_added_later),
+        cmocka_unit_test(FA07_a_gradient_without_memory_leaves_nothing_behind),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

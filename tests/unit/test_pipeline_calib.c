@@ -315,7 +315,138 @@ static void NU06_second_moments_of_low_rank_are_solved_with_damping(void **state
     aq_calib_free(calib);
 }
 
+/* Weights near the end of F32 whose updated values, in GPTQ, are beyond it: coded some other way or kept, never tried for ever. */
+static void NU03_weights_near_the_end_of_f32_are_finished_and_finite(void **state) {
+    (void)state;
+    enum { ROWS = 64, COLS = 128 };
+    float *w = malloc(ROWS * COLS * sizeof *w);
+    for (size_t i = 0; i < ROWS * COLS; i++) w[i] = (i * 7 % 5 < 2 ? -3e38F : 3.3e38F) * (i % 3 ? 1.0F : 0.4F);
+    const st_tensor tensors[] = {{"blocks.0.attn.to_q.weight", "F32", SHAPE2(ROWS, COLS), w}};
+    char model[512];
+    snprintf(model, sizeof model, "%s", st_write_tensors("huge.safetensors", tensors, 1, NULL));
+    aq_calib_options o;
+    aq_calib *calib;
+    aq_error err;
+    aq_calib_options_init(&o);
+    o.hessian = true;
+    assert_int_equal(aq_calib_create(&calib, &o, &err), AQ_OK);
+    assert_int_equal(aq_calib_add_layer(calib, "blocks.0.attn.to_q.weight", COLS, NULL, NULL, &err), AQ_OK);
+    float x[COLS];
+    for (int r = 0; r < 200; r++) {
+        for (int i = 0; i < COLS; i++) x[i] = 1.0F + 0.01F * (float)((r * 31 + i * i * 17) % 23); /* all inputs go together: much is fed back */
+        assert_int_equal(aq_calib_update(calib, 0, x, 1, COLS, NULL, -1, 1, &err), AQ_OK);
+    }
+    static const char *const settings[] = {"bit_width=4 method=gptq", "bit_width=2 method=gptq group_size=32 params=f32", "bit_width=2 method=r2q",
+                                           "bit_width=4", "bit_width=4 method=gptq rotate=hadamard smooth=ditas"};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        char out[16], line[128];
+        snprintf(out, sizeof out, "o%zu", i);
+        snprintf(line, sizeof line, IMAGE "%s", settings[i]);
+        json_t *report = quantize_calibrated(model, calib, st_path(out), line);
+        aq_store *store = open_store(st_path(out));
+        float *v = malloc(ROWS * COLS * sizeof *v);
+        assert_int_equal(aq_store_read_f32(store, 0, 0, ROWS, v, &err), AQ_OK);
+        for (size_t k = 0; k < ROWS * COLS; k++)
+            if (!isfinite(v[k])) fail_msg("%s: value %zu of %g became %g", settings[i], k, (double)w[k], (double)v[k]);
+        free(v);
+        aq_store_close(store);
+        json_decref(report);
+    }
+    aq_calib_free(calib);
+    free(w);
+}
+
+/* A layer of zeros (modulation that begins at zero) has no output power in any time group. */
+static void NU02_balanced_time_groups_take_a_layer_of_zeros(void **state) {
+    (void)state;
+    float *zeros = calloc(64 * 128, sizeof *zeros);
+    const st_tensor tensors[] = {{"blocks.0.attn.to_q.weight", "F32", SHAPE2(64, 128), zeros}, {"blocks.0.attn.to_k.weight", "F32", SHAPE2(64, 128), NULL}};
+    char model[512];
+    snprintf(model, sizeof model, "%s", st_write_tensors("zeros.safetensors", tensors, 2, NULL));
+    aq_calib *all = attention_calibration(100, 1), *calib;
+    aq_calib_options o = *aq_calib_settings(all);
+    aq_error err;
+    assert_int_equal(aq_calib_create(&calib, &o, &err), AQ_OK);
+    float *x = malloc(100 * 128 * sizeof *x);
+    for (size_t i = 0; i < 100 * 128; i++) x[i] = (float)(i * 37 % 101) - 50;
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(aq_calib_add_layer(calib, tensors[i].name, 128, NULL, NULL, &err), AQ_OK);
+        for (int g = 0; g < 4; g++) assert_int_equal(aq_calib_update(calib, i, x, 100 - (uint64_t)g, 128, NULL, 250 * g, 1, &err), AQ_OK);
+    }
+    json_t *report = quantize_calibrated(model, calib, st_path("o"), IMAGE "bit_width=4 time_weighting=balanced");
+    aq_store *store = open_store(st_path("o"));
+    float *v = malloc(64 * 128 * sizeof *v);
+    assert_int_equal(aq_store_read_f32(store, (size_t)aq_store_find(store, tensors[0].name), 0, 64, v, &err), AQ_OK);
+    for (size_t i = 0; i < 64 * 128; i++) assert_true(v[i] == 0);
+    aq_store_close(store);
+    json_decref(report);
+    aq_calib_free(all);
+    aq_calib_free(calib);
+    free(x);
+    free(v);
+    free(zeros);
+}
+
+/* An importance matrix knows no ranges: a pair for 8-bit inputs cannot come from it, and none is made up. */
+static void CA02_an_importance_matrix_gives_no_activation_parameters(void **state) {
+    (void)state;
+    const char *model = attention_model("m.safetensors");
+    static const char name[] = "blocks.0.ff.weight";
+    uint8_t file[4 + 4 + sizeof name + 8 + 4 * 200];
+    int32_t numbers[] = {1, (int32_t)strlen(name), 10, 200};
+    size_t at = 0;
+    memcpy(file, numbers, 8), at += 8;
+    memcpy(file + at, name, strlen(name)), at += strlen(name);
+    memcpy(file + at, numbers + 2, 8), at += 8;
+    for (int i = 0; i < 200; i++, at += 4) memcpy(file + at, &(float){(float)(i + 1)}, 4);
+    const char *path = st_write("m.dat", file, at);
+    aq_calib *calib;
+    aq_error err;
+    if (aq_calib_import(&calib, path, NULL, NULL, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+    json_t *report = quantize_calibrated(model, calib, st_path("o"), IMAGE "bit_width=4 act_bits=8 smooth=ditas");
+    aq_store *store = open_store(st_path("o"));
+    const aq_store_tensor *t = aq_store_tensor_at(store, (size_t)aq_store_find(store, name));
+    assert_int_equal(t->n_time_groups, 0);
+    assert_int_equal(t->n_activation_stats, 0);
+    assert_null(t->equalization_scales);
+    aq_store_close(store);
+    json_decref(report);
+    aq_calib_free(calib);
+}
+
 /* ---- spatial, rotation, time ---- */
+
+/* Layers that share an input are equalized together; a layer between them that the calibration lacks, of another width, is none of them. */
+static void CA02_equalization_passes_over_layers_that_are_not_calibrated(void **state) {
+    (void)state;
+    static float w[2][64 * 128];
+    for (size_t i = 0; i < 64 * 128; i++) w[0][i] = (float)(i * 37 % 101) - 50, w[1][i] = (float)(i * 53 % 97) - 48;
+    const st_tensor both[] = {
+        {"a.to_k.weight", "F32", SHAPE2(64, 128), w[0]}, {"a.to_m.weight", "F32", SHAPE2(40, 96), NULL}, {"a.to_q.weight", "F32", SHAPE2(64, 128), w[1]}};
+    const st_tensor alone[] = {both[0], both[2]};
+    char with[512], without[512];
+    snprintf(with, sizeof with, "%s", st_write_tensors("with.safetensors", both, 3, NULL));
+    snprintf(without, sizeof without, "%s", st_write_tensors("without.safetensors", alone, 2, NULL));
+    aq_calib *calib;
+    aq_error err;
+    assert_int_equal(aq_calib_create(&calib, NULL, &err), AQ_OK);
+    assert_int_equal(aq_calib_add_layer(calib, "a.to_k.weight", 128, NULL, NULL, &err), AQ_OK);
+    assert_int_equal(aq_calib_add_layer(calib, "a.to_q.weight", 128, "a.to_k.weight", NULL, &err), AQ_OK);
+    float x[128];
+    for (int i = 0; i < 128; i++) x[i] = (float)(i % 9) - 3.5F;
+    assert_int_equal(aq_calib_update(calib, 0, x, 1, 128, NULL, -1, 1, &err), AQ_OK);
+    json_decref(quantize_calibrated(with, calib, st_path("o"), IMAGE "bit_width=8 smooth=ditas"));
+    json_decref(quantize_calibrated(without, calib, st_path("p"), IMAGE "bit_width=8 smooth=ditas"));
+    aq_store *o = open_store(st_path("o")), *p = open_store(st_path("p"));
+    const aq_store_tensor *t = aq_store_tensor_at(o, (size_t)aq_store_find(o, "a.to_q.weight")),
+                          *u = aq_store_tensor_at(p, (size_t)aq_store_find(p, "a.to_q.weight"));
+    assert_non_null(t->equalization_scales);
+    assert_int_equal(t->n_equalization_scales, u->n_equalization_scales);
+    assert_memory_equal(t->equalization_scales, u->equalization_scales, 128 * sizeof(float));
+    aq_store_close(o);
+    aq_store_close(p);
+    aq_calib_free(calib);
+}
 
 static void asked_equalization_is_stored_and_undone_on_reading(void **state) {
     (void)state;
@@ -513,6 +644,10 @@ int main(void) {
         TEST(CA02_layers_that_the_calibration_lacks_are_told_and_searched),
         TEST(CA02_a_missing_time_group_is_one_pair_for_all_timesteps),
         TEST(NU06_second_moments_of_low_rank_are_solved_with_damping),
+        TEST(NU03_weights_near_the_end_of_f32_are_finished_and_finite),
+        TEST(NU02_balanced_time_groups_take_a_layer_of_zeros),
+        TEST(CA02_an_importance_matrix_gives_no_activation_parameters),
+        TEST(CA02_equalization_passes_over_layers_that_are_not_calibrated),
         TEST(asked_equalization_is_stored_and_undone_on_reading),
         TEST(equalization_below_the_floor_falls_back_to_channels_as_they_are),
         TEST(rotation_stays_only_where_the_output_gains),

@@ -285,6 +285,42 @@ static void scores_rank_layers_between_0_and_1(void **state) {
 
 /* ---- with calibration ---- */
 
+/* Layers that are in the calibration and saw no row count as layers that it lacks. */
+static void CA02_layers_without_rows_count_as_not_calibrated(void **state) {
+    (void)state;
+    aq_model *model = open_dit();
+    aq_calib *empty;
+    aq_error err;
+    assert_int_equal(aq_calib_create(&empty, NULL, &err), AQ_OK);
+    aq_plan_request *requests = open_all(model, AQ_METHOD_GPTQ);
+    size_t kept = 0;
+    for (size_t i = 0; i < aq_model_n_tensors(model); i++) {
+        uint64_t rows, cols;
+        if (requests[i].open != AQ_PLAN_OPEN) continue;
+        if (++kept > 2) requests[i].open = AQ_PLAN_KEEP;
+        aq_shape_matrix(&aq_model_tensor(model, i)->shape, &rows, &cols);
+        assert_int_equal(aq_calib_add_layer(empty, aq_model_tensor(model, i)->name, cols, NULL, NULL, &err), AQ_OK);
+    }
+    aq_plan_options o;
+    aq_plan_options_init(&o);
+    o.requests = requests;
+    o.sample_values = 1024;
+    aq_plan_problem *without = measure(model, &o);
+    o.calib = empty;
+    aq_plan_problem *with = measure(model, &o);
+    assert_string_equal(with->error_measure, "weights");
+    assert_same_problem(with, without);
+    double *scores = aq_alloc(aq_model_n_tensors(model) * sizeof *scores);
+    assert_int_equal(aq_plan_sensitivity(model, &o, AQ_SENSITIVITY_HESSIAN, scores, NULL, &err), AQ_ERR_USAGE);
+    assert_non_null(strstr(err.message, "the calibration has none of this layer"));
+    aq_free(scores);
+    aq_plan_problem_free(without);
+    aq_plan_problem_free(with);
+    aq_calib_free(empty);
+    aq_free(requests);
+    aq_model_close(model);
+}
+
 /* Inputs of every layer: channel i has the scale 1 / (1 + i), so that the first ones count most. Gradients: row r of layer l has the size 1 + l. */
 static aq_calib *calibration(const aq_model *model, bool gradients) {
     enum { ROWS = 32 };
@@ -506,6 +542,7 @@ int main(void) {
         TEST(weights_may_be_given),
         TEST(bad_options_are_refused),
         TEST(scores_rank_layers_between_0_and_1),
+        TEST(CA02_layers_without_rows_count_as_not_calibrated),
         TEST(with_calibration_errors_are_those_of_the_outputs),
         TEST(a_budget_is_kept_and_used),
         TEST(a_plan_is_carried_out_within_its_size),
