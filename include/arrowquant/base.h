@@ -104,6 +104,18 @@ typedef enum aq_log_level { AQ_LOG_ERROR, AQ_LOG_WARNING, AQ_LOG_INFO, AQ_LOG_DE
 /* Receives one line without newline. Called from the thread that started the work. */
 typedef void (*aq_log_fn)(void *user, aq_log_level level, const char *message);
 
+/* Threads that the host lends: in a program with a pool of its own, as torch has, threads of two pools would fight for the same processors.
+ * run: calls work(context) at once on up to n_threads threads, the caller's among them, and returns true when all those calls have returned; false, without
+ * a call, when it has not so many threads to give. Called from any thread, also from several at once and inside of `work`. What comes out does not depend on
+ * it. */
+typedef struct aq_executor {
+    bool (*run)(void *user, int n_threads, void (*work)(void *context), void *context);
+    void *user;
+} aq_executor;
+/* From now on loops of the whole process run on the threads of `executor`, which stays the caller's and valid until another is set and all calls have ended.
+ * NULL, the default: threads are started for each call. A child of fork() starts with NULL, since pools do not survive a fork. */
+AQ_API void aq_set_executor(const aq_executor *executor);
+
 /* "0.1.0". */
 AQ_API const char *aq_version(void);
 /* Name of the instruction set whose kernels are in use: "scalar", "avx2", "avx512" or "neon". */

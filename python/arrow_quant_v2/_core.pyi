@@ -353,6 +353,24 @@ def _linear_stored(
     threads: int,
     /,
 ) -> None: ...
+def _linear_at(
+    x: int,
+    codes: int,
+    parameters: int,
+    bias: int,
+    out: int,
+    rows: int,
+    outputs: int,
+    inputs: int,
+    codes_bytes: int,
+    parameters_bytes: int,
+    bits: int,
+    group_size: int,
+    params: str,
+    threads: int,
+    /,
+) -> None: ...
+def _lend_team(parallel: int, size: int, /) -> None: ...
 def _dequantize_stored(codes: Any, parameters: Any, rows: int, cols: int, bits: int, group_size: int, params: str, /) -> Any: ...
 def _is_layer(name: str, shape: Sequence[int], /) -> bool: ...
 

@@ -10,13 +10,13 @@
  *   buffer.c     arrays handed out: the library's memory behind the buffer protocol
  *   arrays.c     quantize, quantize_batch, …; dequantize.c the way back; metrics.c; parts.c quantize_layer_auto
  *   arrow_*.c    the Arrow entries
- *   stored.c     weights in their stored form, and linear.c products with them, for arrow_quant_v2.torch
+ *   stored.c     weights in their stored form, and linear.c products with them, for arrow_quant_v2.torch; team.c torch's threads
  *   time.c       time groups, spatial methods, layers on integers
  *   calibration.c the type Calibration; dataset.c files of samples
  *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
  *
- * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables:
- * everything that must be remembered is in the module's state, so that each interpreter has its own.
+ * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables
+ * (but for team.c): everything that must be remembered is in the module's state, so that each interpreter has its own.
  * Rules: the GIL is released while the library works; no call waits for a worker while it holds the GIL; Python objects are touched under the GIL only.
  */
 #ifndef AQPY_H
@@ -164,7 +164,8 @@ int aqpy_add_held(PyObject *module);
 int aqpy_add_container(PyObject *module);
 int aqpy_add_model(PyObject *module);
 int aqpy_add_stored(PyObject *module); /* stored.c */
-int aqpy_add_linear(PyObject *module); /* linear.c */
+int aqpy_add_linear(PyObject *module);
+int aqpy_add_team(PyObject *module); /* linear.c */
 /* The form that a word names; false with a ValueError. */
 bool aqpy_params_form(const char *word, aq_params_form *out);
 

@@ -50,7 +50,42 @@ static PyObject *linear_stored(PyObject *module, PyObject *args) {
     return result;
 }
 
+PyDoc_STRVAR(linear_at_doc,
+             "_linear_at($module, x, codes, parameters, bias, out, rows, outputs, inputs, codes_bytes, parameters_bytes, bits, group_size,\n"
+             "           params, threads, /)\n--\n\n"
+             "_linear_stored on addresses, for a caller that knows what lies there: x, bias (0: none) and out aligned float32, codes and parameters\n"
+             "of so many bytes. At one row of x the buffer protocol would cost more than half of the product.\n");
+static PyObject *linear_at(PyObject *module, PyObject *const *args, Py_ssize_t n_args) {
+    enum { X, CODES, PARAMS, BIAS, OUT, ROWS, OUTPUTS, INPUTS, CODES_BYTES, PARAMS_BYTES, BITS, GROUP, FORM, THREADS, N };
+    if (n_args != N) return PyErr_Format(PyExc_TypeError, "_linear_at takes %d arguments, not %zd", N, n_args);
+    uint64_t at[N];
+    for (size_t i = 0; i < N; i++) {
+        if (i == FORM) continue;
+        at[i] = PyLong_AsUnsignedLongLong(args[i]);
+        if (at[i] == (uint64_t)-1 && PyErr_Occurred()) return NULL;
+    }
+    const char *form = PyUnicode_AsUTF8AndSize(args[FORM], NULL);
+    aq_linear_weight w = {.spec = {.bits = at[BITS] <= 8 ? (int)at[BITS] : 0, .group_size = at[GROUP], .axis = 1}};
+    if (!form || !aqpy_params_form(form, &w.spec.params)) return NULL;
+    const aqpy_state *state = aqpy_state_of(module);
+    aq_error err;
+    if (aq_quant_layout_init(&w.layout, &w.spec, at[OUTPUTS], at[INPUTS], &err) != AQ_OK) return aqpy_raise(state, &err);
+    if (w.layout.codes_bytes != at[CODES_BYTES] || w.layout.params_bytes != at[PARAMS_BYTES])
+        return PyErr_Format(PyExc_ValueError, "codes and parameters must be %llu and %llu bytes", (unsigned long long)w.layout.codes_bytes,
+                            (unsigned long long)w.layout.params_bytes);
+    w.codes = (const void *)(uintptr_t)at[CODES];
+    w.params = (const void *)(uintptr_t)at[PARAMS];
+    w.bias = (const void *)(uintptr_t)at[BIAS];
+    aq_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_linear(&w, (const void *)(uintptr_t)at[X], at[ROWS], (void *)(uintptr_t)at[OUT], at[THREADS] <= 4096 ? (int)at[THREADS] : 4096, &err);
+    Py_END_ALLOW_THREADS
+    if (status != AQ_OK) return aqpy_raise(state, &err);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"_linear_at", (PyCFunction)(void (*)(void))linear_at, METH_FASTCALL, linear_at_doc},
     {"_linear_stored", linear_stored, METH_VARARGS, linear_doc},
     {NULL, NULL, 0, NULL},
 };

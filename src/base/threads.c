@@ -1,8 +1,11 @@
-/* Parallel loops (see threads.h): POSIX threads, one shared counter. Starting a thread costs about 20 µs, far below any task worth splitting. */
+/* Parallel loops (see threads.h): POSIX threads or the host's, one shared counter. Starting a thread costs about 20 µs, far below any task worth splitting;
+ * sending one that spins at the host's barrier costs 1 or 2 (docs/decisions/005-lent-threads.md). */
 #include "base/threads.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
+
+#include <arrowquant/base.h>
 
 #include "base/cpu.h"
 
@@ -27,16 +30,32 @@ aq_fp_state aq_fp_enter(void) { return (aq_fp_state){0}; }
 void aq_fp_leave(aq_fp_state state) { (void)state; }
 #endif
 
+static _Atomic(const aq_executor *) lent;
+
+static void forget_executor(void) { atomic_store(&lent, NULL); }
+
+void aq_set_executor(const aq_executor *executor) {
+    static atomic_flag watched = ATOMIC_FLAG_INIT;
+    if (executor && !atomic_flag_test_and_set(&watched) && pthread_atfork(NULL, NULL, forget_executor) != 0) {
+        atomic_flag_clear(&watched); /* no memory for that: without it a child could hang, and the loops only lose speed */
+        return;
+    }
+    atomic_store(&lent, executor);
+}
+
+bool aq_threads_ready(void) { return atomic_load_explicit(&lent, memory_order_relaxed) != NULL; }
+
 typedef struct {
-    size_t n_tasks;
+    size_t n_tasks, seats; /* threads that may take part; a host may send more */
     bool (*task)(void *, size_t);
     void *context;
-    atomic_size_t next;
+    atomic_size_t next, seated;
     atomic_bool stopped;
 } loop;
 
-static void *work(void *arg) {
+static void work(void *arg) {
     loop *l = arg;
+    if (atomic_fetch_add(&l->seated, 1) >= l->seats) return;
     aq_fp_state fp = aq_fp_enter();
     while (!atomic_load(&l->stopped)) {
         size_t i = atomic_fetch_add(&l->next, 1);
@@ -44,18 +63,24 @@ static void *work(void *arg) {
         if (!l->task(l->context, i)) atomic_store(&l->stopped, true);
     }
     aq_fp_leave(fp);
+}
+
+static void *thread_main(void *arg) {
+    work(arg);
     return NULL;
 }
 
 bool aq_parallel_for(size_t n_tasks, int n_threads, bool (*task)(void *context, size_t index), void *context) {
     enum { MAX_THREADS = 256 };
-    loop l = {.n_tasks = n_tasks, .task = task, .context = context};
     pthread_t threads[MAX_THREADS];
     size_t wanted = (size_t)aq_cpu_threads(n_threads), started = 0;
     if (wanted > n_tasks) wanted = n_tasks;
     if (wanted > MAX_THREADS) wanted = MAX_THREADS;
+    loop l = {.n_tasks = n_tasks, .seats = wanted, .task = task, .context = context};
+    const aq_executor *executor = wanted > 1 ? atomic_load(&lent) : NULL;
+    if (executor && executor->run(executor->user, (int)wanted, work, &l)) return !atomic_load(&l.stopped);
     /* A thread that cannot be started is no failure: the others take its tasks. */
-    while (started + 1 < wanted && pthread_create(&threads[started], NULL, work, &l) == 0) started++;
+    while (started + 1 < wanted && pthread_create(&threads[started], NULL, thread_main, &l) == 0) started++;
     work(&l);
     for (size_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
     return !atomic_load(&l.stopped);

@@ -1,4 +1,5 @@
-/* Parallel loops over independent tasks. Threads live for one call: a process that forks between calls (Python workers) never inherits a dead pool.
+/* Parallel loops over independent tasks, on threads that live for one call, so that a process that forks between calls (Python workers) never inherits a
+ * dead pool; or on those that the host lends (aq_set_executor in base.h).
  * Floating-point state is set to round-to-nearest with denormals kept in every thread that runs a task, and restored in the caller's (NU07). */
 #ifndef AQ_BASE_THREADS_H
 #define AQ_BASE_THREADS_H
@@ -10,6 +11,8 @@
 /* Runs task(context, i) for each i in [0, n_tasks), on up to n_threads threads (0: all), the caller's among them. Tasks are taken in rising order.
  * A task returns false to stop: no further task is started then. Returns false when a task did. What a task computes must not depend on the thread. */
 bool aq_parallel_for(size_t n_tasks, int n_threads, bool (*task)(void *context, size_t index), void *context);
+/* True when the host lends threads: they stand ready, so that a loop of some 10 µs is worth a second one; else one of 100 µs is. */
+bool aq_threads_ready(void);
 
 /* Floating-point control of the current thread: `enter` saves it and sets the default, `leave` restores it. */
 typedef struct aq_fp_state {

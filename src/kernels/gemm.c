@@ -19,7 +19,9 @@ enum {
     A_BYTES = 240 << 10, /* of packed rows of A, in the second cache of each core */
     ALIGNMENT = 64       /* a line of the cache, a register of AVX-512 */
 };
-#define WORTH_A_THREAD 8e6 /* operations: some 100 µs; starting a thread costs 20 to 50 */
+/* Operations: some 100 µs where threads are started, which costs 20 to 50, and 10 where they stand ready. */
+#define WORTH_A_START 8e6
+#define WORTH_A_THREAD 1e6
 
 typedef struct matrix {
     const char *data;
@@ -156,7 +158,7 @@ static void cut(product *p, uint64_t threads) {
 
 static bool run(product *p, int n_threads) {
     if (p->m == 0 || p->n == 0 || p->k == 0) return true;
-    double operations = 2.0 * (double)p->m * (double)p->n * (double)p->k, worth = operations / WORTH_A_THREAD;
+    double operations = 2.0 * (double)p->m * (double)p->n * (double)p->k, worth = operations / (aq_threads_ready() ? WORTH_A_THREAD : WORTH_A_START);
     uint64_t threads = (uint64_t)aq_cpu_threads(n_threads);
     if (worth < (double)threads) threads = worth < 2 ? 1 : (uint64_t)worth;
     cut(p, threads);

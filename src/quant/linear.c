@@ -22,7 +22,8 @@
 enum {
     MOST_COLS = 64,           /* of a panel, on any instruction set */
     TASK_WEIGHTS = 1 << 16,   /* of a task of outputs: some 5 µs a row of x, or more */
-    THREAD_WEIGHTS = 2 << 20, /* that make a thread worth its start */
+    START_WEIGHTS = 2 << 20,  /* that make a thread worth its start */
+    THREAD_WEIGHTS = 1 << 18, /* that make one worth sending that stands ready */
     PADDING = 16              /* floats that kernels may read behind the last line */
 };
 
@@ -297,7 +298,8 @@ static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint6
     d.x = memory;
     d.sums = sums;
     d.outputs_per_task = least(w->layout.rows, TASK_WEIGHTS / inputs + 1);
-    uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), work = w->layout.rows * inputs / THREAD_WEIGHTS * aq_div_up(n_rows, 4);
+    uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), worth = aq_threads_ready() ? THREAD_WEIGHTS : START_WEIGHTS;
+    uint64_t work = w->layout.rows * inputs / worth * aq_div_up(n_rows, 4);
     threads = least(threads, work ? work : 1);
     bool ok = aq_parallel_for((size_t)aq_div_up(w->layout.rows, d.outputs_per_task), (int)threads, dot_task, &d);
     aq_free(memory);

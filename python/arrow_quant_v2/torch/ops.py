@@ -9,10 +9,12 @@ from __future__ import annotations
 import torch
 
 from .. import _core
+from . import threads
 from .stored import StoredForm, unpack
 
-__all__ = ["linear", "rotate", "unpacked"]
+__all__ = ["linear", "linear_now", "rotate", "unpacked"]
 
+threads.lend()
 _library = torch.library.Library("arrowquant", "DEF")
 _library.define("linear(Tensor x, Tensor qweight, Tensor qparams, Tensor? bias, int bits, int group_size, str params) -> Tensor")
 _library.define("unpack(Tensor qweight, Tensor qparams, int cols, int bits, int group_size, str params) -> Tensor")
@@ -87,7 +89,7 @@ def _float(tensor):
 def _linear_cpu(x, qweight, qparams, bias, bits, group_size, params):
     inputs, outputs = x.shape[-1], qweight.shape[0]
     rows = x.numel() // inputs if inputs else x.shape[:-1].numel()
-    y = torch.empty((*x.shape[:-1], outputs))
+    y = x.new_empty((*x.shape[:-1], outputs), dtype=torch.float32)
     form = (rows, outputs, inputs, bits, group_size, params, torch.get_num_threads())
     _core._linear_stored(_float(x), _bytes(qweight), _bytes(qparams), _float(bias), y.numpy(), *form)
     return y if x.dtype is torch.float32 else y.to(x.dtype)
@@ -106,6 +108,54 @@ def _rotate_cpu(x, size):
 _library.impl("rotate", _rotate_cpu, "CPU")
 _library.impl("linear", _linear_cpu, "CPU")
 _library.impl("unpack", _unpack_cpu, "CPU")
+
+# ---- without the dispatcher ----
+
+_linear_at, _threads, _grad = _core._linear_at, torch.get_num_threads, torch.is_grad_enabled
+_forward_ad = torch.autograd.forward_ad
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_tracing, _transformed, _profiled = torch._C._get_tracing_state, torch._C._functorch.peek_interpreter_stack, torch._C._autograd._profiler_enabled
+
+
+def _plain(tensor):
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def linear_now(x, qweight, qparams, bias, form):
+    """linear, or None where torch has to see the operator: gradients, other devices and types, and whatever traces, transforms or records operators.
+
+    A custom operator written in Python costs 20 µs a call, as much as the whole product of a row by a million weights may take.
+    """
+    if x.dtype is not torch.float32 or not (_plain(x) and _plain(qweight) and _plain(qparams)):
+        return None
+    if bias is not None and (bias.dtype is not torch.float32 or not _plain(bias)):
+        return None
+    if _grad() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return None
+    if _forward_ad._current_level >= 0 or _dispatch_modes() or _function_modes() or _tracing() or _transformed() or _profiled():
+        return None
+    n, (*above, inputs), outputs = x.numel(), x.shape, len(qweight)
+    if n == 0:
+        return None
+    y = torch.empty(*above, outputs, dtype=torch.float32)
+    _linear_at(
+        x.data_ptr(),
+        qweight.data_ptr(),
+        qparams.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        n // inputs,
+        outputs,
+        inputs,
+        qweight.numel(),
+        qparams.numel(),
+        form.bits,
+        form.group_size,
+        form.params,
+        _threads(),
+    )
+    return y
+
 
 # ---- gradient of the input ----
 
