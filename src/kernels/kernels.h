@@ -161,8 +161,11 @@ typedef struct aq_kernels {
 
     /* ---- solvers ---- */
 
-    /* y[i * stride + j] += e[j] * u[i] for i < n and the 16 lanes j; one multiplication, one addition. */
-    void (*spread)(const float e[AQ_LANES], const float *u, size_t n, float *y, size_t stride);
+    /* y[i] -= f[k] * x[k * stride + i] for i < n, over rising k < count; one multiplication, one subtraction each. */
+    void (*subtract_rows)(const double *f, size_t count, const double *x, size_t stride, size_t n, double *y);
+
+    /* y[i * stride + j] += e[k * 16 + j] * u[k * u_stride + i] for i < n and the 16 lanes j, over rising k < count; one multiplication, one addition each. */
+    void (*spread)(const float *e, size_t count, const float *u, size_t u_stride, size_t n, float *y, size_t stride);
 } aq_kernels;
 
 extern const aq_kernels aq_kernels_scalar, aq_kernels_avx2, aq_kernels_avx512, aq_kernels_neon;

@@ -277,9 +277,15 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
 #define NAME(x) x##_f64
 #include "kernels/gemm_tile.h"
 
-static void spread(const float e[AQ_LANES], const float *u, size_t n, float *y, size_t stride) {
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < AQ_LANES; j++) y[i * stride + j] += e[j] * u[i];
+static void subtract_rows(const double *f, size_t count, const double *x, size_t stride, size_t n, double *y) {
+    for (size_t k = 0; k < count; k++)
+        for (size_t i = 0; i < n; i++) y[i] -= f[k] * x[k * stride + i];
+}
+
+static void spread(const float *e, size_t count, const float *u, size_t u_stride, size_t n, float *y, size_t stride) {
+    for (size_t k = 0; k < count; k++)
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < AQ_LANES; j++) y[i * stride + j] += e[k * AQ_LANES + j] * u[k * u_stride + i];
 }
 
 /* ---- products on codes ---- */
@@ -353,5 +359,6 @@ const aq_kernels aq_kernels_scalar = {
     .gemm_f64 = &gemm_f64,
     .unpack_panel = unpack_panel,
     .dot_codes = dot_codes,
+    .subtract_rows = subtract_rows,
     .spread = spread,
 };

@@ -101,20 +101,37 @@ static bool search_group(aq_slab *s, uint64_t group, const float *x) {
     return true;
 }
 
-/* Codes inputs [begin, end) of the order of visiting, whose updated weights are x [end - begin][lanes], and spreads each error over the rest of `x`, which
- * reaches to `last`. */
-static void code_inputs(aq_slab *s, uint64_t begin, uint64_t end, uint64_t last, float *x) {
+enum { AT_ONCE = 16 }; /* inputs whose errors are spread together beyond them */
+
+/* Codes 16 rows' inputs [begin, end) of the order of visiting, whose updated weights are t [last - begin][16], and spreads the errors over the rest of t. */
+static void code_lanes(aq_slab *s, uint64_t lane, uint64_t begin, uint64_t end, uint64_t last, float *t) {
     const aq_hessian *h = s->hessian;
     uint64_t width = s->layout->pair_width;
-    for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES)
-        for (uint64_t i = begin; i < end; i++) {
+    for (uint64_t first = begin, next; first < end; first = next) {
+        float errors[AT_ONCE * AQ_LANES];
+        next = at_most(first + AT_ONCE, end);
+        for (uint64_t i = first; i < next; i++) {
             uint64_t input = h->order ? h->order[i] : i;
-            float values[AQ_LANES], *t = x + (i - begin) * s->lanes + lane, *e = s->e + i * s->lanes + lane;
+            float values[AQ_LANES], *e = errors + (i - first) * AQ_LANES, *x = t + (i - begin) * AQ_LANES;
             const float *w = s->w + input * s->lanes + lane;
-            aq_levels_round(s->spec, aq_slab_levels(s, input / width, lane), t, s->q + input * s->lanes + lane, values);
+            aq_levels_round(s->spec, aq_slab_levels(s, input / width, lane), x, s->q + input * s->lanes + lane, values);
             for (size_t j = 0; j < AQ_LANES; j++) e[j] = w[j] - values[j];
-            if (h->importance[input] > 0) s->kernels->spread(e, h->packed + i * h->n + i + 1, last - i - 1, t + s->lanes, s->lanes);
+            memcpy(s->e + i * s->lanes + lane, e, AQ_LANES * sizeof *e);
+            s->kernels->spread(e, 1, h->packed + i * h->n + i + 1, h->n, next - i - 1, x + AQ_LANES, AQ_LANES);
         }
+        s->kernels->spread(errors, next - first, h->packed + first * h->n + next, h->n, last - next, t + (next - begin) * AQ_LANES, AQ_LANES);
+    }
+}
+
+/* Codes inputs [begin, end) of the order of visiting, whose updated weights are x [end - begin][lanes], and spreads each error over the rest of `x`, which
+ * reaches to `last`, at most a block further on. */
+static void code_inputs(aq_slab *s, uint64_t begin, uint64_t end, uint64_t last, float *x) {
+    float t[AQ_SOLVE_BLOCK * AQ_LANES]; /* of 16 rows, side by side in the first cache */
+    for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
+        for (uint64_t i = begin; i < last; i++) memcpy(t + (i - begin) * AQ_LANES, x + (i - begin) * s->lanes + lane, AQ_LANES * sizeof *t);
+        code_lanes(s, lane, begin, end, last, t);
+        for (uint64_t i = end; i < last; i++) memcpy(x + (i - begin) * s->lanes + lane, t + (i - begin) * AQ_LANES, AQ_LANES * sizeof *t);
+    }
 }
 
 /* x [end - begin][lanes] += U[from .. to, begin .. end)^T e[from .. to). */

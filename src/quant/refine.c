@@ -24,6 +24,7 @@ typedef struct work {
     aq_slab *s;
     uint64_t group;         /* inputs per group */
     float *h;               /* [BLOCK, BLOCK] of H, in full */
+    float *r, *delta;       /* [BLOCK][16] of 16 rows: R of the block; changes of E */
     float *phi[MOST_BASES]; /* [BLOCK][16] */
     float *h_phi[MOST_BASES];
     float *wide[MOST_BASES]; /* [group][lanes], for groups beyond a block and outer pairs */
@@ -192,11 +193,11 @@ static bool move_outer(const work *t, const quadratic *f, aq_two_level *record) 
 
 /* ---- one pair of 16 rows inside a block ---- */
 
-/* E and R after the codes or levels of inputs [begin, end) changed; R of the whole block [first, last). */
+/* E and R after the levels of inputs [begin, end) changed; R from `begin` to the end of the block [first, last): what lies before is not looked at again. */
 static void set_values(work *t, uint64_t lane, uint64_t begin, uint64_t end, uint64_t first, uint64_t last, const aq_levels *levels) {
     aq_slab *s = t->s;
     for (uint64_t i = begin; i < end; i++) {
-        float values[AQ_LANES], delta[AQ_LANES], *e = s->e + i * s->lanes + lane;
+        float values[AQ_LANES], *delta = t->delta + (i - begin) * AQ_LANES, *e = s->e + i * s->lanes + lane;
         const float *w = s->w + i * s->lanes + lane;
         aq_levels_values(s->spec, levels, s->q + i * s->lanes + lane, values);
         for (size_t j = 0; j < AQ_LANES; j++) {
@@ -204,8 +205,9 @@ static void set_values(work *t, uint64_t lane, uint64_t begin, uint64_t end, uin
             delta[j] = error - e[j];
             e[j] = error;
         }
-        s->kernels->spread(delta, t->h + (i - first) * BLOCK, last - first, s->t + lane, s->lanes);
     }
+    s->kernels->spread(t->delta, end - begin, t->h + (begin - first) * BLOCK + (begin - first), BLOCK, last - begin, t->r + (begin - first) * AQ_LANES,
+                       AQ_LANES);
 }
 
 /* phi R and phi H phi of 16 rows, from phi and h_phi. */
@@ -213,10 +215,9 @@ static void make_quadratics(const work *t, const float *r, size_t width, size_t 
     for (size_t b = 0; b < n; b++)
         for (size_t c = b; c <= n; c++) { /* c = n: with R */
             const float *other = c < n ? t->h_phi[c] : r;
-            size_t stride = c < n ? AQ_LANES : t->s->lanes;
             double sum[AQ_LANES] = {0};
             for (size_t i = 0; i < width; i++)
-                for (size_t j = 0; j < AQ_LANES; j++) sum[j] += (double)t->phi[b][i * AQ_LANES + j] * (double)other[i * stride + j];
+                for (size_t j = 0; j < AQ_LANES; j++) sum[j] += (double)t->phi[b][i * AQ_LANES + j] * (double)other[i * AQ_LANES + j];
             for (size_t j = 0; j < AQ_LANES; j++) *(c < n ? &f[j].a[b][c] : &f[j].r[b]) = sum[j];
             for (size_t j = 0; c < n && j < AQ_LANES; j++) f[j].a[c][b] = sum[j];
         }
@@ -226,17 +227,13 @@ static void make_quadratics(const work *t, const float *r, size_t width, size_t 
 static void fit_pair(work *t, uint64_t lane, uint64_t pair, uint64_t begin, uint64_t end, uint64_t first, uint64_t last) {
     aq_slab *s = t->s;
     size_t n = n_bases(s->spec), width = (size_t)(end - begin);
-    const float *r = s->t + (begin - first) * s->lanes + lane;
     for (size_t b = 0; b < n; b++) {
         memset(t->h_phi[b], 0, width * AQ_LANES * sizeof(float));
-        for (size_t i = 0; i < width; i++) {
-            float *phi = t->phi[b] + i * AQ_LANES;
-            bases_of(s->spec, s->q + (begin + i) * s->lanes + lane, b, phi);
-            s->kernels->spread(phi, t->h + (begin - first + i) * BLOCK + (begin - first), width, t->h_phi[b], AQ_LANES);
-        }
+        for (size_t i = 0; i < width; i++) bases_of(s->spec, s->q + (begin + i) * s->lanes + lane, b, t->phi[b] + i * AQ_LANES);
+        s->kernels->spread(t->phi[b], width, t->h + (begin - first) * BLOCK + (begin - first), BLOCK, width, t->h_phi[b], AQ_LANES);
     }
     quadratic f[AQ_LANES];
-    make_quadratics(t, r, width, n, f);
+    make_quadratics(t, t->r + (begin - first) * AQ_LANES, width, n, f);
     aq_levels *levels = aq_slab_levels(s, pair, lane);
     bool moved = false;
     for (size_t j = 0; j < AQ_LANES && lane + j < s->rows; j++) {
@@ -254,23 +251,32 @@ static void fit_pair(work *t, uint64_t lane, uint64_t pair, uint64_t begin, uint
     if (moved) set_values(t, lane, begin, end, first, last, levels);
 }
 
-/* Coordinate descent on the codes of inputs [begin, end). */
+/* Coordinate descent on the codes of inputs [begin, end). What a change does to R is spread at once over the few inputs that come next, for some changes
+ * together over the rest of the block. */
 static void descend(work *t, uint64_t lane, uint64_t begin, uint64_t end, uint64_t first, uint64_t last, const aq_levels *levels) {
+    enum { AT_ONCE = 16 };
     aq_slab *s = t->s;
-    for (uint64_t i = begin; i < end; i++) {
-        float diagonal = t->h[(i - first) * BLOCK + (i - first)], values[AQ_LANES], delta[AQ_LANES], *e = s->e + i * s->lanes + lane;
-        if (!(s->hessian->importance[i] > 0)) continue;
-        const float *w = s->w + i * s->lanes + lane, *r = s->t + (i - first) * s->lanes + lane;
-        float wanted[AQ_LANES], any = 0;
-        for (size_t j = 0; j < AQ_LANES; j++) wanted[j] = w[j] - e[j] + r[j] / diagonal;
-        aq_levels_round(s->spec, levels, wanted, s->q + i * s->lanes + lane, values);
-        for (size_t j = 0; j < AQ_LANES; j++) {
-            float error = w[j] - values[j];
-            delta[j] = error - e[j];
-            any += fabsf(delta[j]);
-            e[j] = error;
+    for (uint64_t from = begin, next; from < end; from = next) {
+        next = least(from + AT_ONCE, end);
+        float any = 0;
+        memset(t->delta, 0, (next - from) * AQ_LANES * sizeof *t->delta);
+        for (uint64_t i = from; i < next; i++) {
+            const float *h = t->h + (i - first) * BLOCK, *w = s->w + i * s->lanes + lane;
+            float values[AQ_LANES], wanted[AQ_LANES], *r = t->r + (i - first) * AQ_LANES, *delta = t->delta + (i - from) * AQ_LANES;
+            float *e = s->e + i * s->lanes + lane, diagonal = h[i - first];
+            if (!(s->hessian->importance[i] > 0)) continue;
+            for (size_t j = 0; j < AQ_LANES; j++) wanted[j] = w[j] - e[j] + r[j] / diagonal;
+            aq_levels_round(s->spec, levels, wanted, s->q + i * s->lanes + lane, values);
+            for (size_t j = 0; j < AQ_LANES; j++) {
+                float error = w[j] - values[j];
+                delta[j] = error - e[j];
+                any += fabsf(delta[j]);
+                e[j] = error;
+            }
+            s->kernels->spread(delta, 1, h + (i + 1 - first), BLOCK, next - i - 1, r + AQ_LANES, AQ_LANES);
         }
-        if (any > 0) s->kernels->spread(delta, t->h + (i - first) * BLOCK, last - first, s->t + lane, s->lanes);
+        const float *rest = t->h + (from - first) * BLOCK + (next - first);
+        if (any > 0) s->kernels->spread(t->delta, next - from, rest, BLOCK, last - next, t->r + (next - first) * AQ_LANES, AQ_LANES);
     }
 }
 
@@ -285,13 +291,15 @@ static bool refine_block(work *t, uint64_t begin, uint64_t end) {
     aq_slab *s = t->s;
     uint64_t width = s->layout->pair_width;
     if (!load_block(t, begin, end)) return false;
-    for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES)
+    for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
+        for (uint64_t i = begin; i < end; i++) memcpy(t->r + (i - begin) * AQ_LANES, s->t + (i - begin) * s->lanes + lane, AQ_LANES * sizeof *t->r);
         for (uint64_t i = begin; i < end;) {
             uint64_t pair = i / width, next = least(least((pair + 1) * width, s->n), end);
             if (width <= BLOCK) fit_pair(t, lane, pair, i, next, begin, end);
             descend(t, lane, i, next, begin, end, aq_slab_levels(s, pair, lane));
             i = next;
         }
+    }
     return true;
 }
 
@@ -374,6 +382,8 @@ bool aq_slab_refine(aq_slab *s, int rounds) {
     bool wide = is_two_level(&t) || t.group > BLOCK, ok = true;
     t.h = aq_alloc(BLOCK * BLOCK * sizeof *t.h);
     t.records = aq_calloc(s->lanes, sizeof *t.records);
+    t.r = aq_alloc(BLOCK * AQ_LANES * sizeof *t.r);
+    t.delta = aq_alloc(BLOCK * AQ_LANES * sizeof *t.delta);
     for (size_t b = 0; b < MOST_BASES; b++) {
         t.phi[b] = aq_alloc(BLOCK * AQ_LANES * sizeof(float));
         t.h_phi[b] = aq_alloc(BLOCK * AQ_LANES * sizeof(float));
@@ -381,11 +391,13 @@ bool aq_slab_refine(aq_slab *s, int rounds) {
         t.wide_h[b] = aq_calloc(wide && b < n_bases(s->spec) ? t.group * s->lanes : 1, sizeof(float));
         ok = ok && t.phi[b] && t.h_phi[b] && t.wide[b] && t.wide_h[b];
     }
-    ok = ok && t.h && t.records;
+    ok = ok && t.h && t.records && t.r && t.delta;
     for (int i = 0; ok && i < rounds; i++) ok = refine_round(&t);
     if (!ok && !s->interrupted) s->no_memory = true;
     aq_free(t.h);
     aq_free(t.records);
+    aq_free(t.r);
+    aq_free(t.delta);
     for (size_t b = 0; b < MOST_BASES; b++) {
         aq_free(t.phi[b]);
         aq_free(t.h_phi[b]);

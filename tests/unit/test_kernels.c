@@ -315,18 +315,39 @@ static void search_kernels_agree(void **state) {
 static void spreading_agrees(void **state) {
     (void)state;
     enum { STRIDE = 40 };
-    float e[AQ_LANES], u[MAX], a[MAX * STRIDE], b[MAX * STRIDE];
+    enum { MOST = 19 };
+    static float e[MOST * AQ_LANES], u[MOST * MAX], a[MAX * STRIDE], b[MAX * STRIDE];
     FOR_EACH_TABLE(k)
     for (int kind = 0; kind < KINDS; kind++)
-        for (size_t n = 0; n < MAX; n += n < 20 ? 1 : 31) {
-            fill(e, AQ_LANES, kind);
-            fill(u, MAX, kind);
+        for (size_t n = 0, count = 0; n < MAX; n += n < 20 ? 1 : 31, count = (count + 1) % (MOST + 1)) {
+            fill(e, MOST * AQ_LANES, kind);
+            fill(u, MOST * MAX, kind);
             fill(a, MAX * STRIDE, NORMAL);
             memcpy(b, a, sizeof b);
-            aq_kernels_scalar.spread(e, u, n, a + 3, STRIDE);
-            k->spread(e, u, n, b + 3, STRIDE);
+            aq_kernels_scalar.spread(e, count, u, MAX, n, a + 3, STRIDE);
+            k->spread(e, count, u, MAX, n, b + 3, STRIDE);
             for (size_t i = 0; i < MAX * STRIDE; i++)
                 if (!(isnan(a[i]) && isnan(b[i]))) assert_memory_equal(&a[i], &b[i], 4);
+        }
+}
+
+static void subtracting_rows_agrees(void **state) {
+    (void)state;
+    enum { MOST = 7 };
+    static float raw[MOST * MAX];
+    static double f[MOST], x[MOST * MAX], a[MAX], b[MAX];
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 0, count = 0; n < MAX; n += n < 40 ? 1 : 31, count = (count + 1) % (MOST + 1)) {
+            fill(raw, MOST * MAX, kind);
+            for (size_t i = 0; i < MOST * MAX; i++) x[i] = (double)raw[i] / 3;
+            fill(raw, MAX, NORMAL);
+            for (size_t i = 0; i < MAX; i++) a[i] = b[i] = (double)raw[i] / 7;
+            for (size_t i = 0; i < MOST; i++) f[i] = (double)raw[MAX + i] / 5;
+            aq_kernels_scalar.subtract_rows(f, count, x, MAX, n, a);
+            k->subtract_rows(f, count, x, MAX, n, b);
+            for (size_t i = 0; i < MAX; i++)
+                if (!(isnan(a[i]) && isnan(b[i]))) assert_memory_equal(&a[i], &b[i], 8);
         }
 }
 
@@ -354,11 +375,17 @@ int main(void) {
     FOR_EACH_TABLE(k) printf(" %s", k->name);
     printf(", best %s\n", aq_isa_name());
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(conversions_agree), cmocka_unit_test(finite_check_finds_the_first_index),
-        cmocka_unit_test(range_agrees),      cmocka_unit_test(column_stats_agree),
-        cmocka_unit_test(codes_agree),       cmocka_unit_test(min_max_pairs_agree),
-        cmocka_unit_test(error_sums_agree),  cmocka_unit_test(search_kernels_agree),
-        cmocka_unit_test(spreading_agrees),  cmocka_unit_test(an_instruction_set_is_selected_by_name),
+        cmocka_unit_test(conversions_agree),
+        cmocka_unit_test(finite_check_finds_the_first_index),
+        cmocka_unit_test(range_agrees),
+        cmocka_unit_test(column_stats_agree),
+        cmocka_unit_test(codes_agree),
+        cmocka_unit_test(min_max_pairs_agree),
+        cmocka_unit_test(error_sums_agree),
+        cmocka_unit_test(search_kernels_agree),
+        cmocka_unit_test(spreading_agrees),
+        cmocka_unit_test(subtracting_rows_agrees),
+        cmocka_unit_test(an_instruction_set_is_selected_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
