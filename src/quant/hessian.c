@@ -16,7 +16,7 @@
 #include "kernels/gemm.h"
 #include "quant/solve_internal.h"
 
-enum { FACTOR_BLOCK = 64, SQUARE = 32 /* of what is read by rows and written by columns */ };
+enum { FACTOR_BLOCK = 128, SQUARE = 32 /* of what is read by rows and written by columns */ };
 #define MOST_DAMPING 1.0
 
 typedef struct factoring {

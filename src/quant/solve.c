@@ -14,7 +14,7 @@
 #include "base/threads.h"
 #include "quant/solve_internal.h"
 
-enum { MOST_LANES = 128 };
+enum { MOST_LANES = 256 };
 
 typedef struct solve_job {
     const float *w;
