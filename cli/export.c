@@ -14,12 +14,17 @@
 /* What became of the codes: nothing is added silently. */
 static void print_recoding(const json_t *recoding) {
     if (!json_is_object(recoding)) return;
-    char added[32] = "none";
-    const json_t *db = json_object_get(recoding, "added_sqnr_db");
-    if (json_is_number(db)) snprintf(added, sizeof added, "%lld dB below the weights", (long long)json_number_value(db));
-    cli_print(stdout, "  layers: %llu with the container's codes, %llu coded from the source, %llu from the dequantized weights; added error %s\n",
+    const json_t *added = json_object_get(recoding, "added_sqnr_db"), *error = json_object_get(recoding, "sqnr_db");
+    cli_print(stdout, "  layers: %llu with the container's codes, %llu coded from the source, %llu from the dequantized weights\n",
               (unsigned long long)cli_json_count(recoding, "n_codes"), (unsigned long long)cli_json_count(recoding, "n_source"),
-              (unsigned long long)cli_json_count(recoding, "n_dequantized"), added);
+              (unsigned long long)cli_json_count(recoding, "n_dequantized"));
+    if (json_is_number(error))
+        cli_print(stdout, "  error against the source: %s dB below the weights, in the container %s dB\n", cli_decibel(json_number_value(error)),
+                  cli_decibel(cli_json_real(recoding, "container_sqnr_db")));
+    else if (json_is_number(added))
+        cli_print(stdout, "  added error: %s dB below the weights\n", cli_decibel(json_number_value(added)));
+    else
+        cli_print(stdout, "  added error: none\n");
     size_t i;
     const json_t *tensor, *reason;
     json_array_foreach(json_object_get(recoding, "tensors"), i, tensor) {

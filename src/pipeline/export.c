@@ -436,11 +436,15 @@ static json_t *tensor_report(const exporting *x, size_t i) {
     return entry;
 }
 
+static json_t *sqnr_or_null(const exporting *x, const aq_quant_metrics *m) {
+    return x->options->source ? aq_report_real(aq_quant_metrics_sqnr_db(m)) : json_null();
+}
+
 /* Sums over the recoded tensors, and what must not go unsaid. */
 static json_t *recoding_report(exporting *x) {
-    aq_quant_metrics added = {0};
+    aq_quant_metrics added = {0}, written = {0}, before = {0};
     json_t *tensors = json_array();
-    size_t n_codes = 0, n_source = 0, n_dequantized = 0, n_refused = 0, worst = SIZE_MAX;
+    size_t n_timed = 0, n_codes = 0, n_source = 0, n_dequantized = 0, n_refused = 0, worst = SIZE_MAX;
     double worst_db = (double)INFINITY;
     for (size_t i = 0; tensors && i < x->source.n_tensors; i++) {
         const export_plan *p = &x->plans[i];
@@ -449,6 +453,9 @@ static json_t *recoding_report(exporting *x) {
         if (!t.stored->quantized) continue;
         json_array_append_new(tensors, tensor_report(x, i));
         aq_quant_metrics_add(&added, &p->added);
+        aq_quant_metrics_add(&written, &p->written);
+        aq_quant_metrics_add(&before, &p->before);
+        n_timed += t.stored->n_time_groups > 0;
         const char *word = how(p);
         n_codes += strcmp(word, "codes") == 0;
         n_source += strcmp(word, "source") == 0;
@@ -467,8 +474,12 @@ static json_t *recoding_report(exporting *x) {
                          n_dequantized, aq_text_fixed(all, aq_quant_metrics_sqnr_db(&added), 1), aq_text_fixed(least, worst_db, 1),
                          aq_escape(name, sizeof name, t.name, strlen(t.name)));
     }
-    return json_pack("{s:i, s:i, s:i, s:i, s:o, s:o}", "n_codes", (int)n_codes, "n_source", (int)n_source, "n_dequantized", (int)n_dequantized, "n_refused",
-                     (int)n_refused, "added_sqnr_db", aq_report_real(aq_quant_metrics_sqnr_db(&added)), "tensors", tensors);
+    if (n_timed > 0)
+        aq_sentences_add(&x->warnings, "%zu layers hold scales of their inputs by time groups, for which %s files have no place: inputs stay as they are there",
+                         n_timed, x->target->name);
+    return json_pack("{s:i, s:i, s:i, s:i, s:o, s:o, s:o, s:o}", "n_codes", (int)n_codes, "n_source", (int)n_source, "n_dequantized", (int)n_dequantized,
+                     "n_refused", (int)n_refused, "added_sqnr_db", aq_report_real(aq_quant_metrics_sqnr_db(&added)), "sqnr_db", sqnr_or_null(x, &written),
+                     "container_sqnr_db", sqnr_or_null(x, &before), "tensors", tensors);
 }
 
 static aq_status give_report(exporting *x, char **report_json, aq_error *err) {

@@ -71,8 +71,11 @@ static aq_status begin_file(exporting *x, aq_error *err) {
     aq_status status = path ? x->target->header(x, first, end - first, &header, &header_size, &file_size, err) : aq_fail_memory(err, 1, "a path");
     if (status == AQ_OK) status = aq_outfile_create(&x->file, path, file_size, x->options->overwrite, err);
     if (status == AQ_OK) status = aq_outfile_write(x->file, 0, header, header_size, err);
-    for (size_t i = first; i < end && status == AQ_OK; i++)
-        if (x->outs[i].blob) status = aq_outfile_write(x->file, x->outs[i].offset, x->outs[i].blob, x->outs[i].size_bytes, err);
+    for (size_t i = first; i < end && status == AQ_OK; i++) {
+        if (!x->outs[i].blob) continue;
+        status = aq_outfile_write(x->file, x->outs[i].offset, x->outs[i].blob, x->outs[i].size_bytes, err);
+        x->bytes_done += x->outs[i].size_bytes;
+    }
     aq_free(header);
     aq_free(path);
     return status;

@@ -3,7 +3,8 @@
  * A layer `L` [out, in] becomes int32 tensors `L.qweight` [in bits / 32, out] (codes of consecutive inputs in a word, lowest bits first), `L.qzeros`
  * [groups, out bits / 32] (zero points of consecutive outputs, minus one), F16 `L.scales` [groups, out] and `L.g_idx` [in]: w = s (q - (qzero + 1)). Zero
  * points are whole: our codes are taken over where they are, as in symmetric ones; else a group gets a whole zero point and the scale that suits it best. The
- * stored minus one makes 0 impossible. `quantization_config` in config.json names bits and group size, and the layers that differ or are not packed.
+ * stored minus one makes 0 impossible, and 2^bits is left out: loaders that add the one to packed words would carry it into the neighbour.
+ * `quantization_config` in config.json names bits and group size, and the layers that differ or are not packed.
  */
 #include <math.h>
 #include <stdio.h>
@@ -90,9 +91,6 @@ typedef struct {
     uint8_t zero;
 } grid;
 
-/* 8 bits have zero points up to 256, stored as 0 here. */
-static float zero_of(grid g) { return (float)(g.zero == 0 ? 256 : g.zero); }
-
 /* Squared error of codes by rounding on a grid; the sums for the scale that fits them best. */
 static double try_grid(const float *x, uint64_t n, float s, float z, float q_max, double *xc, double *cc) {
     double error = 0;
@@ -109,9 +107,9 @@ static double try_grid(const float *x, uint64_t n, float s, float z, float q_max
     return error;
 }
 
-/* The half scale and whole zero point (1 to 2^bits) with the smallest error that clipped ranges, and a least-squares scale for each, find. */
+/* The half scale and whole zero point (1 to 2^bits - 1) with the smallest error that clipped ranges, and a least-squares scale for each, find. */
 static grid search_group(const float *x, uint64_t n, int bits) {
-    float lo = 0, hi = 0, q_max = (float)((1 << bits) - 1), most = (float)(1 << bits);
+    float lo = 0, hi = 0, q_max = (float)((1 << bits) - 1);
     for (uint64_t i = 0; i < n; i++) lo = x[i] < lo ? x[i] : lo, hi = x[i] > hi ? x[i] : hi;
     grid best = {0x3C00, (uint8_t)(1 << (bits - 1))};
     double least = (double)INFINITY, xc, cc;
@@ -122,13 +120,13 @@ static grid search_group(const float *x, uint64_t n, int bits) {
         float s = (hi - lo) * (1 - step * (float)c) / q_max, z = -lo * (1 - step * (float)c) / s + 12582912.0f - 12582912.0f;
         for (int shift = -1; shift <= 1; shift++) {
             float zero = z + (float)shift, trial = s;
-            zero = zero < 1 ? 1 : zero > most ? most : zero;
+            zero = zero < 1 ? 1 : zero > q_max ? q_max : zero;
             for (int fit = 0; fit < 3; fit++) {
                 uint16_t half = aq_f32_to_f16(trial);
                 float rounded = aq_f16_to_f32(half);
                 if (!(rounded > 0) || !isfinite(rounded)) break;
                 double error = try_grid(x, n, rounded, zero, q_max, &xc, &cc);
-                if (error < least) least = error, best = (grid){half, (uint8_t)(zero == 256 ? 0 : zero)};
+                if (error < least) least = error, best = (grid){half, (uint8_t)zero};
                 if (!(cc > 0 && xc > 0)) break;
                 trial = (float)(xc / cc);
             }
@@ -155,14 +153,13 @@ static void put_bits(uint8_t *words32, uint64_t word, int shift, uint32_t value)
 
 static void put_group(const packing *p, uint64_t row, uint64_t g, const uint8_t *q, grid found) {
     uint64_t rows = p->slab->t.rows, cols = p->slab->t.cols, per_word = 32 / (uint64_t)p->bits;
-    float s = aq_f16_to_f32(found.scale), z = zero_of(found), *result = p->scratch->result + row * cols + g * p->group;
+    float s = aq_f16_to_f32(found.scale), z = (float)found.zero, *result = p->scratch->result + row * cols + g * p->group;
     for (uint64_t i = 0; i < p->group; i++) {
         uint64_t in = g * p->group + i;
         put_bits(p->qweight, in / per_word * rows + row, (int)(in % per_word) * p->bits, q[i]);
         result[i] = ((float)q[i] - z) * s;
     }
-    uint32_t stored = (found.zero - 1u) & ((1u << p->bits) - 1);
-    put_bits(p->qzeros, g * (rows / per_word) + row / per_word, (int)(row % per_word) * p->bits, stored);
+    put_bits(p->qzeros, g * (rows / per_word) + row / per_word, (int)(row % per_word) * p->bits, found.zero - 1u);
     memcpy(p->scales + 2 * (g * rows + row), &found.scale, 2);
     p->piece->n_shifted += found.zero != 1 << (p->bits - 1);
 }
@@ -171,14 +168,14 @@ static void put_group(const packing *p, uint64_t row, uint64_t g, const uint8_t 
 static bool take_group(const packing *p, const export_row *own, const float *s, const float *z, uint64_t g, uint8_t *q, grid *out) {
     uint64_t first = g * p->group / own->width, last = ((g + 1) * p->group - 1) / own->width;
     uint16_t half = aq_f32_to_f16(s[first]);
-    if (first != last || z[first] != floorf(z[first]) || z[first] < 1 || z[first] > (float)(1 << p->bits) || aq_f16_to_f32(half) != s[first]) return false;
+    if (first != last || z[first] != floorf(z[first]) || z[first] < 1 || z[first] >= (float)(1 << p->bits) || aq_f16_to_f32(half) != s[first]) return false;
     for (uint64_t i = 0; i < p->group; i++) q[i] = (uint8_t)export_code(own, g * p->group + i);
-    *out = (grid){half, (uint8_t)(z[first] >= 256 ? 0 : z[first])};
+    *out = (grid){half, (uint8_t)z[first]};
     return true;
 }
 
 static void code_group(const float *x, uint64_t n, grid found, int bits, uint8_t *q) {
-    float s = aq_f16_to_f32(found.scale), z = zero_of(found), q_max = (float)((1 << bits) - 1);
+    float s = aq_f16_to_f32(found.scale), z = (float)found.zero, q_max = (float)((1 << bits) - 1);
     for (uint64_t i = 0; i < n; i++) {
         float c = x[i] / s + 12582912.0f - 12582912.0f + z;
         q[i] = (uint8_t)(c > q_max ? q_max : c < 0 ? 0 : c);

@@ -207,3 +207,58 @@ def test_peft_itself_merges_to_the_same_weights(cli, tmp_path):
     for name, value in fused.items():
         assert np.abs(got[name] - value).max() < 1e-6, name
     assert np.abs(got["blocks.0.to_q.weight"] - source["blocks.0.to_q.weight"]).max() > 0.01
+
+
+@pytest.mark.parametrize("style", ["peft", "kohya"])
+def test_diffusers_fuses_to_the_same_weights(cli, tmp_path, style):
+    """Two adapters with strengths, saved as diffusers saves them and under kohya's names, fused by a small Flux pipeline and merged here."""
+    torch, diffusers, peft = pytest.importorskip("torch"), pytest.importorskip("diffusers"), pytest.importorskip("peft")
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    torch.manual_seed(3)
+    model = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=32, guidance_embeds=False, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "flux")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    targets, strengths, files = ["to_q", "to_out.0", "proj_mlp", "ff.net.2"], (0.75, -1.5), []
+    for i, alpha in enumerate((6, 4)):
+        probe = diffusers.FluxTransformer2DModel.from_pretrained(tmp_path / "flux", local_files_only=True)
+        probe.add_adapter(peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=targets))
+        for name, value in probe.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(value, std=0.1)
+        state = peft.get_peft_model_state_dict(probe)
+        folder = tmp_path / f"adapter{i}"
+        theirs = tmp_path / f"theirs{i}"
+        metadata = {"r": 4, "lora_alpha": alpha, "target_modules": targets}
+        diffusers.FluxPipeline.save_lora_weights(theirs, transformer_lora_layers=state, transformer_lora_adapter_metadata=metadata)
+        if style == "kohya":
+            folder.mkdir()
+            renamed = {}
+            for key, value in state.items():
+                base, _, part = key.rpartition(".lora_")
+                flat = "lora_transformer_" + base.replace(".", "_")
+                renamed[f"{flat}.lora_{'down' if part[0] == 'A' else 'up'}.weight"] = value.detach().numpy()
+                renamed[f"{flat}.alpha"] = np.array(alpha, np.float32)
+            safetensors_numpy.save_file(renamed, folder / "pytorch_lora_weights.safetensors")
+        files.append(theirs if style == "peft" else folder)
+    parts = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipe = diffusers.FluxPipeline(transformer=model, **parts)
+    for i in range(2):
+        pipe.load_lora_weights(tmp_path / f"theirs{i}", adapter_name=f"a{i}", local_files_only=True)
+    pipe.set_adapters(["a0", "a1"], adapter_weights=list(strengths))
+    pipe.fuse_lora(components=["transformer"], adapter_names=["a0", "a1"])
+    pipe.unload_lora_weights()
+    fused = {k: v.detach().numpy() for k, v in pipe.transformer.state_dict().items()}
+    options = [x for f, s in zip(files, strengths, strict=True) for x in ("--lora", f"{f}:{s}")]
+    done = cli("quantize", tmp_path / "flux", "-o", tmp_path / "q", "--modality", "image", "--exclude", "*", *options)
+    assert done.code == 0, done.err
+    assert cli("export", tmp_path / "q", "--to", "safetensors", "-o", tmp_path / "q.safetensors").code == 0
+    got, changed = safetensors_numpy.load_file(tmp_path / "q.safetensors"), 0
+    assert got.keys() == fused.keys()
+    for name, value in fused.items():
+        assert np.abs(got[name] - value).max() < 1e-6, name
+        changed += np.abs(got[name] - before[name].numpy()).max() > 0.01
+    assert changed == 5  # to_q of both blocks, to_out.0, proj_mlp, ff.net.2

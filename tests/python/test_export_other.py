@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from layouts import undo_comfy, undo_gptq
 from program import PROGRAM, ROOT, arrowquant, sqnr_db
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -43,22 +44,6 @@ def quantized(model, name, *options):
 
 
 # ---- comfy-int8 ----
-
-H4 = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
-H256 = np.kron(np.kron(np.kron(H4, H4), H4), H4)
-
-
-def undo_comfy(file, layer):
-    """The weight that a layer's three tensors mean, in double precision."""
-    marker = json.loads(bytes(file[layer + ".comfy_quant"]))
-    assert marker["format"] == "int8_tensorwise" and file[layer + ".weight"].dtype == np.int8
-    scale = file[layer + ".weight_scale"]
-    assert scale.dtype == np.float32 and scale.shape == (file[layer + ".weight"].shape[0], 1)
-    w = file[layer + ".weight"].astype(np.float64) * scale
-    if marker["convrot"]:
-        assert marker["convrot_groupsize"] == 256
-        w = (w.reshape(len(w), -1, 256) @ H256).reshape(w.shape)
-    return w, marker["convrot"]
 
 
 @pytest.mark.parametrize("rotate", ["none", "hadamard"])
@@ -110,23 +95,12 @@ def test_the_library_of_comfyui_dequantizes_to_the_same(model, tmp_path, rotate)
             convrot=rotated,
             convrot_groupsize=256,
         )
-        assert np.allclose(layout.dequantize(codes, params).numpy(), ours, atol=1e-5 * np.abs(ours).max())
+        theirs = layout.dequantize(codes, params).numpy()
+        assert np.allclose(theirs, ours, atol=1e-5 * np.abs(ours).max())  # 256 products are summed in another order
+        assert rotated or np.array_equal(theirs, ours.astype(np.float32))
 
 
 # ---- gptq ----
-
-
-def unpack(words, bits, axis):
-    parts = [words.view(np.uint32) >> np.uint32(k) & np.uint32((1 << bits) - 1) for k in range(0, 32, bits)]
-    return np.stack(parts, axis + 1).reshape([n * (32 // bits) if i == axis else n for i, n in enumerate(words.shape)]).astype(np.int64)
-
-
-def undo_gptq(file, layer, bits):
-    """s (q - (qzero + 1)), by the group that g_idx names, as [out, in]."""
-    q, zeros = unpack(file[layer + ".qweight"], bits, 0), unpack(file[layer + ".qzeros"], bits, 1) + 1
-    group = file[layer + ".g_idx"]
-    assert q.shape[0] == len(group) and np.array_equal(group, np.sort(group))
-    return (file[layer + ".scales"].astype(np.float32)[group] * (q - zeros[group])).T.astype(np.float32)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -180,6 +154,47 @@ def test_the_layers_of_auto_round_compute_the_same(model, tmp_path, bits):
     wanted = undo_gptq(file, "blocks.0.attn.to_q", bits)
     got = layer(torch.eye(512)).numpy().T  # the weight; it is computed in half precision
     assert np.allclose(got, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=128)
+    folder = tmp_path_factory.mktemp("llama") / "m"
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[:, :64] = -model.model.layers[0].mlp.up_proj.weight[:, :64].abs() - 0.01  # no zero among the levels
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(2, "sym"), (4, "sym"), (4, "asym"), (8, "sym"), (8, "asym")])
+def test_transformers_loads_the_folder_with_gptqmodel(language_model, tmp_path, bits, kind):
+    """As a user does, with nothing of ours: the weights of its layers are ours in half precision, to the last bit."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("gptqmodel")
+    pytest.importorskip("optimum")
+    arrowquant("quantize", language_model, "-o", tmp_path / "q", "--modality", "text", "--bits", bits, "--group", 64, "--params", "f16", f"--{kind}")
+    arrowquant("export", tmp_path / "q", "--to", "gptq", "-o", tmp_path / "g")
+    packed = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "g", device_map="cpu", dtype=torch.float16, local_files_only=True, quantization_config=transformers.GPTQConfig(bits=bits, backend="torch")
+    )
+    file, n = safetensors_numpy.load_file(tmp_path / "g" / "model.safetensors"), 0
+    for name, module in packed.named_modules():
+        if hasattr(module, "qweight"):
+            assert np.array_equal(module.dequantize_weight().detach().numpy().T, undo_gptq(file, name, bits).astype(np.float16)), name
+            n += 1
+    assert n == 14
+    ids = torch.arange(20)[None]
+    arrowquant("quantize", language_model, "-o", tmp_path / "p", "--modality", "text", "--exclude", "*")
+    arrowquant("export", tmp_path / "p", "--to", "safetensors", "-o", tmp_path / "plain")
+    plain = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32, local_files_only=True)
+    weights = {f"{k}.weight": torch.from_numpy(undo_gptq(file, k, bits)) for k, m in packed.named_modules() if hasattr(m, "qweight")}
+    plain.load_state_dict(weights, strict=False)
+    with torch.no_grad():
+        wanted, got = plain(ids).logits, packed(ids).logits.float()
+    assert (got - wanted).norm() < 0.01 * wanted.norm()
 
 
 def test_diffusers_loads_the_folder_with_auto_round(tmp_path):
