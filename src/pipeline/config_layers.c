@@ -113,7 +113,7 @@ static aq_status keep_reason(const aq_config *config, const aq_tensor_info *tens
         if (status != AQ_OK) return status;
         if (sensitive) reason = "named as sensitive";
     }
-    if (!reason && any_glob(config, "exclude", tensor->name)) reason = "excluded by a pattern";
+    if (any_glob(config, "exclude", tensor->name)) reason = "excluded by a pattern"; /* an order, where a name is a suggestion to the planner */
 
     int listed = listed_bits(config, tensor->name);
     if (listed == 16 && !reason) reason = "16 bit in layer_bit_widths";

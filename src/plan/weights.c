@@ -126,7 +126,9 @@ aq_status aq_plan_weigh(aq_plan_problem *p, const aq_model *model, const aq_plan
     if (o->weighting == AQ_PLAN_WEIGHT_GRADIENT && n == 0) {
         aq_fail(err, AQ_ERR_USAGE, "weights by gradients need gradients of the layers, and %s",
                 o->calib ? "the calibration has none" : "no calibration is given");
-        aq_hint(err, "collect them in torch with arrow_quant_v2.torch.Recorder(model, \"FILE.aqcal\", gradients=True) around loss.backward()");
+        aq_hint(
+            err,
+            "collect them in torch with arrow_quant_v2.torch.Recorder(model, \"FILE.aqcal\", gradients=\"output\"), or gradients=True around loss.backward()");
         return AQ_ERR_USAGE;
     }
     if (o->weighting == AQ_PLAN_WEIGHT_GRADIENT || (o->weighting == AQ_PLAN_WEIGHT_AUTO && 2 * n > n_open)) {

@@ -156,6 +156,53 @@ def test_text_gradients_are_those_of_the_masked_tokens():
     assert all(p.grad is None for p in (model.head.weight, model.mix.weight))
 
 
+def error_of(model, run, folder):
+    """Relative squared error of run(model) with the weights of a container, in dB."""
+    with torch.no_grad():
+        kept, reference = {name: p.clone() for name, p in model.state_dict().items()}, run(model)
+        with aq.open(folder) as c:
+            values = {name: torch.from_numpy(np.asarray(c[name].dequantize(), np.float32)).reshape(kept[name].shape) for name in c.keys() if name in kept}
+        model.load_state_dict(kept | values)
+        out = run(model)
+        model.load_state_dict(kept)
+    return float(-10 * torch.log10((out - reference).square().sum() / reference.square().sum()))
+
+
+def test_a_budget_goes_by_what_the_output_answers_to(dit, tmp_path):
+    """gradients='output' is all that the ordinary way takes: the same budget gives a better model than without."""
+    model, scheduler = dit
+    made = {}
+    for gradients in (False, "output"):
+        calibrate(model, FASHION, tmp_path / f"{gradients}.aqcal", scheduler=scheduler, samples=24, batch_size=4, gradients=gradients)
+        options = {"calib": tmp_path / f"{gradients}.aqcal", "target_bpw": 3.0, "min_accuracy": 0.0}
+        made[gradients] = aq.quantize(SAMPLE, tmp_path / f"dit-{gradients}", skip_sensitive_layers=True, **options)
+    x = torch.randn(16, 1, 28, 28, generator=torch.Generator().manual_seed(7))
+    t, y = torch.arange(16) * 62, torch.arange(16) % 10
+
+    def run(m):
+        return m(x, timestep=t, class_labels=y).sample
+
+    plain, by_output = (error_of(model, run, tmp_path / f"dit-{gradients}") for gradients in made)
+    assert by_output > plain + 1
+    assert all(0.97 * 3.0 <= r.bpw <= 3.0 for r in made.values())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_pipelines_passes_are_differentiated_without_a_graph_left(dit):
+    c = calibrate(Pipeline(*dit), samples=2, timesteps=2, gradients="output", layers=["*.0.attn1.to_q"])
+    assert (c.gradient(Q)[0] > 0).all()
+
+
+def test_a_text_models_output_is_what_it_predicts_for_masked_tokens():
+    model = seeded_mdlm()
+    c = calibrate(model, samples=64, task="mask", timesteps=[999], gradients="output")
+    assert (c.gradient("mix.weight")[0] > 0).all()
+    # Everything is masked, so every token's prediction counts: with none masked there is nothing to differentiate.
+    none = calibrate(seeded_mdlm(), samples=4, task="mask", timesteps=[0], gradients="output", seed=3)
+    assert none.gradient("mix.weight") is None
+    assert model.mix.weight.grad is None and model.mix.weight.requires_grad
+
+
 def test_rows_with_timesteps_are_inputs_that_run_as_they_are(dit, tmp_path):
     x = np.random.default_rng(0).standard_normal((4, 1, 28, 28)).astype(np.float32)
     rows = [{"data": v.ravel().tolist(), "timestep": 100 + 200 * i, "shape": [1, 28, 28], "synthetic": True} for i, v in enumerate(x)]

@@ -70,6 +70,13 @@ def test_weights_of_layers_may_be_given(tmp_path):
         aq.plan(DIT, layer_weights=tmp_path / "w.json", **FAST)
 
 
+def test_what_is_excluded_is_not_up_to_the_plan():
+    """A name alone is a suggestion, which the planner may overrule; an order is not."""
+    free, ordered = (aq.plan(DIT, target_size="4MB", exclude=patterns, **FAST).layers for patterns in ([], ["proj_out_*", "*.attn1.to_q.weight"]))
+    assert {"proj_out_1.weight", "transformer_blocks.0.attn1.to_q.weight"} <= free.keys()
+    assert free.keys() - ordered.keys() == {name for name in free if name.startswith("proj_out_") or name.endswith(".attn1.to_q.weight")}
+
+
 def test_unknown_keywords_and_wrong_models():
     with pytest.raises(TypeError, match=r"plan\(\) got an unexpected keyword argument 'target_siz'; did you mean 'target_size'"):
         aq.plan(DIT, target_siz="1MB")

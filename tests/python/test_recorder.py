@@ -514,6 +514,80 @@ def test_gradients_can_be_added_from_a_training_loop_of_ones_own():
         rec.add_gradients()
 
 
+def gradients_of(module, measure, x, passes, **options):
+    """{name: (rows, columns)} after as many passes over the same input, under no_grad as a pipeline runs."""
+    with torch.no_grad(), Recorder(module, None, timestep=None, gradients=measure, **options) as rec:
+        outputs = [module(x) for _ in range(passes)]
+    assert all(not out.requires_grad for out in outputs)
+    return {name: rec.calibration.gradient(name) for name in rec.calibration.layers}
+
+
+def test_gradients_of_the_output_are_the_gauss_newton_matrix():
+    module, x = Attention(6), seeded(2, 3, 6)
+    found = gradients_of(module, "output", x, 600)
+    for name in ("to_q.weight", "to_out.weight"):
+        weight = module.get_parameter(name)
+        jacobian = torch.autograd.functional.jacobian(lambda w, name=name: torch.func.functional_call(module, {name: w}, (x,)), weight.detach())
+        diagonal = jacobian.double().square().sum((0, 1, 2)).numpy()  # of all outputs
+        np.testing.assert_allclose(found[name][0], diagonal.mean(1), rtol=0.25)
+        np.testing.assert_allclose(found[name][1], diagonal.mean(0), rtol=0.25)
+        np.testing.assert_allclose(np.mean(found[name][0]), diagonal.mean(), rtol=0.08)
+
+
+def test_gradients_of_logits_are_the_fisher_matrix():
+    torch.manual_seed(0)
+    module, x = nn.Linear(5, 4), seeded(1, 5)
+    found = gradients_of(module, "logits", x, 3000)["weight"][0]
+    p = module(x).softmax(-1)[0].double()
+    exact = p * (1 - p) * x.double().square().mean()  # E[(onehot - p)^2] x^2
+    np.testing.assert_allclose(found, exact.detach().numpy(), rtol=0.15)
+
+
+def test_gradients_of_the_output_leave_what_the_caller_has():
+    module, x = Attention(), seeded(2, 3, 12)
+    module.to_q.weight.requires_grad_(False)
+    module.to_k.weight.grad = kept = torch.ones_like(module.to_k.weight)
+    expected = module(x)
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x):
+            return {"other": 1, "sample": self.inner(x)}
+
+    seen = []
+    with torch.no_grad(), Recorder(Wrapped(), None, timestep=None, gradients="output", output=lambda out: out["sample"][..., :3]) as rec:
+        out = rec.module(x)
+        seen.append(torch.is_grad_enabled())
+    assert seen == [False] and torch.is_grad_enabled()
+    assert out["other"] == 1 and torch.equal(out["sample"], expected) and not out["sample"].requires_grad
+    assert [p.requires_grad for p in module.parameters()] == [False] + [True] * 7
+    assert module.to_k.weight.grad is kept and module.to_v.weight.grad is None
+    rows = rec.calibration.gradient("inner.to_out.weight")[0]
+    assert (rows[:3] > 0).all() and (rows[3:] == 0).all()  # of the outputs that count
+    assert recorded(module, ((x,), {}), timestep=None).hessian("to_q.weight").tolist() == rec.calibration.hessian("inner.to_q.weight").tolist()
+    repeated = [gradients_of(module, "output", x, 2, seed=seed)["to_q.weight"][0].tolist() for seed in (0, 0, 1)]
+    assert repeated[0] == repeated[1] != repeated[2]
+
+
+def test_gradients_that_cannot_be_had_are_told():
+    module, x = Attention(), seeded(2, 3, 12)
+    with pytest.raises(ValueError, match="Must be False, True, 'output', or 'logits'"):
+        Recorder(module, None, gradients="loss")
+    with pytest.raises(TypeError, match="give one of them"):
+        Recorder(module, None, output=lambda out: out)
+    with pytest.raises(RuntimeError, match=r"inference mode: run the model under torch\.no_grad"), torch.inference_mode():
+        with Recorder(module, None, timestep=None, gradients="output"):
+            module(x)
+    with pytest.raises(TypeError, match="give output="), Recorder(module, None, timestep=None, gradients="output", output=lambda out: None):
+        module(x)
+    assert all(p.requires_grad for p in module.parameters())
+    with pytest.raises(RuntimeError, match="adds them already"), Recorder(module, None, gradients="output") as rec:
+        rec.add_gradients()
+
+
 def test_importing_the_package_does_not_import_torch_or_numpy():
     code = "import sys, arrow_quant_v2, arrow_quant_v2.torch; assert not {'torch', 'numpy', 'pyarrow', 'PIL'} & set(sys.modules), sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

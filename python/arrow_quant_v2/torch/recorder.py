@@ -21,6 +21,7 @@ from .. import _jobs
 from .._core import Calibration, Interrupted
 from .._progress import Watch, warn
 from .clock import Clock
+from .curvature import Curvature
 
 __all__ = ["Recorder"]
 
@@ -48,7 +49,10 @@ class Recorder:
     hessian, hessian_pooled, max_memory, spill_folder: as in Calibration. hessian_full: layers with more inputs take evenly one of ceil(n / hessian_full) rows
     into the second moment, all rows into everything else. None: the commonest number of inputs of the module's layers, so that the widest layers do not cost
     more than the pass itself; 0: every row.
-    gradients: also keep the gradient of each weight at every backward pass, for the sensitivity method 'gradient'.
+    gradients: 'output': each pass is also differentiated along random directions of its output, without labels: what an error in each layer costs the model,
+    which `plan` and `quantize` with a budget then go by. 'logits': the same for the distributions that a language model predicts. About three times the time.
+    True: keep the gradients of backward passes that the caller runs, of a loss. output: takes what forward returns and gives the tensor that counts (None:
+    `.sample`, `.logits`, else the first).
     share_inputs: layers that read the very same tensor (q, k, v) on their first call share one set of statistics; every later call is checked, and one that
     reads something else is a RuntimeError. False: each layer has its own, which costs more.
     layers, exclude: names or globs of weights or modules to record or to leave out; prefix: put before each name, where the saved model has one.
@@ -86,7 +90,8 @@ class Recorder:
         hessian: bool = True,
         hessian_pooled: bool = False,
         hessian_full: int | None = None,
-        gradients: bool = False,
+        gradients: bool | str = False,
+        output: Callable[[Any], torch.Tensor] | None = None,
         share_inputs: bool = True,
         layers: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
@@ -135,6 +140,10 @@ class Recorder:
         self.calibration: Calibration = Calibration(**self._settings)
         self._earlier = self._open_earlier(append, overwrite)
         self._gradients, self._share = gradients, share_inputs
+        weights = [layer.module.weight for layer in self._layers if isinstance(getattr(layer.module, "weight", None), torch.nn.Parameter)]
+        self._curvature = Curvature(module, gradients, output, weights, seed) if gradients not in (False, True) else None
+        if output is not None and self._curvature is None:
+            raise TypeError("output says what gradients='output' or 'logits' are taken of: give one of them")
         self._watch, self._total, self._started = Watch(progress), total, 0.0
         self._threads = threads
         self._handles: list[Any] = []
@@ -161,6 +170,8 @@ class Recorder:
             raise RuntimeError("this Recorder is recording already")
         self._started = time.monotonic()
         self._watch.__enter__()
+        if self._curvature:
+            self._curvature.begin()
         hook = self._handles.append
         hook(self.module.register_forward_pre_hook(self._before_pass, with_kwargs=True, prepend=True))
         hook(self.module.register_forward_hook(self._after_pass))
@@ -188,6 +199,8 @@ class Recorder:
         for weight in self._borrowed:
             weight.requires_grad_(False)
         self._borrowed.clear()
+        if self._curvature:
+            self._curvature.end()
         for layer in self._layers:
             layer.inputs.clear()
         self._leaders.clear()
@@ -238,11 +251,15 @@ class Recorder:
         for layer in self._layers:
             if layer.leads:
                 layer.inputs.clear()
+        if self._curvature:
+            self._curvature.enter()
 
     def _after_pass(self, module, args, output):
         for layer in self._layers:
             if layer.follows is not None and layer.n_calls != layer.follows.n_calls:
                 raise differs(layer, "did not run each time")
+        if self._curvature:
+            output = self._curvature.backward(output)
         self.passes += 1
         self._clock.forget()
         self._leaders.clear()
@@ -251,6 +268,7 @@ class Recorder:
         left = elapsed / fraction - elapsed if fraction else None
         if not self._watch("record", None, self.passes, self._total or 0, 0, 0, fraction, elapsed, left, None):
             raise Interrupted(f"recording was stopped after {self.passes} passes; no file was written")
+        return output if self._curvature else None
 
     # ---- layers ----
 
@@ -307,7 +325,7 @@ class Recorder:
         weight = getattr(layer.module, "weight", None)
         if not isinstance(weight, torch.nn.Parameter) or not weight.is_floating_point():
             return
-        lent = not weight.requires_grad
+        lent = not weight.requires_grad or self._curvature is not None
         if lent:
             weight.requires_grad_(True)
             self._borrowed.append(weight)

@@ -56,7 +56,7 @@ def calibrate(
     sample_shape: tuple[int, ...] | None = None,
     call: Callable[..., Any] | None = None,
     pipeline_options: dict[str, Any] | None = None,
-    gradients: bool = False,
+    gradients: bool | str = False,
     cache_dir: Path | None = None,
     overwrite: bool = False,
     append: bool = False,
@@ -77,7 +77,8 @@ def calibrate(
     sample_shape: of synthetic inputs (None: from the model's config).
     call: call(module, x, t, samples) runs the model where forward needs more than the input, the timestep and class labels.
     pipeline_options: further arguments of the pipeline's call.
-    gradients: also backward passes of the training loss, and the gradients of the weights.
+    gradients: 'output' also records what an error in each layer costs the model's output (of a language model: its predictions for masked tokens), by which a
+    budget is then spent; it needs no labels, and about three times the time. True: the gradients of the training loss.
     cache_dir: a folder that keeps results, found again by the hash of model, data and options. A damaged or foreign entry is refused with the reason.
     overwrite, append, progress, and further keywords: as of Recorder.
 
@@ -95,6 +96,8 @@ def calibrate(
     run.task = run.task or run.guess(feed)
     if run.task not in TASKS:
         raise ValueError(f"Invalid task: {task!r}. Must be 'pipeline', 'noise', or 'mask'")
+    if gradients not in (False, True, "output"):
+        raise ValueError(f"Invalid gradients: {gradients!r}. Must be False, True, or 'output'")
     if append and cache_dir is not None:
         raise TypeError("append and cache_dir do not go together: an entry holds one run")
     options = {"tokenizer": tokenizer, "mask_id": mask_id, "seq_len": seq_len, "sample_shape": sample_shape, "call": call}
@@ -109,12 +112,13 @@ def calibrate(
         "modality": plan.modality,
         "seed": seed,
         "gradients": gradients,
+        **({"gradients": "logits" if run.task == "mask" else "output", "output": plan.output} if gradients == "output" else {}),
         **recording,
     }
 
     def record(target, replace):
         with Recorder(run.module, target, overwrite=replace, append=append, progress=progress, total=plan.passes, **settings) as recorder, quiet(run.module):
-            with torch.set_grad_enabled(gradients), own_gradients(run.module):
+            with torch.set_grad_enabled(gradients is True), own_gradients(run.module):
                 for batch in plan.batches:
                     batch()
                     run.module.zero_grad(set_to_none=True)
@@ -242,10 +246,11 @@ def hash_of(rows):
 
 
 class Plan:
-    """Passes to make: `batches` yields callables. `synthetic`: name of the data where there are none."""
+    """Passes to make: `batches` yields callables. `synthetic`: name of the data where there are none; `output`: as of Recorder."""
 
-    def __init__(self, passes, batches, modality, synthetic, tokens=None):
+    def __init__(self, passes, batches, modality, synthetic, tokens=None, output=None):
         self.passes, self.batches, self.modality, self.synthetic, self.tokens = passes, batches, modality, synthetic, tokens
+        self.output = output
 
 
 # ---- the three kinds of run ----
@@ -287,7 +292,7 @@ def noising(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         if missing:
             raise ValueError(f"forward of {type(run.module).__name__} also needs {', '.join(missing)}: give call=, or a pipeline")
     rows = feed.levels(run.num_timesteps) if feed.given else levels(n, timesteps, run.num_timesteps, generator)
-    if feed.given and gradients:
+    if feed.given and gradients is True:
         raise ValueError("rows with their own timesteps are inputs, which have no loss: give clean data for gradients")
 
     def batch(begin):
@@ -302,10 +307,11 @@ def noising(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
             out = call(run.module, x, t_in, [feed.rows[i] for i in index] if feed.rows else None)
         else:
             out = run.module(x, **{run.timestep: t_in}, **arguments)
-        if gradients:
+        if gradients is True:
             functional.mse_loss(first_of(out)[:, : shape[0]].float().cpu(), target_of(run.scheduler, clean, index, noise, t)).backward()
 
-    return Plan(-(-len(rows) // batch_size), later(batch, len(rows), batch_size), "image", "synthetic: standard normal")
+    passes = later(batch, len(rows), batch_size)
+    return Plan(-(-len(rows) // batch_size), passes, "image", "synthetic: standard normal", output=lambda out: first_of(out)[:, : shape[0]])
 
 
 def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline_options, *, tokenizer, mask_id, seq_len, call, **_):
@@ -331,7 +337,10 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
     if named is None:  # the model counts its masks itself: so does the recorder
         run.timestep = lambda ids, *_, **__: (ids == mask).float().mean(-1)
 
+    hidden = torch.zeros(0, dtype=torch.bool)
+
     def batch(begin):
+        nonlocal hidden
         some = rows[begin : begin + batch_size]
         tokens = ids[[i for i, _ in some]]
         t = torch.tensor([at for _, at in some], dtype=torch.float32)
@@ -343,19 +352,23 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
             out = call(run.module, x, t_in, None)
         else:
             out = run.module(x, **({named: t_in} if named else {}))
-        if gradients and hidden.any():
+        if gradients is True and hidden.any():
             out = first_of(out, "logits").float().cpu()
             functional.cross_entropy(out[hidden], tokens[hidden]).backward()
 
-    return Plan(-(-len(rows) // batch_size), later(batch, len(rows), batch_size), "text", "synthetic: uniform tokens", ids)
+    def predicted(out):
+        logits = first_of(out, "logits")
+        return logits[hidden.to(logits.device)]
+
+    return Plan(-(-len(rows) // batch_size), later(batch, len(rows), batch_size), "text", "synthetic: uniform tokens", ids, predicted)
 
 
 def sampling(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline_options, **_):
     """A pipeline samples from prompts or class labels. Its passes are counted by the recorder: how many there are depends on the pipeline."""
     if run.pipeline is None:
         raise ValueError("task 'pipeline' needs a diffusers pipeline")
-    if gradients:
-        raise ValueError("a pipeline has no loss to differentiate: give the module and its scheduler for gradients")
+    if gradients is True:
+        raise ValueError("a pipeline has no loss to differentiate: give gradients='output', or the module and its scheduler")
     if isinstance(timesteps, (list, tuple)):
         raise ValueError("a pipeline chooses its own timesteps: give their number")
     known = inspect.signature(run.pipeline.__call__).parameters
