@@ -36,6 +36,12 @@ static inline float aq_f16_to_f32(uint16_t h) {
     return aq_f32_from_bits(sign | (exp + 112) << 23 | frac << 13);
 }
 
+/* The same, without branches, of a half that is finite. */
+static inline float aq_finite_f16_to_f32(uint16_t h) {
+    float size = aq_f32_from_bits((uint32_t)(h & 0x7FFF) << 13) * 0x1p112f;
+    return aq_f32_from_bits(aq_f32_bits(size) | (uint32_t)(h & 0x8000) << 16);
+}
+
 /* Overflow gives infinity; NaN stays NaN (quiet), upper payload kept: what F16C and NEON do. */
 static inline uint16_t aq_f32_to_f16(float x) {
     uint32_t u = aq_f32_bits(x), sign = u >> 16 & 0x8000;

@@ -152,6 +152,10 @@ typedef struct aq_kernels {
     const aq_gemm_kernels *gemm_f32, *gemm_f64;
     /* out[l * cols + i] = (q - z) * s of row i < width, step l: a panel for gemm_f32->tile. Columns from `width` on are not defined. */
     void (*unpack_panel)(const aq_code_panel *panel, float *out);
+    /* Lines w = s q + o of n pairs of finite halves s, o, which need no alignment. */
+    void (*half_lines)(const uint8_t *stored, size_t n, float *s, float *o);
+    /* Lines of n full records of two-level parameters (params.c), 8 each at 4 bits and 16 at 2: s = S k, o = O m, S and O finite. */
+    void (*two_level)(const uint8_t *records, int bits, size_t n, float *s, float *o);
     /* out[r * out_stride + i] = sum of w x[r] over row i of the codes, for n_rows <= 4 rows of x. x[r * x_stride + (block * per + t) * 16 + j] is the input of
      * code t of word j (per = 32 / bits), 0 behind the last; sums[r * sums_stride + p] is the sum of those of pair p, 0 from n_pairs up to a multiple of 16.
      * Lane j is the sum of o * sums over the pairs j, j + 16, ..., then of s * (sum of q x over rising t) over the blocks; all fused multiply-adds. Lanes are

@@ -304,6 +304,30 @@ static void unpack_panel(const aq_code_panel *p, float *out) {
     }
 }
 
+static void half_lines(const uint8_t *stored, size_t n, float *s, float *o) {
+    for (size_t i = 0; i < n; i++) {
+        uint16_t two[2];
+        memcpy(two, stored + 4 * i, sizeof two);
+        s[i] = aq_finite_f16_to_f32(two[0]);
+        o[i] = aq_finite_f16_to_f32(two[1]);
+    }
+}
+
+static void two_level(const uint8_t *records, int bits, size_t n, float *s, float *o) {
+    size_t fields = bits == 4 ? 8 : 16, bytes = bits == 4 ? 16 : 20;
+    unsigned p = bits == 4 ? 6 : 4;
+    for (size_t i = 0; i < n; i++, records += bytes) {
+        float scale, offset;
+        half_lines(records, 1, &scale, &offset);
+        for (size_t j = 0; j < fields; j++) { /* 12 bits each: the first or the last of two bytes; or a byte each */
+            const uint8_t *at = records + 4 + (bits == 4 ? j * 3 / 2 : j);
+            unsigned field = bits == 4 ? (unsigned)(at[0] | at[1] << 8) >> (j & 1) * 4 & 0xFFF : at[0];
+            *s++ = scale * (float)((field & ((1u << p) - 1)) + 1);
+            *o++ = offset * (float)(field >> p);
+        }
+    }
+}
+
 static float dot_one(const aq_code_rows *rows, size_t i, const float *x, const float *sums) {
     size_t per = 32 / (size_t)rows->bits, codes = rows->bytes * 8 / (size_t)rows->bits;
     float lanes[AQ_LANES] = {0};
@@ -358,6 +382,8 @@ const aq_kernels aq_kernels_scalar = {
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
     .unpack_panel = unpack_panel,
+    .half_lines = half_lines,
+    .two_level = two_level,
     .dot_codes = dot_codes,
     .subtract_rows = subtract_rows,
     .spread = spread,

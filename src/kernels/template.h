@@ -657,6 +657,62 @@ static void unpack_panel(const aq_code_panel *p, float *out) {
         unpack_panel_of(p, 8, out);
 }
 
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint16_t halves8 __attribute__((vector_size(16)));
+typedef float floats8 __attribute__((vector_size(32)));
+
+static inline __attribute__((always_inline)) void two_level_8(halves8 field, int p, float scale, float offset, float *s, float *o) {
+    halves8 k = (field & (uint16_t)((1 << p) - 1)) + 1, m = field >> p;
+    floats8 first = __builtin_convertvector(k, floats8) * scale, second = __builtin_convertvector(m, floats8) * offset;
+    memcpy(s, &first, sizeof first);
+    memcpy(o, &second, sizeof second);
+}
+
+/* As aq_finite_f16_to_f32. */
+static inline vf v_finite_halves(vi words) {
+    vf size = (vf)((words & 0x7FFF) << 13) * 0x1p112f;
+    return (vf)((vi)size | (words & 0x8000) << 16);
+}
+
+static void half_lines(const uint8_t *stored, size_t n, float *s, float *o) {
+    size_t i = 0;
+    for (; i + W <= n; i += W) { /* a pair is a word */
+        vi words;
+        memcpy(&words, stored + 4 * i, sizeof words);
+        v_store(s + i, v_finite_halves(words));
+        v_store(o + i, v_finite_halves(words >> 16));
+    }
+    for (; i < n; i++) {
+        uint16_t two[2];
+        memcpy(two, stored + 4 * i, sizeof two);
+        s[i] = aq_finite_f16_to_f32(two[0]);
+        o[i] = aq_finite_f16_to_f32(two[1]);
+    }
+}
+
+static void two_level(const uint8_t *records, int bits, size_t n, float *s, float *o) {
+    const bytes16 none = {0};
+    for (size_t i = 0; i < n; i++) {
+        bytes16 stored;
+        uint16_t outer[2];
+        memcpy(outer, records, sizeof outer);
+        float scale = aq_finite_f16_to_f32(outer[0]), offset = aq_finite_f16_to_f32(outer[1]);
+        if (bits == 4) { /* 12 bits each: the first or the last of two bytes */
+            memcpy(&stored, records, sizeof stored);
+            halves8 twos = (halves8)__builtin_shufflevector(stored, stored, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11, 12, 13, 14, 14, 15);
+            two_level_8(twos * (halves8){16, 1, 16, 1, 16, 1, 16, 1} >> 4, 6, scale, offset, s + 8 * i, o + 8 * i);
+            records += 16;
+        } else {
+            memcpy(&stored, records + 4, sizeof stored);
+            halves8 low = (halves8)__builtin_shufflevector(stored, none, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16);
+            halves8 high = (halves8)__builtin_shufflevector(stored, none, 8, 16, 9, 16, 10, 16, 11, 16, 12, 16, 13, 16, 14, 16, 15, 16);
+            two_level_8(low, 4, scale, offset, s + 16 * i, o + 16 * i);
+            two_level_8(high, 4, scale, offset, s + 16 * i + 8, o + 16 * i + 8);
+            records += 20;
+        }
+    }
+}
+
 /* Codes of byte `byte` of each word are read by a load that many bytes further on, which leaves shifts within a byte only; the last lane's other bytes, and
  * words behind the end of the row, lie in what follows: they meet inputs of 0 or are masked. */
 static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_rows *rows, int bits, const float *x, size_t x_stride, const float *sums,
@@ -747,6 +803,8 @@ const aq_kernels KERNELS = {
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
     .unpack_panel = unpack_panel,
+    .half_lines = half_lines,
+    .two_level = two_level,
     .dot_codes = dot_codes,
     .subtract_rows = subtract_rows,
     .spread = spread,

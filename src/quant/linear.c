@@ -34,19 +34,45 @@ static uint64_t param_row(const aq_linear_weight *w, uint64_t row) {
     return w->spec.axis == 1 ? row : row / height;
 }
 
-/* Pairs [first, first + n) of an output. */
-static void load_pairs(const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, aq_pair *out) {
-    if (w->spec.params != AQ_PARAMS_TWO_LEVEL) {
-        aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row), first, n, out);
-        return;
+static bool row_pairs_are_halves(const aq_linear_weight *w) {
+    return w->spec.axis == 1 && (w->spec.params == AQ_PARAMS_F16 || w->spec.params == AQ_PARAMS_TWO_LEVEL);
+}
+
+/* Sub-groups [first, first + n) of an output of two-level parameters. Full records, the rule, are read where they lie, the others by way of copies. */
+static void load_two_level(const aq_kernels *k, const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, float *s, float *o) {
+    enum { MOST_BYTES = 20 };
+    int bits = w->spec.bits;
+    uint64_t subs = w->spec.group_size / w->layout.pair_width, most = bits == 4 ? 8 : 16, bytes = aq_two_level_record_bytes(bits, subs);
+    const uint8_t *record = (const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, row, first / subs);
+    if (subs == most && first % subs == 0) {
+        k->two_level(record, bits, n / subs, s, o);
+        first += n / subs * subs;
+        record += n / subs * bytes;
+        s += n / subs * subs;
+        o += n / subs * subs;
+        n %= subs;
     }
-    uint64_t subs = w->spec.group_size / w->layout.pair_width;
-    for (uint64_t pair = first; pair < first + n;) {
-        aq_pair group[AQ_TWO_LEVEL_MAX_SUB];
-        aq_pairs_load(&w->spec, &w->layout, w->params, row, pair / subs, 1, group);
-        uint64_t end = least((pair / subs + 1) * subs, first + n);
-        for (; pair < end; pair++) *out++ = group[pair % subs];
+    for (; n > 0; record += bytes) {
+        uint8_t copy[MOST_BYTES] = {0};
+        float all[2][AQ_TWO_LEVEL_MAX_SUB];
+        uint64_t skipped = first % subs, held = least(subs, w->layout.pairs_per_row - first + skipped), taken = least(held - skipped, n);
+        memcpy(copy, record, aq_two_level_record_bytes(bits, held));
+        k->two_level(copy, bits, 1, all[0], all[1]);
+        memcpy(s, all[0] + skipped, taken * sizeof *s);
+        memcpy(o, all[1] + skipped, taken * sizeof *o);
+        first += taken;
+        n -= taken;
+        s += taken;
+        o += taken;
     }
+}
+
+/* Lines w = s q + o of pairs [first, first + n) of an output whose parameters are halves. */
+static void load_half_lines(const aq_kernels *k, const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, float *s, float *o) {
+    if (w->spec.params == AQ_PARAMS_TWO_LEVEL)
+        load_two_level(k, w, row, first, n, s, o);
+    else
+        k->half_lines((const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, row, first), n, s, o);
 }
 
 static bool pairs_begin_on_words(const aq_linear_weight *w) {
@@ -65,19 +91,35 @@ static const uint8_t *codes_at(const aq_linear_weight *w, uint64_t row, uint64_t
     return w->codes + row * w->layout.row_bytes + step * (uint64_t)w->spec.bits / 8;
 }
 
+/* Pairs [first, first + n) of an output. */
+static void load_pairs(const source *s, uint64_t row, uint64_t first, uint64_t n, float *scale, float *zero) {
+    const aq_linear_weight *w = s->weight;
+    if (row_pairs_are_halves(w)) {
+        load_half_lines(s->kernels, w, row, first, n, scale, zero);
+        for (uint64_t p = 0; p < n; p++) zero[p] = (0.0f - zero[p]) / scale[p];
+        return;
+    }
+    for (uint64_t p = 0; p < n; p++) {
+        aq_pair pair;
+        aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row), first + p, 1, &pair);
+        scale[p] = pair.s;
+        zero[p] = pair.z;
+    }
+}
+
 /* The pair of each group of steps, for all columns of the panel side by side. */
 static void fill_by_words(const source *s, uint64_t column, size_t width, uint64_t step, size_t depth, float *out) {
     enum { MOST_PAIRS = AQ_GEMM_BLOCK / 4 + 1 }; /* a pair covers a word, of at least 4 codes */
     const aq_linear_weight *w = s->weight;
     float scales[MOST_PAIRS * MOST_COLS], zeros[MOST_PAIRS * MOST_COLS];
-    aq_pair pairs[MOST_PAIRS];
+    float scale[MOST_PAIRS], zero[MOST_PAIRS];
     uint64_t pair_width = w->layout.pairs_per_row == 1 ? w->layout.cols : w->layout.pair_width, cols = s->kernels->gemm_f32->cols;
     uint64_t first = step / pair_width, n = (step + depth - 1) / pair_width - first + 1;
     for (size_t i = 0; i < width; i++) {
-        load_pairs(w, column + i, first, n, pairs);
+        load_pairs(s, column + i, first, n, scale, zero);
         for (uint64_t p = 0; p < n; p++) {
-            scales[p * cols + i] = pairs[p].s;
-            zeros[p * cols + i] = pairs[p].z;
+            scales[p * cols + i] = scale[p];
+            zeros[p * cols + i] = zero[p];
         }
     }
     for (uint64_t p = 0; p < n; p++) /* columns that the kernel computes besides */
@@ -118,9 +160,9 @@ static void dequantize_part(const source *s, uint64_t row, uint64_t step, size_t
             aq_r2q_levels(&stored, levels);
             for (size_t i = at; i < next; i++) out[i] = levels[codes[i]];
         } else {
-            aq_pair p;
-            load_pairs(w, row, pair, 1, &p);
-            s->kernels->dequantize(codes + at, next - at, p.s, p.z, out + at);
+            float scale, zero;
+            load_pairs(s, row, pair, 1, &scale, &zero);
+            s->kernels->dequantize(codes + at, next - at, scale, zero, out + at);
         }
     }
 }
@@ -152,28 +194,6 @@ static aq_status multiply_panels(const aq_linear_weight *w, const float *x, uint
 
 /* ---- few rows ---- */
 
-/* One output's records: s = S k, o = O m, with k - 1 and m in p bits each (params.c). */
-static void load_two_level_lines(const aq_linear_weight *w, const uint8_t *record, float *s, float *o) {
-    int bits = w->spec.bits, p = aq_two_level_field_bits(bits);
-    uint64_t subs = w->spec.group_size / w->layout.pair_width, full = aq_two_level_record_bytes(bits, subs);
-    for (uint64_t left = w->layout.pairs_per_row, n; left > 0; left -= n, s += n, o += n, record += full) {
-        uint16_t outer[2], fields[AQ_TWO_LEVEL_MAX_SUB];
-        n = least(subs, left);
-        memcpy(outer, record, sizeof outer);
-        for (uint64_t j = 0; bits == 2 && j < n; j++) fields[j] = record[4 + j];
-        for (uint64_t j = 0; bits == 4 && j < n; j++) { /* 12 bits each: the first or the last of two bytes */
-            memcpy(&fields[j], record + 4 + j * 3 / 2, sizeof *fields);
-            fields[j] = j & 1 ? fields[j] >> 4 : fields[j] & 0xFFF;
-        }
-        float scale = aq_f16_to_f32(outer[0]), offset = aq_f16_to_f32(outer[1]);
-        int mask = (1 << p) - 1;
-        for (uint64_t j = 0; j < n; j++) {
-            s[j] = scale * (float)((fields[j] & mask) + 1);
-            o[j] = offset * (float)(fields[j] >> p);
-        }
-    }
-}
-
 typedef struct dots {
     const aq_linear_weight *weight;
     const aq_kernels *kernels;
@@ -203,26 +223,15 @@ static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, u
 
 /* w = s q + o of each pair of outputs [row, row + n_rows), output after output. */
 static void load_lines(const dots *d, uint64_t row, uint64_t n_rows, float *s, float *o) {
-    enum { CHUNK = 256 };
     const aq_linear_weight *w = d->weight;
-    uint64_t n = w->layout.pairs_per_row, count = n_rows * n;
-    const uint8_t *stored = (const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, param_row(w, row), 0);
-    if (w->spec.params == AQ_PARAMS_TWO_LEVEL) {
-        for (uint64_t i = 0; i < n_rows; i++, s += n, o += n, stored += aq_params_row_bytes(&w->spec, &w->layout)) load_two_level_lines(w, stored, s, o);
-    } else if (w->spec.axis == 1 && w->spec.params == AQ_PARAMS_F16) {
-        for (uint64_t i = 0; i < count; i += CHUNK) {
-            uint16_t halves[2 * CHUNK];
-            float pairs[2 * CHUNK];
-            size_t some = (size_t)least(CHUNK, count - i);
-            memcpy(halves, stored + i * 4, some * 4);
-            d->kernels->f16_to_f32(halves, pairs, 2 * some);
-            for (size_t j = 0; j < some; j++) {
-                s[i + j] = pairs[2 * j];
-                o[i + j] = pairs[2 * j + 1];
-            }
-        }
+    uint64_t n = w->layout.pairs_per_row;
+    bool full = w->spec.params == AQ_PARAMS_F16 || (w->spec.group_size == 256 && w->layout.cols % 256 == 0);
+    if (row_pairs_are_halves(w) && full) { /* the outputs' parameters lie one after the other */
+        load_half_lines(d->kernels, w, row, 0, n_rows * n, s, o);
+    } else if (row_pairs_are_halves(w)) {
+        for (uint64_t i = 0; i < n_rows; i++) load_half_lines(d->kernels, w, row + i, 0, n, s + i * n, o + i * n);
     } else {
-        for (uint64_t i = 0; i < count; i++) { /* groups of rows have one pair a row */
+        for (uint64_t i = 0; i < n_rows * n; i++) { /* groups of rows have one pair a row */
             aq_pair pair;
             aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row + i / n), i % n, 1, &pair);
             s[i] = pair.s;

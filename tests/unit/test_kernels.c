@@ -351,6 +351,43 @@ static void subtracting_rows_agrees(void **state) {
         }
 }
 
+/* Every finite half as scale and as offset, at any alignment; records of random fields. */
+static void lines_of_stored_parameters_agree(void **state) {
+    (void)state;
+    enum { N = 45, RECORDS = 9 };
+    static uint8_t stored[N * 4 + 3];
+    float expected[2][RECORDS * 16], found[2][RECORDS * 16];
+    for (uint32_t from = 0; from < 0x10000; from += N) {
+        size_t skew = from % 4;
+        for (uint32_t i = 0; i < N; i++) {
+            uint16_t s = (uint16_t)(from + i), o = (uint16_t)(s * 31 + 7);
+            if ((s & 0x7C00) == 0x7C00) s = 0x3C00;
+            if ((o & 0x7C00) == 0x7C00) o = 0x8001;
+            memcpy(stored + skew + 4 * i, &s, 2);
+            memcpy(stored + skew + 4 * i + 2, &o, 2);
+        }
+        aq_kernels_scalar.half_lines(stored + skew, N, expected[0], expected[1]);
+        uint16_t first;
+        memcpy(&first, stored + skew, 2);
+        assert_true(expected[0][0] == aq_f16_to_f32(first));
+        for (size_t isa = 0; isa < 3; isa++) {
+            const aq_kernels *k = aq_kernels_find(isas[isa]);
+            if (!k) continue;
+            k->half_lines(stored + skew, N, found[0], found[1]);
+            assert_memory_equal(found[0], expected[0], N * sizeof(float));
+            assert_memory_equal(found[1], expected[1], N * sizeof(float));
+            for (int bits = 2; bits <= 4; bits += 2) { /* the same bytes as records; their scale and offset are finite, the fields anything */
+                size_t n = bits == 4 ? RECORDS : RECORDS - 1;
+                aq_kernels_scalar.two_level(stored + skew, bits, n, expected[0], expected[1]);
+                k->two_level(stored + skew, bits, n, found[0], found[1]);
+                assert_memory_equal(found[0], expected[0], n * (bits == 4 ? 8 : 16) * sizeof(float));
+                assert_memory_equal(found[1], expected[1], n * (bits == 4 ? 8 : 16) * sizeof(float));
+            }
+            aq_kernels_scalar.half_lines(stored + skew, N, expected[0], expected[1]);
+        }
+    }
+}
+
 static void an_instruction_set_is_selected_by_name(void **state) {
     (void)state;
     aq_error err;
@@ -385,6 +422,7 @@ int main(void) {
         cmocka_unit_test(search_kernels_agree),
         cmocka_unit_test(spreading_agrees),
         cmocka_unit_test(subtracting_rows_agrees),
+        cmocka_unit_test(lines_of_stored_parameters_agree),
         cmocka_unit_test(an_instruction_set_is_selected_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
