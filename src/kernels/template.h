@@ -111,7 +111,10 @@ static bool range(const float *x, size_t n, float *lo, float *hi) {
 
 /* ---- column statistics ---- */
 
-/* `parts` registers of columns: their sums stay in registers while the rows go by. */
+enum { ROWS_AHEAD = 8 };
+
+/* `parts` registers of columns: their sums stay in registers while the rows go by. What a layer reads was just written and lies in outer caches, `stride`
+ * apart: rows are asked for ahead of their turn (past the last row as well, which no prefetch minds). */
 static inline __attribute__((always_inline)) void column_stats_parts(const float *x, size_t rows, size_t stride, size_t parts, double *sum, double *sum_sq,
                                                                      float *lo, float *hi) {
     vd s[8], q[8];
@@ -123,12 +126,13 @@ static inline __attribute__((always_inline)) void column_stats_parts(const float
     }
     for (size_t i = 0; i < rows; i++, x += stride) {
         for (size_t u = 0; u < parts; u++) {
+            __builtin_prefetch((const void *)((uintptr_t)(x + u * W) + ROWS_AHEAD * stride * sizeof *x));
             vf v = v_load(x + u * W);
-            vd low = vd_low(v), high = vd_high(v);
+            vd low = vd_load(x + u * W), high = vd_load(x + u * W + W / 2);
             s[2 * u] += low;
             s[2 * u + 1] += high;
-            q[2 * u] += low * low;
-            q[2 * u + 1] += high * high;
+            q[2 * u] = vd_fma(low, low, q[2 * u]); /* the square of an F32 is exact in double: one rounding or two, it is the same sum */
+            q[2 * u + 1] = vd_fma(high, high, q[2 * u + 1]);
             a[u] = v_min(v, a[u]);
             b[u] = v_max(v, b[u]);
         }
