@@ -21,9 +21,12 @@ aq_status aq_parquet_open(aq_parquet *out, const char *path, aq_error *err) {
     if (status != AQ_OK) return status;
     const uint8_t *p = out->map.data;
     uint64_t n = out->map.size;
-    if (n < 12 || memcmp(p, "PAR1", 4) != 0 || memcmp(p + n - 4, "PAR1", 4) != 0)
-        return aq_fail_at(err, AQ_ERR_FORMAT, out->path, NULL, "is no whole Parquet file: PAR1 is missing at its %s",
-                          n >= 4 && memcmp(p, "PAR1", 4) == 0 ? "end" : "start");
+    if (n < 12 || memcmp(p, "PAR1", 4) != 0 || memcmp(p + n - 4, "PAR1", 4) != 0) {
+        bool begins = n >= 4 && memcmp(p, "PAR1", 4) == 0;
+        aq_fail_at(err, AQ_ERR_FORMAT, out->path, NULL, "is no whole Parquet file: PAR1 is missing at its %s", begins ? "end" : "start");
+        aq_hint(err, begins ? "the file was cut off: copy or fetch it again" : "this is a file of another kind, or its beginning was overwritten");
+        return AQ_ERR_FORMAT;
+    }
     uint64_t footer = (uint64_t)p[n - 8] | (uint64_t)p[n - 7] << 8 | (uint64_t)p[n - 6] << 16 | (uint64_t)p[n - 5] << 24;
     if (footer == 0 || footer > n - 12)
         return aq_fail_at(err, AQ_ERR_FORMAT, out->path, NULL, "its footer of %llu bytes does not fit the file", (unsigned long long)footer);

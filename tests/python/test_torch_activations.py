@@ -82,6 +82,20 @@ def test_timesteps_may_be_ints_floats_ratios_and_tensors(timestep, expected):
         context.steps()
 
 
+def test_without_a_timestep_the_default_group_holds_and_one_warning_says_so(monkeypatch):
+    layer, x = QuantLinear.from_linear(linear(), StoredForm(8, 32)), torch.randn(5, 96)
+    monkeypatch.setattr("arrow_quant_v2.torch.activations.NOWHERE", TimeContext())
+    widest = max(GROUPS, key=lambda group: group["scale"])
+    expected = IntegerLinear(layer, [widest], "static")(x)
+    for context in (None, TimeContext(1000)):
+        integer = IntegerLinear(layer, GROUPS, context=context)
+        with pytest.warns(RuntimeWarning, match="default group") as told:
+            y, again = integer(x), integer(x)
+            assert len(told) == 1
+        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+        torch.testing.assert_close(again, expected, rtol=0, atol=0)
+
+
 def test_a_module_runs_in_each_mode_and_timesteps_reach_its_layers():
     model = quantized()
     x, t = torch.randn(2, 3, 96) * 0.5, torch.tensor([100, 900])
@@ -118,8 +132,6 @@ def test_wrong_arguments_are_told():
         IntegerLinear(layer, GROUPS, "x")
     with pytest.raises(ValueError, match="no time groups"):
         IntegerLinear(layer)
-    with pytest.raises(ValueError, match="needs a context"):
-        IntegerLinear(layer, GROUPS)
     with pytest.raises(ValueError, match="NaN or Inf at index 0"):
         IntegerLinear(layer, GROUPS, "static")(torch.full((1, 96), float("nan")))
 

@@ -26,11 +26,16 @@ if TYPE_CHECKING:
     from .._types import TimeGroupParams
 
 
+NOWHERE = TimeContext()  # of layers that were given none: it never knows a timestep
+
+
 class IntegerLinear(nn.Module):
     """A QuantLinear that runs on integers: [..., in_features] to [..., out_features] in the input's dtype.
 
     layer: a QuantLinear, whose codes are used where they lie; groups: time groups of its input (None: layer.time_groups); mode 'time', 'static' or 'dynamic';
-    context: the TimeContext that tells the timestep, for 'time'. In a batch of mixed timesteps the samples lie one after the other along the first axis.
+    context: the TimeContext that tells the timestep, for 'time'; where it does not know, or there is none, the default group holds: the one with the widest
+    scale, whose range cuts off least at other timesteps (one RuntimeWarning says so). In a batch of mixed timesteps the samples lie one after the other along
+    the first axis.
     simulate: the same codes in floating-point operations on the input's device: equal to rounding, without integers.
 
     >>> import torch
@@ -61,9 +66,8 @@ class IntegerLinear(nn.Module):
         groups = getattr(layer, "time_groups", None) if groups is None else groups
         if mode != "dynamic" and not groups:
             raise ValueError("the layer has no time groups: give groups=, or mode='dynamic'")
-        if mode == "time" and context is None:
-            raise ValueError("mode 'time' needs a context: the TimeContext that tells the timestep")
-        self.layer, self.mode, self.context, self.simulate = layer, mode, context, simulate
+        self.layer, self.mode, self.simulate = layer, mode, simulate
+        self.context = NOWHERE if context is None else context
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self._scales = self._zeros = None
         if mode == "time":
@@ -87,7 +91,8 @@ class IntegerLinear(nn.Module):
         """Scales and zero points of now: one for all, or one for each sample; None for 'dynamic'."""
         if self.mode != "time":
             return self._scales, self._zeros
-        which = np.clip(np.searchsorted(self._starts, self.context.steps(), side="right") - 1, 0, None)
+        steps = self.context.known()
+        which = [self._scales.argmax()] if steps is None else np.clip(np.searchsorted(self._starts, steps, side="right") - 1, 0, None)
         return self._scales[which], self._zeros[which]
 
     def forward(self, x):

@@ -63,6 +63,15 @@ class TimeContext:
             raise RuntimeError("the timestep is not known: run the layer inside its model (attach), or inside `with context.at(timestep)`")
         return np.atleast_1d(now).tolist()
 
+    def known(self):
+        """steps(), or None where no timestep is known, with a warning the first time."""
+        if self._clock.now is not None:
+            return self.steps()
+        self._clock.tell(
+            "default", "a time-aware layer ran at an unknown timestep, with its default group (the widest): run it inside its model (attach), or inside `with context.at(timestep)`"
+        )
+        return None
+
     def __repr__(self):
         return f"TimeContext(num_timesteps={self.num_timesteps}, attached={self._handle is not None})"
 
