@@ -55,7 +55,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=8.0, help="GB that the process may map (8)")
     parser.add_argument("--hold", type=float, default=5.0, help="GB that the collection may hold: max_memory (5)")
-    parser.add_argument("--rows", type=int, default=256, help="rows for each input (256)")
+    parser.add_argument("--rows", type=int, default=512, help="rows for each input (512)")
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--folder", type=pathlib.Path, default=None, help="for the spill file and the result (the system's temporary folder)")
@@ -73,8 +73,8 @@ def main():
         for block, n, names in layers(arguments.blocks):
             c.update(names[0], rows_of(block, names[0], arguments.rows, n), threads=arguments.threads)
         recorded = time.perf_counter()
-        print(f"{len(c.layers)} layers, {arguments.blocks * PARAMETERS / 1e9:.2f} billion weights, {arguments.rows} rows each: recorded in {recorded - started:.0f} s")
-        print(f"  held by the collection {c.held_bytes / 1e9:.2f} GB, by the block that runs {model.nbytes / 1e9:.2f} GB")
+        print(f"{len(c.layers)} layers, {arguments.blocks * PARAMETERS / 1e9:.2f} billion weights, {arguments.rows} rows for each input")
+        print(f"recorded in {recorded - started:.0f} s; the collection holds {c.held_bytes / 1e9:.2f} GB, the block that runs {model.nbytes / 1e9:.2f} GB")
         print(f"  peak resident memory {peak_gb():.2f} GB; the process could not map more than {limit / 1e9:.1f} GB")
         sampled = [names for names in layers(arguments.blocks) if names[0] == arguments.blocks - 1]
         for block, n, names in (sampled[0], sampled[-1]):

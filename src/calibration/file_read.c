@@ -381,7 +381,8 @@ aq_status aq_calib_open(aq_calib **out, const char *path, aq_error *err) {
     aq_parquet file;
     reader *r = NULL;
     aq_status status = aq_parquet_open(&file, path, err);
-    if (status == AQ_ERR_FORMAT) aq_hint(err, "record again, or copy the file again if it was whole elsewhere; data sets are no statistics: run `calibrate` on them");
+    if (status == AQ_ERR_FORMAT)
+        aq_hint(err, "record again, or copy the file again if it was whole elsewhere; data sets are no statistics: run `calibrate` on them");
     if (status == AQ_OK && !(r = aq_calloc(1, sizeof *r))) status = aq_fail_memory(err, sizeof *r, "the statistics");
     if (status == AQ_OK && r) {
         r->file = &file;

@@ -240,9 +240,9 @@ static aq_status settle(aq_moment *m, aq_moment_pool *pool, aq_error *err) {
     return AQ_OK;
 }
 
-/* Threads worth starting for n_rows rows: about 20 million multiplications each, ten times the cost of a thread. */
+/* Threads worth using for n_rows rows: about 20 million multiplications each, ten times the cost of starting one; those that stand ready, a tenth. */
 static int threads_for(uint64_t n, uint64_t n_rows, int n_threads) {
-    uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * n / 1000 * n / 20000;
+    uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * n / 1000 * n / (aq_threads_ready() ? 2000 : 20000);
     return worth < 2 ? 1 : (int)(worth < most ? worth : most);
 }
 

@@ -174,8 +174,8 @@ static aq_status add_rows(aq_calib *c, aq_calib_layer *layer, const float *x, ui
     aq_status status = find_runs(&u, timesteps, timestep, n_rows, rows_per_timestep, err);
     if (status == AQ_OK && !reserve(&u)) status = aq_fail_memory(err, layer->n_inputs * 28, "the statistics of a call");
     if (status == AQ_OK) {
-        /* A thread is worth starting for about a million values. */
-        uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * layer->n_inputs >> 20;
+        /* A thread is worth starting for about a million values (100 µs), one that stands ready for a quarter of that. */
+        uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * layer->n_inputs >> (aq_threads_ready() ? 18 : 20);
         aq_parallel_for(u.n_tiles, worth < 2 ? 1 : (int)(worth < most ? worth : most), sum_tile, &u);
         status = check_values(&u, err);
     }

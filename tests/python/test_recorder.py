@@ -321,7 +321,7 @@ def test_other_types_are_converted_once(dtype):
 def test_contiguous_float32_is_read_in_place(monkeypatch):
     from arrow_quant_v2.torch import recorder
 
-    given, update = [], aq.Calibration.update
+    given = []
 
     class Spy:
         def __init__(self, **settings):
@@ -330,9 +330,9 @@ def test_contiguous_float32_is_read_in_place(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.real, name)
 
-        def update(self, layer, x, *rest):
-            given.append(x.__array_interface__["data"][0])
-            return update(self.real, layer, x, *rest)
+        def _update_at(self, layer, address, *rest):
+            given.append(address)
+            return self.real._update_at(layer, address, *rest)
 
     monkeypatch.setattr(recorder, "Calibration", Spy)
     module, x = Attention(), seeded(2, 3, 12)
@@ -340,6 +340,19 @@ def test_contiguous_float32_is_read_in_place(monkeypatch):
         module(x, 5)
         module(x[:, 1:], 5)  # rows of samples that do not follow each other: one copy
     assert given[0] == x.data_ptr() and rec.passes == 2
+
+
+def test_addresses_that_cannot_hold_a_layers_rows_are_refused():
+    c = aq.Calibration(num_timesteps=10)
+    layer, x = c.add_layer("fc.weight", 4), np.ones((3, 4), np.float32)
+    at = x.__array_interface__["data"][0]
+    c._update_at(layer, at, x.size, 3, 1)
+    assert c.stats(layer, group=3)["sum"].tolist() == [3.0] * 4
+    for arguments in [(1, at, 12, 3, 1), (layer, at, 11, 3, 1), (layer, at + 1, 8, 3, 1), (layer, at, 12, 3, -1), (-1, at, 12, 3, 1)]:
+        with pytest.raises((ValueError, OverflowError)):
+            c._update_at(*arguments)
+    with pytest.raises(TypeError):
+        c._update_at(layer, at, 12)
 
 
 def test_CA02_values_that_are_not_finite_are_refused_with_layer_row_and_channel(tmp_path):

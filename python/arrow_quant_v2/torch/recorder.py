@@ -20,6 +20,7 @@ from torch.nn import functional
 from .. import _jobs
 from .._core import Calibration, Interrupted
 from .._progress import Watch, warn
+from . import threads
 from .clock import Clock
 from .curvature import Curvature
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from .._types import Path, ProgressLike
+
+threads.lend()
 
 CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
@@ -276,7 +279,7 @@ class Recorder:
         """The hook before a layer: short, for it runs often."""
         record = self._record_linear if layer.shape is None else self._record_convolution
         n_inputs = layer.n_inputs if layer.shape is None else -1
-        clock, update_at, threads = self._clock, self.calibration._update_at, self._threads
+        clock, update_at, n_threads = self._clock, self.calibration._update_at, self._threads
         Tensor, float32 = torch.Tensor, torch.float32
 
         def hook(module, args, kwargs):
@@ -292,7 +295,7 @@ class Recorder:
                 layer.remember(x)
             now = clock.now
             if x.size(-1) == n_inputs and type(x) is Tensor and x.dtype is float32 and x.is_cpu and type(now) is int and x.is_contiguous() and not x.is_neg():
-                update_at(layer.index, x.data_ptr(), x.numel(), now, threads)
+                update_at(layer.index, x.data_ptr(), x.numel(), now, n_threads)
             else:
                 record(layer, x)
 

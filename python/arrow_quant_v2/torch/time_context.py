@@ -68,7 +68,9 @@ class TimeContext:
         if self._clock.now is not None:
             return self.steps()
         self._clock.tell(
-            "default", "a time-aware layer ran at an unknown timestep, with its default group (the widest): run it inside its model (attach), or inside `with context.at(timestep)`"
+            "default",
+            "a time-aware layer ran at an unknown timestep, with its default group (the widest): run it inside its model (attach), or inside "
+            "`with context.at(timestep)`",
         )
         return None
 
