@@ -78,6 +78,7 @@ aq_status aq_budget_plan(quantize_run *run, aq_error *err) {
     aq_status status = aq_plan_for(&run->own_plan, run->model, run->calib, run->config, &options, &job, err);
     if (status != AQ_OK) return status;
     run->plan = run->own_plan;
+    run->plan_follows = true;
     run->job.base_fraction = PLAN_SHARE;
     return AQ_OK;
 }

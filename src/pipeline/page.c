@@ -25,23 +25,23 @@ static const char style[] =
     "important}section,figure{break-inside:avoid}}\n"
     "*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,\"Segoe UI\",sans-serif}\n"
     "main{max-width:860px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.7rem;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}"
-    "h2{font-size:1.15rem;margin:40px 0 8px}p{margin:8px 0}.sub{color:var(--soft);margin:0 0 20px}\n"
+    "h2{font-size:1.15rem;margin:40px 0 8px}p{margin:8px 0;overflow-wrap:anywhere}.sub{color:var(--soft);margin:0 0 20px}\n"
     ".cards{display:grid;grid-template-columns:repeat(3,1fr);gap:12px}.card{background:var(--card);border:1px solid var(--line);"
     "border-radius:10px;padding:12px 14px}.card b{display:block;font-size:1.35rem;line-height:1.25;font-variant-numeric:tabular-nums}"
     ".card span{color:var(--soft);font-size:.85rem}\n"
-    "@media (max-width:600px){.cards{grid-template-columns:repeat(2,1fr)}svg{min-width:560px}}\n"
-    "figure{margin:8px 0 16px;overflow-x:auto}svg{width:100%;height:auto;display:block}figcaption{color:var(--soft);font-size:.85rem}\n"
+    "figure{margin:8px 0 16px}svg{width:100%;height:auto;display:block;overflow:visible}figcaption{color:var(--soft);font-size:.85rem}\n"
     ".grid{stroke:var(--line);stroke-width:1;fill:none}.tick,.label{font:13px system-ui,sans-serif;fill:var(--soft)}.label{fill:var(--ink);font-size:13px}"
     ".b2{fill:var(--b2);background:var(--b2)}.b4{fill:var(--b4);background:var(--b4)}.b8{fill:var(--b8);background:var(--b8)}"
     ".kept{fill:var(--kept);background:var(--kept)}.source{fill:var(--source)}.frame{fill:var(--line)}.mark{fill-opacity:.75}"
     ".line{fill:none;stroke:var(--b4);stroke-width:2.5}.worst{stroke:var(--b2);stroke-dasharray:6 4}.faint{fill:none;stroke:var(--soft);stroke-width:1;"
     "stroke-opacity:.25}.dot{fill:var(--b4)}.after{fill:var(--b4);fill-opacity:.55}.before{fill:none;stroke:var(--ink);stroke-width:1.2}"
-    ".key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .3em 0 .6em}\n"
+    ".key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .3em 0 .6em}.item{white-space:nowrap}\n"
     "pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px "
     "14px;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}\n"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.85rem}th,td{padding:4px 10px 4px 0;text-align:left;border-bottom:1px solid "
     "var(--line);vertical-align:top}th{color:var(--soft);font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
-    "td.name{overflow-wrap:anywhere;min-width:12em}summary{cursor:pointer;color:var(--soft)}\n";
+    "td.name{overflow-wrap:anywhere;min-width:12em}summary{cursor:pointer;color:var(--soft)}\n"
+    "@media (max-width:600px){.cards{grid-template-columns:repeat(2,1fr)}.tick,.label{font-size:21px}}\n";
 
 static void card(page_text *p, const char *label, const char *unit, double value, int decimals) {
     aq_page_put(p, "<div class=\"card\"><b>");
@@ -175,67 +175,6 @@ static void put_layers(page_text *p, const page_figures *f) {
     aq_page_put(p, "</table></div></details>\n");
 }
 
-/* " --field-name='value'"; the value may hold anything, so it is quoted for the shell. */
-static void put_option(page_text *p, const char *field, const char *value) {
-    aq_page_put(p, " --");
-    for (const char *c = field; *c; c++) aq_page_putf(p, "%c", *c == '_' ? '-' : *c);
-    aq_page_put(p, "=");
-    bool plain = *value && strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-,") == strlen(value);
-    if (!plain) aq_page_put(p, "'");
-    char *copy = aq_strdup(value);
-    if (!copy) p->failed = true;
-    for (char *part = copy, *end; part; part = end) { /* between the value's own quotes */
-        if ((end = strchr(part, '\''))) *end++ = 0;
-        aq_page_name(p, part);
-        if (end) aq_page_put(p, "&#39;\\&#39;&#39;");
-    }
-    aq_free(copy);
-    if (!plain) aq_page_put(p, "'");
-}
-
-/* A list or map of texts takes one option for each element. */
-static void put_setting(page_text *p, const aq_config_field *field, const json_t *value) {
-    const char *key;
-    const json_t *item;
-    size_t i;
-    if (field->type == AQ_CONFIG_STRING_LIST) {
-        json_array_foreach(value, i, item) { put_option(p, field->name, json_string_value(item) ? json_string_value(item) : ""); }
-    } else if (field->type == AQ_CONFIG_BITS_MAP) {
-        json_object_foreach((json_t *)value, key, item) {
-            char pair[1200];
-            snprintf(pair, sizeof pair, "%s=%lld", key, (long long)json_integer_value(item));
-            put_option(p, field->name, pair);
-        }
-    } else {
-        char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
-        put_option(p, field->name, text ? text : json_string_value(value) ? json_string_value(value) : "");
-        free(text);
-    }
-}
-
-/* The settings that made the container, as a command: an option for each that differs from the default. */
-static void put_command(page_text *p, const page_figures *f, const json_t *metadata) {
-    json_t *config = aq_report_parsed(aq_store_config_json(f->store));
-    const char *source = json_string_value(json_object_get(json_object_get(metadata, "source"), "name"));
-    aq_page_put(p, "<h2>The command that makes it again</h2>\n<pre>arrowquant quantize ");
-    aq_page_name(p, source ? source : "SOURCE");
-    aq_config *defaults = aq_config_create();
-    if (!defaults) p->failed = true;
-    for (size_t i = 0; defaults && i < aq_config_n_fields(); i++) {
-        const aq_config_field *field = aq_config_field_at(i);
-        const json_t *value = json_object_get(config, field->name);
-        char *preset = aq_config_get_json(defaults, field->name);
-        json_t *preset_value = preset ? json_loads(preset, JSON_DECODE_ANY, NULL) : NULL;
-        if (value && !json_is_null(value) && (!preset_value || !json_equal((json_t *)value, preset_value))) put_setting(p, field, value);
-        json_decref(preset_value);
-        aq_config_free_text(preset);
-    }
-    if (json_is_object(json_object_get(metadata, "calibration"))) aq_page_put(p, " --calib=FILE");
-    aq_page_put(p, "</pre>\n");
-    aq_config_destroy(defaults);
-    json_decref(config);
-}
-
 static void put_histogram(page_text *p, const page_figures *f) {
     const page_histogram *h = &f->histogram;
     if (!h->layer) return;
@@ -271,7 +210,7 @@ static void put_page(page_text *p, const page_figures *f) {
     }
     put_histogram(p, f);
     put_fallbacks(p, f);
-    put_command(p, f, metadata);
+    aq_page_command(p, f, metadata);
     put_layers(p, f);
     aq_page_put(p, "</main>\n</body>\n</html>\n");
     json_decref(metadata);
@@ -306,6 +245,7 @@ aq_status aq_write_page(const char *path, const char *out_path, const aq_page_op
     if (status == AQ_OK && calib && against.model) status = aq_calib_check(calib, against.model, NULL, NULL, err);
     if (status == AQ_OK)
         status = aq_page_measure(&figures, container.store, options->against ? &against : NULL, calib, options->layer, &job, options->n_threads, err);
+    figures.calib_path = options->calib;
     if (status == AQ_OK) {
         put_page(&page, &figures);
         status = write_page(&page, out_path, options->overwrite, err);

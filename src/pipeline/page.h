@@ -3,6 +3,7 @@
  *   page_measure.c  what is measured for it: errors per time group, sensitivities, histograms
  *   page_text.c     a growing text with escaped names and numbers without the host's locale
  *   page_charts.c   charts as inline SVG
+ *   page_command.c  the command that makes the container again
  *   page.c          the page
  */
 #ifndef AQ_PIPELINE_PAGE_H
@@ -11,6 +12,7 @@
 #include <arrowquant/calibration.h>
 #include <arrowquant/pipeline.h>
 #include <arrowquant/store.h>
+#include <jansson.h>
 
 #include "pipeline/job.h"
 #include "pipeline/source.h"
@@ -55,6 +57,7 @@ typedef struct page_figures {
     const aq_store *store;
     const aq_source *against; /* NULL: not given */
     const aq_calib *calib;    /* NULL: not given */
+    const char *calib_path;   /* as it was given, or NULL */
     page_layer *layers;
     size_t n_layers;
     uint64_t source_bytes, stored_bytes; /* of all tensors */
@@ -75,5 +78,10 @@ void aq_page_errors(page_text *p, const page_figures *f);      /* SQNR of each l
 void aq_page_time(page_text *p, const page_figures *f);        /* output SQNR over the schedule */
 void aq_page_sensitivity(page_text *p, const page_figures *f); /* sensitivity against bits */
 void aq_page_histograms(page_text *p, const page_figures *f);
+
+/* ---- command ---- */
+
+/* `metadata` is metadata.json of the container, or NULL. */
+void aq_page_command(page_text *p, const page_figures *f, const json_t *metadata);
 
 #endif

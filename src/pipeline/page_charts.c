@@ -1,6 +1,7 @@
 /* Charts of the page as inline SVG (see page.h). Colours are classes of the page's style sheet, so they follow light, dark and print. Coordinates are whole
  * numbers or tenths in a view box; the page scales it. Each mark has a <title>, which browsers show when the pointer rests on it. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,8 +10,6 @@
 
 enum { WIDTH = 720, LEFT = 52, RIGHT = 12, TOP = 12, BOTTOM = 34 };
 
-#define KEYS " <span class=\"key b2\"></span>INT2 <span class=\"key b4\"></span>INT4 <span class=\"key b8\"></span>INT8"
-
 static const char *bits_class(int bits) { return bits == 2 ? "b2" : bits == 4 ? "b4" : "b8"; }
 
 static void begin_chart(page_text *p, const char *title, int height) {
@@ -18,6 +17,24 @@ static void begin_chart(page_text *p, const char *title, int height) {
 }
 
 static void end_chart(page_text *p, const char *caption) { aq_page_putf(p, "</svg><figcaption>%s</figcaption></figure>\n", caption); }
+
+static void put_key(page_text *p, const char *style, const char *label) {
+    aq_page_putf(p, " <span class=\"item\"><span class=\"key %s\"></span>%s</span>", style, label);
+}
+
+/* The same with the colours of the widths that layers have. */
+static void end_chart_of_bits(page_text *p, const page_figures *f, const char *caption, bool kept) {
+    aq_page_putf(p, "</svg><figcaption>%s", caption);
+    for (int bits = 2; bits <= 8; bits *= 2) {
+        bool any = false;
+        char label[8];
+        snprintf(label, sizeof label, "INT%d", bits);
+        for (size_t i = 0; i < f->n_layers && !any; i++) any = f->layers[i].tensor->spec.bits == bits;
+        if (any) put_key(p, bits_class(bits), label);
+    }
+    if (kept) put_key(p, "kept", "kept");
+    aq_page_put(p, "</figcaption></figure>\n");
+}
 
 static void attribute(page_text *p, const char *name, double value) {
     aq_page_putf(p, " %s=\"", name);
@@ -113,7 +130,7 @@ void aq_page_sizes(page_text *p, const page_figures *f) {
     begin_chart(p, "Size before and after", 100);
     stacked_bar(p, 8, "before", &before, 1, full);
     stacked_bar(p, 56, "after", after, 5, full);
-    end_chart(p, "Bytes of the tensors in the source, and bytes on disk:" KEYS " <span class=\"key kept\"></span>kept.");
+    end_chart_of_bits(p, f, "Bytes of the tensors in the source, and bytes on disk:", true);
 }
 
 /* ---- error per layer ---- */
@@ -131,7 +148,7 @@ void aq_page_errors(page_text *p, const page_figures *f) {
     }
     if (!(low <= high)) return;
     begin_chart(p, "Signal to quantization noise of each layer", height);
-    axis y = vertical(p, low - 1, high, height, " dB"), x = {0, (double)f->n_layers, LEFT, WIDTH - RIGHT};
+    axis y = vertical(p, fmin(low - 1, 0), high, height, " dB"), x = {0, (double)f->n_layers, LEFT, WIDTH - RIGHT};
     double width = (x.to - x.from) / (double)f->n_layers * 0.7;
     if (width > 14) width = 14;
     for (size_t i = 0; i < f->n_layers; i++) {
@@ -151,9 +168,11 @@ void aq_page_errors(page_text *p, const page_figures *f) {
     }
     below(p, LEFT, height, "start", "first layer");
     below(p, WIDTH - RIGHT, height, "end", "last layer");
-    end_chart(p, outputs ? "Signal to noise of each layer's output on the calibration data, in the model's order; higher is better. Layers without "
-                           "calibration: of the weight."
-                         : "Signal to noise of each layer's weight, in the model's order; higher is better." KEYS);
+    end_chart_of_bits(p, f,
+                      outputs ? "Signal to noise of each layer's output on the calibration data, in the model's order; higher is better. Layers without "
+                                "calibration: of the weight."
+                              : "Signal to noise of each layer's weight, in the model's order; higher is better.",
+                      false);
 }
 
 /* ---- over the schedule ---- */

@@ -55,6 +55,7 @@ typedef struct quantize_run {
     aq_calib *own_calib;   /* what this run opened itself */
     const aq_plan *plan;   /* NULL: none */
     aq_plan *own_plan;
+    bool plan_follows;      /* it was made from the settings, a budget: nobody gave it */
     aq_solve_options solve; /* from the configuration */
     aq_store_writer *writer;
     char *out_path;

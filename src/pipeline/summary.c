@@ -212,6 +212,13 @@ static json_t *calibration_json(const quantize_run *run) {
                      (json_int_t)o->n_groups, "n_layers", (json_int_t)aq_calib_n_layers(run->calib));
 }
 
+/* A plan that was given: one that was made from a budget follows from the settings. */
+static json_t *plan_json(const quantize_run *run) {
+    char fingerprint[65];
+    if (!run->plan || run->plan_follows) return json_null();
+    return aq_plan_fingerprint(run->plan, fingerprint, NULL) == AQ_OK ? json_pack("{s:s}", "fingerprint", fingerprint) : NULL;
+}
+
 char *aq_metadata_text(const quantize_run *run) {
     figures f;
     if (!add_up(run, &f)) return NULL;
@@ -220,9 +227,10 @@ char *aq_metadata_text(const quantize_run *run) {
                   usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f.mean)), "output_sqnr_db",
                   aq_report_real(output_db(&f)), "worst", aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened", (json_int_t)f.n_widened,
                   "nonfinite", nonfinite_json(&f), "calibrated", f.n_calibrated > 0);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION, "arrowquant_version",
-                             AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model), "config",
-                             aq_report_parsed(run->config_json), "source", source_json(run), "calibration", calibration_json(run), "summary", summary);
+    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION,
+                             "arrowquant_version", AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model),
+                             "config", aq_report_parsed(run->config_json), "source", source_json(run), "calibration", calibration_json(run), "plan",
+                             plan_json(run), "summary", summary);
     json_decref(f.fallbacks);
     char *text = json ? aq_json_dump(json, false) : NULL;
     json_decref(json);

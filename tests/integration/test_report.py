@@ -86,13 +86,63 @@ def test_it_is_the_same_at_any_number_of_threads(cli, mixed, tmp_path):
     assert len(pages) == 1
 
 
+def command_of(page):
+    return shlex.split(html.unescape(re.search(r"<pre>(.*?)</pre>", page.read_text(), re.S).group(1)))
+
+
+def digest(folder):
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.glob("*.parquet")}
+
+
 def test_its_command_makes_the_same_bytes_again(cli, mixed, tmp_path):
     cli("report", mixed, "-o", "page.html")
-    words = shlex.split(html.unescape(re.search(r"<pre>(.*?)</pre>", (tmp_path / "page.html").read_text(), re.S).group(1)))
+    words = command_of(tmp_path / "page.html")
     assert words[:3] == ["arrowquant", "quantize", "dit-fashion"]
     assert cli(words[1], SAMPLE, *words[3:], "-o", "again").code == 0
-    digest = lambda folder: {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.glob("*.parquet")}  # noqa: E731
     assert digest(tmp_path / "again") == digest(mixed)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--profile", "edge", "--min-accuracy", "0.9"], ["--profile=edge", "--min-accuracy=0.9"]),
+        (["--target-size", "60KB"], ["--target-model-size-mb="]),
+        (["--plan", "my.plan"], ["--plan=PLAN"]),
+        (["--lora", "my lora.safetensors:-0.35"], ["--lora=my lora.safetensors:-0.35"]),
+        (["--calib", "my.aqcal"], ["--calib=FILE"]),
+        (["--bits", "8", "--exclude", "*attn.to_q*"], ["--exclude=*attn.to_q*"]),
+    ],
+)
+def test_whatever_made_it_is_in_the_command(cli, model, tmp_path, options, said):
+    """Profiles, budgets, plans, adapters, statistics: with the files in their places the command makes the same bytes."""
+    name = "blocks.0.attn.to_q"
+    adapter = {f"{name}.lora_A.weight": ("F32", [2, 128], floats(256, 7)), f"{name}.lora_B.weight": ("F32", [64, 2], floats(128, 8))}
+    write_safetensors(tmp_path / "my lora.safetensors", adapter)
+    assert cli("plan", model, "--target-bpw", "5", "-o", "my.plan").code == 0
+    if "--calib" in options:
+        aq = pytest.importorskip("arrow_quant_v2")
+        import numpy as np
+
+        statistics = aq.Calibration(num_timesteps=10, groups=2, data_name="noise")
+        for i in range(4):
+            statistics.add_layer(f"blocks.{i}.attn.to_q.weight", 128)
+            statistics.update(
+                f"blocks.{i}.attn.to_q.weight", np.random.default_rng(i).standard_normal((64, 128), np.float32), np.arange(64, dtype=np.int32) % 10
+            )
+        statistics.save(tmp_path / "my.aqcal")
+    done = cli("quantize", model, "-o", "out", *options)
+    assert done.code == 0, done.err
+    cli("report", "out", "-o", "page.html")
+    words = command_of(tmp_path / "page.html")
+    assert all(any(w.startswith(s) for w in words) for s in said), words
+    given = [w.replace("=PLAN", "=my.plan").replace("=FILE", "=my.aqcal") for w in words[3:]]
+    again = cli("quantize", model, *given, "-o", "again")
+    assert again.code == 0, again.err
+    assert digest(tmp_path / "again") == digest(tmp_path / "out")
+    extra = ["--calib", "my.aqcal"] if "--calib" in options else []
+    cli("report", "out", "--against", model, *extra, "-o", "full.html")
+    words = command_of(tmp_path / "full.html")
+    assert words[2] == str(model) and ("--calib=my.aqcal" in words) == bool(extra)
 
 
 def test_names_from_the_file_are_text(cli, tmp_path):
