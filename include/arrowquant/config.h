@@ -91,7 +91,7 @@ typedef struct aq_layer_choice {
     aq_quant_spec spec; /* when quantized */
     bool auto_method;   /* the method is "auto": spec.method is the one without calibration */
     int bits;           /* 2, 4, 8, or 16 = keep as it is */
-    const char *reason; /* why it is kept, a static phrase; "" when quantized */
+    const char *reason; /* why it is kept, a phrase that stays; "" when quantized */
 } aq_layer_choice;
 /* `config` must be valid (aq_config_validate). AQ_ERR_MEMORY at most. */
 AQ_API aq_status aq_config_choose(const aq_config *config, const aq_tensor_info *tensor, aq_layer_choice *out, aq_error *err);
@@ -101,6 +101,8 @@ AQ_API aq_status aq_config_choose_bits(const aq_config *config, const aq_tensor_
  * planned and configured. */
 AQ_API aq_status aq_config_choose_planned(const aq_config *config, const aq_tensor_info *tensor, const aq_plan_layer *plan, int bits, aq_layer_choice *out,
                                           aq_error *err);
+/* Settings that differ from the default (and the profile) and change nothing in a run: one sentence for each reason. */
+AQ_API void aq_config_idle(const aq_config *config, void (*tell)(void *user, const char *sentence), void *user);
 /* Patterns and names of include, exclude, layer_overrides, layer_bit_widths and sensitive_layer_* that match no tensor (CF06): AQ_ERR_USAGE naming each;
  * a caller that allows them does not ask. */
 AQ_API aq_status aq_config_check_patterns(const aq_config *config, const aq_model *model, aq_error *err);

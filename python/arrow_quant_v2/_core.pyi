@@ -68,6 +68,8 @@ class DiffusionQuantConfig:
     simd_threshold: int
     sensitive_layer_names: list[str]
     sensitive_layer_patterns: list[str]
+    sensitive_layer_score: float | None
+    sensitivity_method: str
     layer_bit_widths: dict[str, int]
     target_model_size_mb: float | None
     calibration_path: str | None

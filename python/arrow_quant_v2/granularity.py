@@ -8,7 +8,7 @@ from typing import Any
 
 from . import _core, _jobs
 from ._core import ConfigurationError, DiffusionQuantConfig
-from ._progress import Watch
+from ._progress import Watch, warn
 
 __all__ = ["EvolutionarySearch", "GranularityAllocation", "GranularityAllocator", "GranularityConfig", "LayerSensitivity"]
 
@@ -34,10 +34,10 @@ def is_number(value):
 class GranularityConfig:
     """How group sizes are allocated.
 
-    sensitivity_method: 'gradient' (needs gradients in the calibration of base_config), 'hessian' (needs calibration) or 'variance'; num_samples: rows of
-    calibration that were meant to be used, for the record: statistics hold all that were recorded; target_compression_ratio: against float32, where the
-    compression of the objective counts 1; min_accuracy: no layer's estimated accuracy is below; available_group_sizes; accuracy_weight: of accuracy against
-    compression, 0..1. Checked when it is used.
+    sensitivity_method: 'gradient' (needs gradients in the calibration of base_config), 'hessian' (needs calibration) or 'variance'; num_samples: changes
+    nothing, and another value than 32 is a warning: statistics hold the rows that were recorded (calibrate(samples=...)); target_compression_ratio: against
+    float32, where the compression of the objective counts 1; min_accuracy: no layer's estimated accuracy is below; available_group_sizes; accuracy_weight: of
+    accuracy against compression, 0..1. Checked when it is used.
 
     >>> import arrow_quant_v2 as aq
     >>> aq.GranularityConfig().available_group_sizes
@@ -144,6 +144,8 @@ class GranularityAllocator:
         start = time.perf_counter()
         c = self.config
         c.validate()
+        if c.num_samples != GranularityConfig.num_samples:
+            warn("num_samples: set, and changes nothing: statistics hold the rows that were recorded; say how many when recording them, calibrate(samples=...)")
         with Watch(None) as watch:
             report = _jobs.loads(
                 _core.run_groups(

@@ -263,3 +263,37 @@ aq_status aq_config_check_overrides(const json_t *value, aq_error *err) {
     }
     return AQ_OK;
 }
+
+/* ---- settings that change nothing ---- */
+
+static const struct {
+    const char *name, *reason;
+} idle[] = {
+    {"markov_weight",
+     "the boundaries of time groups are smoothed in closed form, which smoothness_threshold, smoothing_window and smoothing_interpolation shape"},
+    {"entropy_weight", NULL},
+    {"learning_rate", NULL},
+    {"max_iterations", NULL},
+    {"convergence_threshold", NULL},
+    {"calibration_samples", "statistics hold the rows that were recorded: say how many when recording them, calibrate(samples=...)"},
+};
+enum { N_IDLE = sizeof idle / sizeof *idle };
+
+void aq_config_idle(const aq_config *config, void (*tell)(void *user, const char *sentence), void *user) {
+    aq_config *own = aq_config_create(), *profiled = aq_config_create();
+    const char *profile = aq_config_string(config, "deployment_profile");
+    if (profiled && profile && aq_config_apply_profile(profiled, profile, NULL) != AQ_OK) profile = NULL;
+    for (size_t i = 0; own && profiled && profile && i < N_IDLE;) {
+        char names[160] = "", sentence[512];
+        const char *reason = idle[i].reason;
+        for (size_t first = i; i < N_IDLE && (i == first || !idle[i].reason); i++) {
+            size_t field = (size_t)aq_config_field_find(idle[i].name, NULL), at = strlen(names);
+            if (json_equal(config->values[field], own->values[field]) || json_equal(config->values[field], profiled->values[field])) continue;
+            snprintf(names + at, sizeof names - at, "%s%s", at ? ", " : "", idle[i].name);
+        }
+        snprintf(sentence, sizeof sentence, "%s: set, and changes nothing: %s", names, reason);
+        if (names[0]) tell(user, sentence);
+    }
+    aq_config_destroy(own);
+    aq_config_destroy(profiled);
+}

@@ -302,6 +302,20 @@ static aq_status solve(planner *p, aq_plan **out, aq_error *err) {
     return status;
 }
 
+/* Sensitive layers have one candidate: as they are. */
+static aq_status close_sensitive(planner *p, aq_error *err) {
+    double *scores;
+    aq_sensitivity method;
+    aq_status status = aq_sensitive_scores(&scores, &method, p->model, p->calib, p->config, p->requests, err);
+    for (size_t i = 0; scores && i < aq_model_n_tensors(p->model); i++) {
+        if (!aq_is_sensitive(p->config, scores, i)) continue;
+        p->requests[i].least_bits = 16;
+        if (!allows(p, 16)) p->requests[i].open = AQ_PLAN_KEEP;
+    }
+    aq_free(scores);
+    return status;
+}
+
 aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *calib, const aq_config *config, const aq_plan_job *options, aq_job *job,
                       aq_error *err) {
     aq_plan_job defaults = {0};
@@ -311,6 +325,7 @@ aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *cali
     bool names_decide = !allows(&p, LEAST_BITS_BY_NAME);
     if (status == AQ_OK) status = aq_plan_requests(&p.requests, config, model, names_decide, err);
     p.measure.requests = p.requests;
+    if (status == AQ_OK) status = close_sensitive(&p, err);
     if (status == AQ_OK) status = aq_plan_measure(&p.problem, model, &p.measure, err);
     if (status == AQ_OK) status = score(&p, err);
     if (status == AQ_OK) status = solve(&p, out, err);
@@ -328,6 +343,8 @@ aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *cali
     return status;
 }
 
+static void warn_idle(void *user, const char *sentence) { aq_job_log(user, AQ_LOG_WARNING, "%s", sentence); }
+
 static void warn_missing(void *user, const char *name) {
     char shown[256];
     aq_job_log(user, AQ_LOG_WARNING, "the calibration has nothing about \"%s\": its error is that of its weights",
@@ -340,6 +357,7 @@ aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const a
     const char *modality = aq_config_string(config, "modality"), *calibration = aq_config_string(config, "calibration_path");
     if (open.modality == AQ_MODALITY_UNKNOWN && modality) open.modality = aq_modality_from_name(modality);
     aq_status status = aq_config_validate(config, err);
+    if (status == AQ_OK) aq_config_idle(config, warn_idle, job);
     if (status == AQ_OK) status = aq_model_open(model, path, &open, err);
     if (status == AQ_OK) status = aq_component_check(*model, path, &open, err);
     if (status == AQ_OK && !allow_unmatched) status = aq_config_check_patterns(config, *model, err);

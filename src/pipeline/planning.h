@@ -19,6 +19,10 @@ aq_status aq_plan_for(aq_plan **out, const aq_model *model, const aq_calib *cali
 aq_status aq_plan_requests(aq_plan_request **out, const aq_config *config, const aq_model *model, bool names_decide, aq_error *err);
 /* Floor, threads, memory and the like from the settings; the rest as aq_plan_options_init. */
 void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const aq_calib *calib);
+/* Scores 0..1 of the open layers, NaN elsewhere, and what they are by (aq_free); NULL when sensitive_layer_score is not set (sensitive.c). */
+aq_status aq_sensitive_scores(double **out, aq_sensitivity *method, const aq_model *model, const aq_calib *calib, const aq_config *config,
+                              const aq_plan_request *requests, aq_error *err);
+bool aq_is_sensitive(const aq_config *config, const double *scores, size_t tensor);
 /* Checks the settings, opens the model and, when calibration_path is set, the statistics, which must be the model's. */
 aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const aq_model_options *options, bool allow_unmatched, aq_job *job, aq_model **model,
                               aq_calib **calib, aq_error *err);

@@ -383,8 +383,13 @@ static aq_status plan_budget(quantize_run *run, const problems *found, aq_error 
     if (found->first.code != AQ_OK) return AQ_OK;
     const aq_plan *before = run->plan;
     aq_status status = aq_budget_plan(run, err);
-    return status == AQ_OK && run->plan != before ? choose_all(run, err) : status;
+    if (status != AQ_OK || run->plan == before) return status;
+    status = choose_all(run, err);
+    if (status == AQ_OK) aq_sensitive_keep(run);
+    return status;
 }
+
+static void warn_idle(void *user, const char *sentence) { aq_sentences_add(user, "%s", sentence); }
 
 aq_status aq_preflight(quantize_run *run, const char *model_path, const char *out_path, aq_error *err) {
     problems found = {0};
@@ -399,14 +404,15 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
         if (!run->options->allow_unmatched && aq_config_check_patterns(run->config, run->model, &e) != AQ_OK) note(&found, &e);
         if (aq_check_output(run, out_path, &e) != AQ_OK) note(&found, &e);
     }
+    aq_config_idle(run->config, warn_idle, &run->warnings);
     if (open_calibration(run, &e) != AQ_OK || open_plan(run, &e) != AQ_OK) {
         note(&found, &e);
         usable = false;
     }
     if (usable) {
         read_settings(run);
-        if (choose_all(run, &e) != AQ_OK || check_calibration(run, &e) != AQ_OK || plan_budget(run, &found, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK ||
-            aq_budget_check(run, &e) != AQ_OK)
+        if (choose_all(run, &e) != AQ_OK || check_calibration(run, &e) != AQ_OK || aq_sensitive_find(run, &e) != AQ_OK ||
+            plan_budget(run, &found, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK || aq_budget_check(run, &e) != AQ_OK)
             note(&found, &e);
         else if (run->options->strict && run->warnings.n_items > 0) {
             aq_fail(&e, AQ_ERR_QUALITY, "%zu warnings, and --strict allows none: %s", run->warnings.n_items, run->warnings.items[0]);

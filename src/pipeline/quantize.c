@@ -116,6 +116,8 @@ static void free_run(quantize_run *run) {
     aq_free(run->outcomes);
     aq_free(run->choices);
     aq_free(run->needs);
+    aq_free(run->scores);
+    aq_free(run->score_reasons);
     aq_free(run->out_path);
     free(run->config_json);
     aq_sentences_free(&run->warnings);

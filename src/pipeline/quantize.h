@@ -72,6 +72,9 @@ typedef struct quantize_run {
     bool fail_fast;
     int ladder[4]; /* bits to try, rising; n_ladder of them */
     size_t n_ladder;
+    double *scores;            /* [n_tensors] of sensitivity; NULL: not asked for */
+    const char *score_method;  /* by which */
+    char (*score_reasons)[48]; /* [n_tensors] why sensitive layers are kept */
     aq_sentences warnings;
 } quantize_run;
 
@@ -99,6 +102,10 @@ aq_status aq_budget_check_outcome(const quantize_run *run, aq_error *err);
 /* Bytes of the container beside its tensors, and the most that tensor `index` takes in the container with `spec` (NULL: kept). */
 uint64_t aq_predict_frame(const quantize_run *run);
 aq_status aq_predict_stored(const quantize_run *run, size_t index, const aq_quant_spec *spec, uint64_t *bytes, aq_error *err);
+
+/* sensitive.c: scores the layers when that is asked for, and keeps those that score enough; again after all tensors were chosen anew. */
+aq_status aq_sensitive_find(quantize_run *run, aq_error *err);
+void aq_sensitive_keep(quantize_run *run);
 
 /* Quantizes or copies all tensors that the writer does not hold yet. */
 aq_status aq_quantize_layers(quantize_run *run, aq_error *err);
