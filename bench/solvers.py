@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Speed of the solvers: all block linears of the sample DiT, and ours against a plain GPTQ in torch on the same CPU and threads.
+"""Speed of GPTQ: the sample DiT and square layers, ours and a plain GPTQ in torch (torch_gptq.py) on the same CPU with as many threads.
 
-    bench/solvers.py [--model examples/dit-fashion] [--threads 2] [--inputs 1024] [--runs 3]
+    bench/solvers.py [--model examples/dit-fashion] [--threads 1 2] [--inputs 1024 2048 4096] [--runs 3]
 
-The second moments are those of random correlated inputs: what is timed does not depend on their values. Shortest of several interleaved runs.
+Both factor H, damp it by 1 %, take groups of 128 at 4 bits whose parameters are halves, and measure nothing. Ours searches parameters and visits the inputs in
+balanced order, its defaults, without refine. Torch has them from the range of the group ("min-max") or, like with like, from a search too ("searched"). Its
+columns come in blocks of 128, as published. Shortest of several runs by turns. The second moments are those of random correlated inputs: what is timed does
+not depend on their values. On a machine with other work torch's threads wait for each other: time one thread there.
 """
 
 import argparse
 import glob
 import os
 import re
-import resource
 import time
 
 import arrow_quant_v2 as aq
@@ -36,40 +38,44 @@ def shortest(runs, *functions):
     return best
 
 
+def ours(layers, threads, refine=0):
+    return lambda: [aq.gptq(w, h, 4, 128, refine=refine, measure=False, as_numpy=True, threads=threads) for w, h in layers]
+
+
+def theirs(layers, search):
+    tensors = [(torch.from_numpy(w), torch.from_numpy(h)) for w, h in layers]
+    return lambda: [torch_gptq(w, h, 4, 128, search=search) for w, h in tensors]
+
+
+def row(name, layers, threads, runs):
+    torch.set_num_threads(threads)
+    mine, plain, searched = shortest(runs, ours(layers, threads), theirs(layers, False), theirs(layers, True))
+    print(f"| {name} | {threads} | {mine:.3f} s | {plain:.3f} s, {plain / mine:.1f} × | {searched:.3f} s, {searched / mine:.1f} × |", flush=True)
+
+
 def main():
     here = os.path.dirname(os.path.abspath(__file__))
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", default=os.path.join(here, "../examples/dit-fashion")), p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--inputs", type=int, default=1024), p.add_argument("--runs", type=int, default=3)
+    p.add_argument("--model", default=os.path.join(here, "../examples/dit-fashion")), p.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    p.add_argument("--inputs", type=int, nargs="*", default=[1024, 2048, 4096]), p.add_argument("--runs", type=int, default=3)
     a = p.parse_args()
-    torch.set_num_threads(a.threads)
     rng = np.random.default_rng(0)
 
     weights = {}
     for path in sorted(glob.glob(os.path.join(a.model, "transformer", "*.safetensors"))):
         weights.update({k: v.astype(np.float32) for k, v in load_file(path).items()})
-    layers = [w for k, w in weights.items() if re.match(r"transformer_blocks\.\d+\..*weight$", k) and w.ndim == 2 and ".emb." not in k]
-    moments = {n: moment(n, rng) for n in {w.shape[1] for w in layers}}
+    blocks = [w for k, w in weights.items() if re.match(r"transformer_blocks\.\d+\..*weight$", k) and w.ndim == 2 and ".emb." not in k]
+    moments = {n: moment(n, rng) for n in {w.shape[1] for w in blocks}}
+    dit = [(w, moments[w.shape[1]]) for w in blocks]
+    squares = {n: [(rng.standard_normal((n, n), dtype=np.float32) * 0.05, moment(n, rng))] for n in a.inputs}
 
-    def whole(**options):
-        return lambda: [aq.gptq(w, moments[w.shape[1]], 4, 64, as_numpy=True, threads=a.threads, **options) for w in layers]
-
-    plain, refined = shortest(a.runs, whole(refine=0), whole())
-    print(f"sample DiT, {len(layers)} layers, {sum(w.size for w in layers)} weights: gptq {plain:.2f} s, with 3 rounds of refine {refined:.2f} s (asked: 5)")
-
-    n = a.inputs
-    w, h = rng.standard_normal((n, n), dtype=np.float32) * 0.05, moment(n, rng)
-    tw, th = torch.from_numpy(w), torch.from_numpy(h)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ours, theirs, product = shortest(
-        a.runs,
-        lambda: aq.gptq(w, h, 4, 128, refine=0, as_numpy=True, threads=a.threads),
-        lambda: torch_gptq(tw, th, 4, 128),
-        lambda: tw @ th,
-    )
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{n} x {n}, groups of 128: ours {ours:.2f} s, plain torch {theirs:.2f} s, {theirs / ours:.1f} times as long (asked: 5)")
-    print(f"ours takes {ours / product:.1f} of torch's products; memory grew by {grown:.0f} MB, H takes {h.nbytes / 2**20:.0f} MB")
+    print("| | threads | ours | torch, min-max | torch, searched |\n|---|---|---|---|---|")
+    for threads in a.threads:
+        row(f"sample DiT, {len(dit)} layers", dit, threads, a.runs)
+        for n, layers in squares.items():
+            row(f"{n} × {n}", layers, threads, a.runs if n < 4096 else 1)
+    for threads in a.threads:
+        print(f"sample DiT with 3 rounds of refine, {threads} threads: {shortest(a.runs, ours(dit, threads, 3))[0]:.2f} s (asked: 5)")
 
 
 if __name__ == "__main__":

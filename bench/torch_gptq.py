@@ -3,8 +3,25 @@
 import torch
 
 
-def gptq(w, h, bits, group, damp=0.01, block=128):
-    """w [out, n], h [n, n] second moment. Min-max scale and offset, rounded to halves, from the updated weights when a group is entered.
+def parameters(x, top, search):
+    """Scale and offset, rounded to halves, of each row of x [out, group]: from its range, or with `search` from the best of 80 shrunk ranges, as the paper's
+    code does when asked to."""
+    low, high = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
+    best = torch.full_like(low, float("inf"))
+    for i in range(80 if search else 1):
+        s, o = ((high - low) * (1 - i / 100) / top).clamp(min=1e-6).half().float(), (low * (1 - i / 100)).half().float()
+        if not search:
+            return s, o
+        q = ((x - o[:, None]) / s[:, None]).round_().clamp_(0, top)
+        error = (q.mul_(s[:, None]).add_(o[:, None]).sub_(x)).square_().sum(1)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale, offset = (s, o) if i == 0 else (torch.where(better, s, scale), torch.where(better, o, offset))
+    return scale, offset
+
+
+def gptq(w, h, bits, group, damp=0.01, block=128, search=False):
+    """w [out, n], h [n, n] second moment. A group's scale and offset come from the updated weights when it is entered.
 
     Returns the values and the number of groups.
     """
@@ -22,8 +39,7 @@ def gptq(w, h, bits, group, damp=0.01, block=128):
             if (begin + i) % group == 0:
                 stop = min(begin + i + group, n)
                 entered = torch.cat([x[:, i : min(i + group, end - begin)], w[:, end:stop]], 1)
-                low, high = entered.amin(1).clamp(max=0), entered.amax(1).clamp(min=0)
-                scale, offset = ((high - low) / top).clamp(min=1e-6).half().float(), low.half().float()
+                scale, offset = parameters(entered, top, search)
             q = ((x[:, i] - offset) / scale).round().clamp(0, top)
             values[:, begin + i] = q * scale + offset
             errors[:, i] = (x[:, i] - values[:, begin + i]) / own[i, i]

@@ -185,6 +185,7 @@ def gptq(
     order: str = "balanced",
     refine: int = 3,
     symmetric: bool = False,
+    measure: bool = True,
     as_numpy: bool = False,
     threads: int = 0,
 ) -> SolvedLayer: ...

@@ -46,7 +46,8 @@ class StoredLayer(TypedDict):
     """the group that was asked for; two-level groups hold several of group_size"""
     method: str
     stored_bytes: int
-    cosine: float
+    cosine: float | None
+    """None, as sqnr_db and output_sqnr_db, with measure=False"""
     sqnr_db: float | None
     output_sqnr_db: float | None
     damping: float | None

@@ -36,7 +36,7 @@ static bool going(void *user) {
 typedef struct job {
     const aqpy_state *state;
     aqpy_array w, h;
-    bool has_h, as_numpy;
+    bool has_h, as_numpy, measure;
     aq_quant_spec spec;
     aq_solve_options options;
     int n_threads;
@@ -58,8 +58,8 @@ static aq_status solve_without_gil(job *j, uint8_t *codes, void *params, bool *n
         status = aq_hessian_create(&hessian, j->h.data, j->w.cols, &j->options, j->n_threads, err);
         if (status == AQ_OK) {
             j->damping = aq_hessian_damping(hessian);
-            status = aq_solve(j->w.data, &j->spec, &j->layout, hessian, &j->options, j->n_threads, codes, params, &j->metrics, &j->output, needs_f32, going, &w,
-                              err);
+            status = aq_solve(j->w.data, &j->spec, &j->layout, hessian, &j->options, j->n_threads, codes, params, j->measure ? &j->metrics : NULL,
+                              j->measure ? &j->output : NULL, needs_f32, going, &w, err);
         }
         aq_hessian_free(hessian);
     }
@@ -164,8 +164,8 @@ static PyObject *result_of(const job *j) {
               put(result, "params_group", PyLong_FromUnsignedLongLong(j->spec.group_size)) &&
               put(result, "method", PyUnicode_FromString(aq_method_name(j->spec.method))) &&
               put(result, "stored_bytes", PyLong_FromUnsignedLongLong(j->layout.codes_bytes + j->layout.params_bytes)) &&
-              put(result, "cosine", PyFloat_FromDouble(aq_quant_metrics_cosine(&j->metrics))) &&
-              put(result, "sqnr_db", figure(aq_quant_metrics_sqnr_db(&j->metrics), true)) &&
+              put(result, "cosine", figure(aq_quant_metrics_cosine(&j->metrics), j->measure)) &&
+              put(result, "sqnr_db", figure(aq_quant_metrics_sqnr_db(&j->metrics), j->measure)) &&
               put(result, "output_sqnr_db", figure(aq_output_sqnr_db(&j->output), measured)) && put(result, "damping", figure(j->damping, j->has_h));
     PyBuffer_Release(&params);
     if (!ok) Py_CLEAR(result);
@@ -237,9 +237,10 @@ static const char *const orders[] = {"balanced", "energy", "inputs"}; /* as aq_s
 
 PyDoc_STRVAR(gptq_doc,
              "gptq($module, weights, hessian, bits=4, group=128, *, params='f16', damp=0.01, order='balanced', refine=3, symmetric=False, "
-             "as_numpy=False, threads=0)\n--\n\n"
+             "measure=True, as_numpy=False, threads=0)\n--\n\n"
              "Codes chosen against the error of a layer's output (GPTQ, then refine): weights [out, n], or a convolution's [out, ...] seen so.\n\n" OPTIONS
              "bits: 2, 4 or 8. group: inputs that share parameters, 0 for the row. params: 'f16', 'f32' or 'two-level' (groups of 256).\n"
+             "measure: without it cosine, sqnr_db and output_sqnr_db are None, which saves about one product of the layer with hessian.\n"
              "Returns a layer result (see quantize_array) with, beside it: params (bytes), params_form ('f32' where 'f16' does not hold them),\n"
              "params_group, " RESULT ">>> import arrow_quant_v2 as aq\n"
              ">>> w = [[0.1, -0.2, 0.3, 0.05], [0.2, 0.1, -0.3, 0.4]]\n"
@@ -248,23 +249,26 @@ PyDoc_STRVAR(gptq_doc,
              ">>> r['output_sqnr_db'] > 20, r['stored_bytes']\n"
              "(True, 12)\n");
 static PyObject *gptq(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weights", "hessian", "bits", "group", "params", "damp", "order", "refine", "symmetric", "as_numpy", "threads", NULL};
-    job j = {.state = aqpy_state_of(module), .spec = {.bits = 4, .axis = 1, .method = AQ_METHOD_GPTQ}};
-    PyObject *weights, *hessian, *bits = NULL, *as_numpy = NULL, *symmetric = NULL;
+    static char *names[] = {"weights", "hessian", "bits", "group", "params", "damp", "order", "refine", "symmetric", "measure", "as_numpy", "threads", NULL};
+    job j = {.state = aqpy_state_of(module), .measure = true, .spec = {.bits = 4, .axis = 1, .method = AQ_METHOD_GPTQ}};
+    PyObject *weights, *hessian, *bits = NULL, *as_numpy = NULL, *symmetric = NULL, *measure = NULL;
     const char *params = "f16", *order = orders[0];
     long long group = 128;
     int order_index;
     aq_solve_options_init(&j.options);
-    if (!aqpy_parse(args, kwargs, "OO|OL$sdsiOOi:gptq", names, &weights, &hessian, &bits, &group, &params, &j.options.damp, &order, &j.options.refine_sweeps,
-                    &symmetric, &as_numpy, &j.n_threads))
+    if (!aqpy_parse(args, kwargs, "OO|OL$sdsiOOOi:gptq", names, &weights, &hessian, &bits, &group, &params, &j.options.damp, &order, &j.options.refine_sweeps,
+                    &symmetric, &measure, &as_numpy, &j.n_threads))
         return NULL;
-    int is_symmetric = aqpy_flag(symmetric);
+    int is_symmetric = aqpy_flag(symmetric), measured = measure ? aqpy_flag(measure) : 1;
     if (!(j.spec.bits = aqpy_bit_width(bits ? bits : Py_None))) return NULL;
-    if (is_symmetric < 0 || !set_group(&j, group) || !aqpy_params_form(params, &j.spec.params) || !one_of("order", order, orders, 3, &order_index)) return NULL;
+    if (is_symmetric < 0 || measured < 0 || !set_group(&j, group) || !aqpy_params_form(params, &j.spec.params) ||
+        !one_of("order", order, orders, 3, &order_index))
+        return NULL;
     if (hessian == Py_None)
         return PyErr_Format(PyExc_TypeError, "gptq needs the second moment of the inputs; without it there is quantize_array(method='search')");
     j.options.order = (aq_solve_order)order_index;
     j.spec.symmetric = is_symmetric;
+    j.measure = measured;
     return finish(&j, weights, hessian, as_numpy);
 }
 
@@ -278,7 +282,7 @@ PyDoc_STRVAR(r2q_doc, "r2q($module, weights, hessian=None, group=64, *, damp=0.0
                       "([0.0, 1.0, 4.0, 5.0], [[0.0, 1.0, 4.0, 5.0]])\n");
 static PyObject *r2q(PyObject *module, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"weights", "hessian", "group", "damp", "order", "refine", "as_numpy", "threads", NULL};
-    job j = {.state = aqpy_state_of(module), .spec = {.bits = 2, .axis = 1, .params = AQ_PARAMS_R2Q, .method = AQ_METHOD_R2Q}};
+    job j = {.state = aqpy_state_of(module), .spec = {.bits = 2, .axis = 1, .params = AQ_PARAMS_R2Q, .method = AQ_METHOD_R2Q}, .measure = true};
     PyObject *weights, *hessian = NULL, *as_numpy = NULL;
     const char *order = orders[0];
     long long group = 64;

@@ -36,12 +36,20 @@ static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 /* W transposed, zeros where an input is dead or a lane has no row. */
 static void fill(aq_slab *s, const float *w) {
     memset(s->w, 0, s->n * s->lanes * sizeof *s->w);
-    for (uint64_t i = 0; i < s->n; i++)
-        for (uint64_t r = 0; r < s->rows && s->hessian->importance[i] > 0; r++) s->w[i * s->lanes + r] = w[(s->first + r) * s->n + i];
+    for (uint64_t begin = 0; begin < s->n; begin += AQ_LANES) /* squares: both sides stay in the cache */
+        for (uint64_t r = 0; r < s->rows; r++) {
+            const float *row = w + (s->first + r) * s->n;
+            for (uint64_t i = begin; i < least(begin + AQ_LANES, s->n); i++) s->w[i * s->lanes + r] = s->hessian->importance[i] > 0 ? row[i] : 0;
+        }
 }
 
-static void pack_row(const aq_slab *s, uint64_t row, uint8_t *unpacked, uint8_t *out) {
-    for (uint64_t i = 0; i < s->n; i++) unpacked[i] = s->q[i * s->lanes + row];
+/* Codes of 16 rows from `lane` on, row after row. */
+static void transpose_codes(const aq_slab *s, uint64_t lane, uint8_t *rows) {
+    for (uint64_t i = 0; i < s->n; i++)
+        for (uint64_t j = 0; j < AQ_LANES; j++) rows[j * s->n + i] = s->q[i * s->lanes + lane + j];
+}
+
+static void pack_row(const aq_slab *s, const uint8_t *unpacked, uint8_t *out) {
     if (s->spec->bits == 2)
         s->kernels->pack2(unpacked, s->n, out);
     else if (s->spec->bits == 4)
@@ -52,12 +60,13 @@ static void pack_row(const aq_slab *s, uint64_t row, uint8_t *unpacked, uint8_t 
 
 /* Codes in their place, and what they are worth. */
 static bool deliver(aq_slab *s, solve_job *j) {
-    uint8_t *unpacked = aq_alloc(s->n);
+    uint8_t *unpacked = aq_alloc(s->n * AQ_LANES);
     float *v = aq_alloc(s->n * sizeof *v);
     bool ok = unpacked && v;
     for (uint64_t r = 0; ok && r < s->rows; r++) {
         uint64_t row = s->first + r;
-        pack_row(s, r, unpacked, j->codes + row * j->layout->row_bytes);
+        if (r % AQ_LANES == 0) transpose_codes(s, r, unpacked);
+        pack_row(s, unpacked + r % AQ_LANES * s->n, j->codes + row * j->layout->row_bytes);
         if (!j->metrics) continue;
         aq_dequantize(s->spec, s->layout, j->codes, j->params, row, 1, v);
         aq_quant_metrics_compute(j->w + row * s->n, v, s->n, &j->metrics[row]);

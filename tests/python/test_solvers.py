@@ -88,6 +88,14 @@ def test_codes_and_params_are_the_stored_form():
     assert r["params_form"] == "f32" and len(r["params"]) == 6 * 5 * 8
 
 
+def test_measuring_can_be_left_out():
+    w, h = layer(24, 40)
+    one, other = aq.gptq(w, h, 4, 20), aq.gptq(w, h, 4, 20, measure=False)
+    assert one["cosine"] > 0.9 and one["output_sqnr_db"] > one["sqnr_db"] - 1
+    assert [other[k] for k in ("cosine", "sqnr_db", "output_sqnr_db")] == [None] * 3
+    assert (one["quantized_data"], one["params"]) == (other["quantized_data"], other["params"])
+
+
 @pytest.mark.parametrize("group", [0, 16, 64])
 def test_r2q_levels_give_the_values(group):
     w, h = layer(9, 130)
