@@ -7,7 +7,7 @@ def parameters(x, top, search):
     """Scale and offset, rounded to halves, of each row of x [out, group]: from its range, or with `search` from the best of 80 shrunk ranges, as the paper's
     code does when asked to."""
     low, high = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
-    best = torch.full_like(low, float("inf"))
+    best, scale, offset = torch.full_like(low, float("inf")), low, high
     for i in range(80 if search else 1):
         s, o = ((high - low) * (1 - i / 100) / top).clamp(min=1e-6).half().float(), (low * (1 - i / 100)).half().float()
         if not search:
@@ -16,7 +16,7 @@ def parameters(x, top, search):
         error = (q.mul_(s[:, None]).add_(o[:, None]).sub_(x)).square_().sum(1)
         better = error < best
         best = torch.where(better, error, best)
-        scale, offset = (s, o) if i == 0 else (torch.where(better, s, scale), torch.where(better, o, offset))
+        scale, offset = torch.where(better, s, scale), torch.where(better, o, offset)
     return scale, offset
 
 

@@ -341,7 +341,7 @@ aq_status aq_moment_check(const aq_moment *m, aq_error *err) {
             uint32_t bits;
             memcpy(&bits, part->data + i, sizeof bits);
             if ((bits & 0x7F800000) == 0x7F800000)
-                return aq_fail_at(err, AQ_ERR_FORMAT, m->file, m->layer, "its second moment holds a value that is not finite");
+                return aq_fail_at(err, AQ_ERR_QUALITY, m->file, m->layer, "its second moment holds a value that is not finite");
         }
     }
     atomic_store(&((aq_moment *)(uintptr_t)m)->is_checked, true);

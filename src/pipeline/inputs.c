@@ -166,6 +166,20 @@ static aq_status make_factor(const quantize_run *run, entry *e, aq_error *err) {
     return status;
 }
 
+/* A second moment that is zero, or not finite, says nothing of the inputs: the layer is coded by its weights alone. */
+static void forget(layer_inputs *in, const char *problem) {
+    snprintf(in->problem, sizeof in->problem, "%s", problem);
+    aq_free(in->h);
+    aq_free(in->importance);
+    in->h = in->importance = NULL;
+}
+
+static bool is_zero(const layer_inputs *in) {
+    for (uint64_t i = 0; i < in->n; i++)
+        if (in->importance[i] != 0) return false;
+    return in->n > 0;
+}
+
 static aq_status make(const quantize_run *run, size_t index, entry *e, aq_error *err) {
     layer_inputs *in = &e->inputs;
     size_t layer = 0;
@@ -184,7 +198,15 @@ static aq_status make(const quantize_run *run, size_t index, entry *e, aq_error 
     } else if (status == AQ_OK) {
         status = make_second_moment(run, index, layer, e, err);
     }
-    if (status == AQ_OK && e->want == INPUTS_FACTOR) status = make_factor(run, e, err);
+    if (status == AQ_ERR_QUALITY) {
+        forget(in, err ? err->message : "the second moment of the inputs is not finite");
+        aq_error_clear(err);
+        return AQ_OK;
+    }
+    if (status == AQ_OK && is_zero(in))
+        forget(in, "the inputs were 0 whenever they were recorded");
+    else if (status == AQ_OK && e->want == INPUTS_FACTOR)
+        status = make_factor(run, e, err);
     return status;
 }
 

@@ -18,8 +18,8 @@ typedef struct inputs_basis {
 
 typedef struct layer_inputs {
     uint64_t n;
-    float *importance;   /* [n] diagonal of H */
-    float *h;            /* [n, n] with INPUTS_METRIC, or when there is no factor */
+    float *importance;   /* [n] diagonal of H; NULL when H is 0 or not finite: see `problem` */
+    float *h;            /* [n, n] with INPUTS_METRIC, or when there is no factor; NULL like the diagonal */
     aq_hessian *hessian; /* with INPUTS_FACTOR */
     float *equalization; /* s [n] of an equalized basis */
     bool made_up;        /* H = I: nothing is known of the inputs */

@@ -275,7 +275,7 @@ static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
         memcpy(c->equalization, in->equalization, n * sizeof *c->equalization);
     }
     if (c->attempt.basis.hadamard_group > 1 && !(rms = aq_alloc(n * sizeof *rms))) return aq_fail_memory(err, n * sizeof *rms, "ranges of a layer's inputs");
-    for (uint64_t i = 0; rms && i < n; i++) rms[i] = sqrtf(in->importance[i] > 0 ? in->importance[i] : 0);
+    for (uint64_t i = 0; rms && i < n; i++) rms[i] = in->importance ? sqrtf(in->importance[i] > 0 ? in->importance[i] : 0) : 1;
     status = aq_activations(w->run, index, c->equalization, rms, &c->activations, c->time_problem, err);
     aq_free(rms);
     bool measured = in && !in->made_up && (in->h || in->hessian) && output.ref > 0;
@@ -375,7 +375,7 @@ static aq_status judge_best(work *w, layer *l, size_t index, next_step *next, aq
 
 /* Skips the attempts that need a factor that there is not; a search on what is known takes the place of the last one. */
 static aq_status skip_unsolvable(work *w, layer *l, size_t index, aq_error *err) {
-    bool noted = false;
+    bool noted = l->inputs->problem[0] && strstr(l->fallback_from, l->inputs->problem); /* by an attempt on another basis */
     while (l->at < l->n_attempts && l->inputs->problem[0] && l->attempts[l->at].spec.method != AQ_METHOD_SEARCH &&
            same_inputs(&l->attempts[l->at], &l->prepared)) {
         const char *method = aq_method_name(l->attempts[l->at].spec.method);

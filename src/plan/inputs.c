@@ -40,6 +40,13 @@ aq_status aq_plan_inputs_make(aq_plan_inputs *out, const aq_plan_options *option
         out->diagonal && (out->h || !whole) ? AQ_OK : aq_fail_memory(err, out->n * out->n * sizeof *out->h, "the second moment of a layer's inputs");
     if (status == AQ_OK && whole) status = aq_calib_hessian(options->calib, (size_t)at, NULL, out->h, err);
     if (status == AQ_OK && !whole) status = aq_calib_diagonal(options->calib, (size_t)at, NULL, out->diagonal, err);
+    if (status == AQ_ERR_QUALITY) { /* not finite: as if nothing were known */
+        uint64_t n = out->n;
+        aq_plan_inputs_free(out);
+        *out = (aq_plan_inputs){.trace = 1, .options = options, .n = n};
+        aq_error_clear(err);
+        return AQ_OK;
+    }
     double trace = 0;
     for (uint64_t i = 0; i < out->n && status == AQ_OK; i++) {
         if (whole) out->diagonal[i] = out->h[i * out->n + i];

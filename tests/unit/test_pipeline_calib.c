@@ -15,6 +15,7 @@
 
 #include "base/file.h"
 #include "calib_model.h"
+#include "calibration/internal.h"
 #include "st_file.h"
 
 #define IMAGE "modality=image min_accuracy=0 "
@@ -312,6 +313,106 @@ static void NU06_second_moments_of_low_rank_are_solved_with_damping(void **state
     json_decref(report);
     aq_error err;
     if (aq_verify(st_path("o"), model, NULL, NULL, 1, 0, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+    aq_calib_free(calib);
+}
+
+/* A collection, through its file, in whose H of ff the inputs 3 and 5 are `times` as strongly connected as any inputs can be. */
+static aq_calib *calibration_that_cannot_be(double times) {
+    aq_calib *made = attention_calibration(200, 1), *calib;
+    aq_error err;
+    size_t index = (size_t)aq_calib_find(made, "blocks.0.ff.weight");
+    for (uint32_t g = 0; g < 4; g++) {
+        assert_int_equal(aq_calib_settle(made, &made->layers[index], &err), AQ_OK);
+        double *sum = aq_calib_moment(made, &made->layers[index], g)->sum;
+        assert_non_null(sum);
+        sum[3 * 200 + 5] = times * sqrt(sum[3 * 200 + 3] * sum[5 * 200 + 5]); /* both in the first panel, rows of 200 */
+    }
+    if (aq_calib_save(made, st_path("bad.aqcal"), true, &err) != AQ_OK) fail_msg("%s", err.message);
+    aq_calib_free(made);
+    if (aq_calib_open(&calib, st_path("bad.aqcal"), &err) != AQ_OK) fail_msg("%s", err.message);
+    return calib;
+}
+
+static void NU06_without_a_factor_search_takes_the_layer_and_the_reason_is_told(void **state) {
+    (void)state;
+    static const char *const settings[] = {IMAGE "bit_width=4", IMAGE "bit_width=4 method=gptq", TEXT "bit_width=2 group_size=64 params=f16",
+                                           TEXT "bit_width=2 method=r2q group_size=64"};
+    const char *model = attention_model("m.safetensors");
+    aq_calib *calib = calibration_that_cannot_be(1e3);
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        char out[16];
+        snprintf(out, sizeof out, "o%zu", i);
+        json_t *report = quantize_calibrated(model, calib, st_path(out), settings[i]), *layer = named(report, "layers", "blocks.0.ff.weight");
+        assert_string_equal(text_of(layer, "method"), "search");
+        assert_non_null(strstr(text_of(layer, "fallback_from"), "the second moment of the inputs is not positive definite, even with a damping of 1"));
+        const char *told = strstr(text_of(layer, "fallback_from"), "positive definite");
+        assert_true(told && !strstr(told + 1, "positive definite")); /* once */
+        assert_true(number(layer, "cosine", NULL) > 0.8);
+        assert_string_not_equal(text_of(named(report, "layers", "blocks.1.conv.weight"), "method"), "search"); /* the others are solved */
+        assert_true(number(report, "summary", "fallback_rate") > 0);
+        json_decref(report);
+        aq_error err;
+        if (aq_verify(st_path(out), model, NULL, NULL, 1, 0, NULL, &err) != AQ_OK) fail_msg("%s", err.message);
+    }
+    result r = try_calibrated(model, calib, st_path("f"), IMAGE "bit_width=4 method=gptq fail_fast=true", NULL);
+    assert_int_equal(r.status, AQ_ERR_QUALITY);
+    assert_non_null(strstr(r.err.message, "gptq: the second moment of the inputs is not positive definite"));
+    aq_calib_free(calib);
+}
+
+static void NU06_a_second_moment_that_damping_mends_is_solved(void **state) {
+    (void)state;
+    const char *model = attention_model("m.safetensors");
+    aq_calib *calib = calibration_that_cannot_be(1.02);
+    json_t *report = quantize_calibrated(model, calib, st_path("o"), IMAGE "bit_width=4 smooth=none"), *layer = named(report, "layers", "blocks.0.ff.weight");
+    assert_string_equal(text_of(layer, "method"), "gptq");
+    assert_non_null(strstr(text_of(layer, "compared_with"), "search "));
+    assert_string_equal(text_of(layer, "fallback_from"), "");
+    json_decref(report);
+    aq_calib_free(calib);
+}
+
+static void NU06_a_second_moment_with_values_that_are_not_finite_counts_as_none(void **state) {
+    (void)state;
+    const char *model = attention_model("m.safetensors");
+    for (int i = 0; i < 2; i++) {
+        aq_calib *calib = calibration_that_cannot_be(i ? (double)INFINITY : (double)NAN);
+        aq_error err;
+        assert_int_equal(aq_calib_verify(calib, &err), AQ_ERR_QUALITY);
+        json_t *report = quantize_calibrated(model, calib, st_path(i ? "inf" : "nan"), IMAGE "bit_width=4"),
+               *layer = named(report, "layers", "blocks.0.ff.weight");
+        assert_string_equal(text_of(layer, "method"), "search");
+        assert_non_null(strstr(text_of(layer, "fallback_from"), "gptq: "));
+        assert_non_null(strstr(text_of(layer, "fallback_from"), "not finite"));
+        assert_true(number(layer, "cosine", NULL) > 0.98 && json_is_null(json_object_get(layer, "output_sqnr_db")));
+        assert_string_equal(text_of(named(report, "layers", "blocks.1.conv.weight"), "method"), "gptq");
+        json_decref(report);
+        assert_int_equal(try_calibrated(model, calib, st_path("f"), IMAGE "bit_width=4 fail_fast=true", NULL).status, AQ_ERR_QUALITY);
+        json_decref(quantize_calibrated(model, calib, st_path(i ? "inf plan" : "nan plan"), IMAGE "target_bpw=4.5")); /* the planner does without it too */
+        aq_calib_free(calib);
+    }
+}
+
+/* Inputs that were 0 whenever they were watched say nothing of what they are otherwise. */
+static void NU06_a_layer_whose_inputs_were_always_zero_is_coded_by_its_weights(void **state) {
+    (void)state;
+    const char *model = attention_model("m.safetensors"), *name = "blocks.0.ff.weight";
+    aq_calib *calib = calibration_of(100, 1, -1, true, name);
+    aq_error err;
+    size_t index;
+    static const float zeros[10 * 200];
+    assert_int_equal(aq_calib_add_layer(calib, name, 200, NULL, &index, &err), AQ_OK);
+    for (int32_t t = 0; t < 1000; t += 250) assert_int_equal(aq_calib_update(calib, index, zeros, 10, 200, NULL, t, 1, &err), AQ_OK);
+    static const char *const settings[] = {IMAGE "bit_width=4", IMAGE "bit_width=4 method=gptq", TEXT "bit_width=2 method=r2q group_size=64",
+                                           IMAGE "bit_width=4 method=search", IMAGE "bit_width=4 smooth=ditas rotate=hadamard"};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        char out[16];
+        snprintf(out, sizeof out, "o%zu", i);
+        json_t *report = quantize_calibrated(model, calib, st_path(out), settings[i]), *layer = named(report, "layers", name);
+        if (!(number(layer, "cosine", NULL) > 0.85)) fail_msg("%s", settings[i]);
+        assert_true(i == 3 || strstr(text_of(layer, "fallback_from"), "the inputs were 0 whenever they were recorded"));
+        json_decref(report);
+    }
     aq_calib_free(calib);
 }
 
@@ -644,6 +745,10 @@ int main(void) {
         TEST(CA02_layers_that_the_calibration_lacks_are_told_and_searched),
         TEST(CA02_a_missing_time_group_is_one_pair_for_all_timesteps),
         TEST(NU06_second_moments_of_low_rank_are_solved_with_damping),
+        TEST(NU06_without_a_factor_search_takes_the_layer_and_the_reason_is_told),
+        TEST(NU06_a_second_moment_that_damping_mends_is_solved),
+        TEST(NU06_a_second_moment_with_values_that_are_not_finite_counts_as_none),
+        TEST(NU06_a_layer_whose_inputs_were_always_zero_is_coded_by_its_weights),
         TEST(NU03_weights_near_the_end_of_f32_are_finished_and_finite),
         TEST(NU02_balanced_time_groups_take_a_layer_of_zeros),
         TEST(CA02_an_importance_matrix_gives_no_activation_parameters),

@@ -24,12 +24,18 @@ static double row_error(const sample *t, const float *v, size_t row) {
 
 #define FOR_ALL_SPECS(spec)                                                                                                                                    \
     for (int b_ = 2; b_ <= 8; b_ *= 2)                                                                                                                         \
-        for (int p_ = AQ_PARAMS_F16; p_ <= AQ_PARAMS_TWO_LEVEL; p_++)                                                                                          \
+        for (int p_ = AQ_PARAMS_F16; p_ <= AQ_PARAMS_R2Q; p_++)                                                                                                \
             for (int y_ = 0; y_ <= 1; y_++)                                                                                                                    \
                 for (uint64_t g_ = 0; g_ <= 256; g_ = g_ ? g_ * 2 : 16)                                                                                        \
-                    for (aq_quant_spec spec =                                                                                                                  \
-                             {.bits = b_, .group_size = g_, .axis = 1, .params = (aq_params_form)p_, .method = AQ_METHOD_GPTQ, .symmetric = y_};               \
-                         spec.bits && !(p_ == AQ_PARAMS_TWO_LEVEL && (b_ == 8 || g_ == 0 || (b_ == 4 && g_ == 16))); spec.bits = 0)
+                    for (aq_quant_spec spec = {.bits = b_,                                                                                                     \
+                                              .group_size = g_,                                                                                                \
+                                              .axis = 1,                                                                                                       \
+                                              .params = (aq_params_form)p_,                                                                                    \
+                                              .method = p_ == AQ_PARAMS_R2Q ? AQ_METHOD_R2Q : AQ_METHOD_GPTQ,                                                  \
+                                              .symmetric = y_};                                                                                                \
+                         spec.bits && !(p_ == AQ_PARAMS_TWO_LEVEL && (b_ == 8 || g_ == 0 || (b_ == 4 && g_ == 16))) &&                                         \
+                         !(p_ == AQ_PARAMS_R2Q && (b_ != 2 || y_));                                                                                            \
+                         spec.bits = 0)
 
 static void no_round_raises_the_error_of_any_row(void **state) {
     (void)state;
