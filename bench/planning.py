@@ -3,9 +3,10 @@
 Usage: python bench/planning.py --models DIR --data DIR [--work DIR] [--only dit|text] [--data-free] [--json FILE] [--svg FILE]
 DIR holds dit-fashion and mdlm-text (models), fashion-calib.npz, fashion-test2k.npz, text-calib.jsonl and text-heldout.txt (data).
 Writes what docs/planning.md shows: a table per model on stdout, the curves as SVG.
+`--weights` compares what a layer's error may count by instead: its size, recorded gradients of the output, and probing (one 4-bit rounding of the layer, run).
 `--speed N` plans a synthetic model of N layers with 1M weights each instead.
 
-Calibration is recorded with gradients of random projections of the model's output: their mean squares are the curvature of its squared error.
+Calibration is recorded as a user does, with gradients="output".
 """
 
 import argparse
@@ -50,10 +51,10 @@ class Dit:
 
     def run(self, batch):
         x, t, y = batch
-        return self.model(x, timestep=t, class_labels=y).sample
+        return self.counted(self.model(x, timestep=t, class_labels=y))
 
-    def reference(self, out):
-        return out
+    def counted(self, out):
+        return out.sample
 
 
 class Text:
@@ -81,11 +82,11 @@ class Text:
         return [(x[i : i + 16].masked_fill(masked[i : i + 16], self.mask), t[i : i + 16], masked[i : i + 16]) for i in range(0, n, 16)]
 
     def run(self, batch):
-        ids, t, masked = batch
-        return self.model(ids, t)[masked]
+        ids, t, self.masked = batch
+        return self.counted(self.model(ids, t))
 
-    def reference(self, out):
-        return out - out.mean(-1, keepdim=True)
+    def counted(self, out):
+        return (out - out.mean(-1, keepdim=True))[self.masked]
 
 
 class Bench:
@@ -94,19 +95,29 @@ class Bench:
         self.weights = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
         with torch.no_grad():
             self.outputs = [subject.run(b) for b in subject.test]
-        self.power = sum((subject.reference(o) ** 2).sum().item() for o in self.outputs)
+        self.power = sum((o**2).sum().item() for o in self.outputs)
         self.calib = str(work / f"{subject.name}.aqcal")
         if not pathlib.Path(self.calib).exists():  # of an earlier run in the same --work folder
             self.record()
 
     def record(self):
-        s, g = self.s, torch.Generator().manual_seed(2)
-        with Recorder(s.model, self.calib, s.timestep, gradients=True, overwrite=True):
-            for batch in s.calibration:
-                out = s.run(batch)
-                signs = torch.randint(0, 2, out.shape, generator=g) * 2.0 - 1
-                (s.reference(out) * signs).sum().backward()
-                s.model.zero_grad(set_to_none=True)
+        with torch.no_grad(), Recorder(self.s.model, self.calib, self.s.timestep, gradients="output", output=self.s.counted, seed=2, overwrite=True):
+            for batch in self.s.calibration:
+                self.s.run(batch)
+
+    def probed(self, names, batches=2):
+        """What a relative output error of 1 in each layer costs, from the error of the model with that layer alone at 4 bits."""
+        calibration, some = aq.Calibration.open(self.calib), self.s.calibration[:batches]
+        with torch.no_grad():
+            before, costs = [self.s.run(b) for b in some], {}
+            for name in names:
+                weight, h = self.s.model.get_parameter(name), np.asarray(calibration.hessian(name))
+                solved = aq.gptq(self.weights[name].reshape(len(weight), -1).numpy(), h, 4, 64, as_numpy=True)
+                weight.copy_(torch.from_numpy(np.asarray(aq.dequantize(solved), np.float32)).reshape(weight.shape))
+                error = sum(((self.s.run(b) - o) ** 2).sum().item() for b, o in zip(some, before, strict=True))
+                costs[name] = error * 10 ** (solved["output_sqnr_db"] / 10)
+                weight.copy_(self.weights[name])
+        return costs
 
     def error(self, container):
         """Squared error of the model with the container's weights, and dB."""
@@ -129,7 +140,7 @@ class Bench:
 
     def planned(self, budget, calibrated, **how):
         settings = {"calib": self.calib} if calibrated else {}
-        p = aq.plan(self.s.path, target_size=budget, min_accuracy=0.0, cache_dir=self.work / "cache", **settings, **how)
+        p = aq.plan(self.s.path, min_accuracy=0.0, cache_dir=self.work / "cache", **({} if budget is None else {"target_size": budget}), **settings, **how)
         path = self.work / "plan.json"
         p.save(path, overwrite=True)
         row = self.quantize("plan", plan_path=str(path), min_accuracy=0.0, **settings)
@@ -175,6 +186,18 @@ def table(result):
             uniform = by[p["against"]]["db"]
             cells[4:] = [f"{uniform:.1f} ({p['against'].upper()})", f"{p['gain_db']:+.1f}", f"{p['same_layers_db'] - uniform:+.1f}"]
         lines.append(f"| {' | '.join([*cells, ' / '.join(str(n) for n in p['layers'].values())])} |")
+    return "\n".join(lines)
+
+
+def weightings(bench):
+    """dB of plans that keep embeddings and projections, at 2.63 and 4.5 bits per weight, by what a layer's error counts by."""
+    same = {"skip_sensitive_layers": True}
+    names = aq.plan(bench.s.path, calib=bench.calib, min_accuracy=0.0, cache_dir=bench.work / "cache", **same).layers
+    kinds = {"size": {name: bench.weights[name].numel() ** 0.5 for name in names}, "gradients of the output": None, "probed": bench.probed(names)}
+    lines = [f"| {bench.s.what}, by | at most 2.63 bits | at most 4.5 bits |", "|---|---|---|"]
+    for kind, weights in kinds.items():
+        rows = [bench.planned(None, True, target_bpw=bpw, **({} if weights is None else {"layer_weights": weights}), **same) for bpw in (2.63, 4.5)]
+        lines.append(f"| {kind} | " + " | ".join(f"{row['db']:.1f} ({row['bpw']:.2f})" for row in rows) + " |")
     return "\n".join(lines)
 
 
@@ -239,6 +262,7 @@ def main():
     parser.add_argument("--data-free", action="store_true", help="without calibration")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--svg", type=pathlib.Path)
+    parser.add_argument("--weights", action="store_true", help="compare weightings of the layers instead")
     parser.add_argument("--speed", type=int, metavar="N")
     arguments = parser.parse_args()
     if arguments.speed:
@@ -251,6 +275,9 @@ def main():
         for name, kind in (("dit", Dit), ("text", Text)):
             if arguments.only in (None, name):
                 bench = Bench(kind(arguments.models, arguments.data), work)
+                if arguments.weights:
+                    print(f"\n{bench.s.name}\n\n{weightings(bench)}", flush=True)
+                    continue
                 result = measure(bench, not arguments.data_free)
                 results.append(result)
                 print(f"\n{result['model']}\n\n{table(result)}", flush=True)

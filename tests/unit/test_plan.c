@@ -32,6 +32,27 @@ static aq_plan_request *open_all(const aq_model *model, aq_method method) {
     return r;
 }
 
+/* Only the first n of them. */
+static void open_first(const aq_model *model, aq_plan_request *requests, size_t n) {
+    for (size_t i = 0, seen = 0; i < aq_model_n_tensors(model); i++)
+        if (requests[i].open == AQ_PLAN_OPEN && ++seen > n) requests[i].open = AQ_PLAN_KEEP;
+}
+
+/* The sample model with all its layers open, and the options to measure them with; and its end. */
+static aq_plan_options begin(aq_model **model, aq_method method, uint64_t sample_values) {
+    aq_plan_options o;
+    aq_plan_options_init(&o);
+    *model = open_dit();
+    o.requests = open_all(*model, method);
+    o.sample_values = sample_values;
+    return o;
+}
+
+static void end(aq_model *model, const aq_plan_options *o) {
+    aq_free((void *)(uintptr_t)o->requests);
+    aq_model_close(model);
+}
+
 static aq_plan_problem *measure(const aq_model *model, const aq_plan_options *options) {
     aq_plan_problem *problem;
     aq_error err;
@@ -55,11 +76,8 @@ static void assert_same_problem(const aq_plan_problem *a, const aq_plan_problem 
 
 static void the_same_problem_at_any_number_of_threads(void **state) {
     (void)state;
-    aq_model *model = open_dit();
-    aq_plan_options o;
-    aq_plan_options_init(&o);
-    o.requests = open_all(model, AQ_METHOD_RTN);
-    o.sample_values = 4096;
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_RTN, 4096);
     o.n_threads = 1;
     aq_plan_problem *one = measure(model, &o);
     assert_int_equal(one->n_items, 42);
@@ -69,18 +87,14 @@ static void the_same_problem_at_any_number_of_threads(void **state) {
     assert_same_problem(one, five);
     aq_plan_problem_free(one);
     aq_plan_problem_free(five);
-    aq_free((void *)(uintptr_t)o.requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 /* What is measured on all rows is the error that aq_quantize tells, and a sample is near it. */
 static void errors_are_those_of_the_codes(void **state) {
     (void)state;
-    aq_model *model = open_dit();
-    aq_plan_options o;
-    aq_plan_options_init(&o);
-    o.requests = open_all(model, AQ_METHOD_RTN);
-    o.sample_values = 0;
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_RTN, 0);
     aq_plan_problem *whole = measure(model, &o);
     assert_int_equal(whole->sampled_rows, 0);
     const aq_plan_item *item = &whole->items[4];
@@ -116,8 +130,7 @@ static void errors_are_those_of_the_codes(void **state) {
     aq_free(w);
     aq_plan_problem_free(whole);
     aq_plan_problem_free(part);
-    aq_free((void *)(uintptr_t)o.requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 static bool cancel(void *user, const char *name, size_t n_done, size_t n_total) {
@@ -130,29 +143,23 @@ static bool cancel(void *user, const char *name, size_t n_done, size_t n_total) 
 
 static void a_cancelled_measurement_says_so(void **state) {
     (void)state;
-    aq_model *model = open_dit();
-    aq_plan_options o;
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_RTN, 4096);
     aq_plan_problem *problem;
     aq_error err;
     size_t calls = 0;
-    aq_plan_options_init(&o);
-    o.requests = open_all(model, AQ_METHOD_RTN);
     o.progress = cancel;
     o.user = &calls;
     assert_int_equal(aq_plan_measure(&problem, model, &o, &err), AQ_ERR_INTERRUPTED);
     assert_null(problem);
     assert_true(calls >= 3);
-    aq_free((void *)(uintptr_t)o.requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 static void figures_come_out_of_the_cache(void **state) {
     (void)state;
-    aq_model *model = open_dit();
-    aq_plan_options o;
-    aq_plan_options_init(&o);
-    o.requests = open_all(model, AQ_METHOD_RTN);
-    o.sample_values = 4096;
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_RTN, 4096);
     char *dir = aq_strdup(st_path("cache"));
     o.cache_dir = dir;
     aq_plan_problem *first = measure(model, &o), *second = measure(model, &o);
@@ -189,19 +196,15 @@ static void figures_come_out_of_the_cache(void **state) {
     aq_free(path);
     aq_free(dir);
     aq_plan_problem_free(first);
-    aq_free((void *)(uintptr_t)o.requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 static void weights_may_be_given(void **state) {
     (void)state;
-    aq_model *model = open_dit();
-    aq_plan_options o;
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_RTN, 1024);
     aq_error err;
     aq_plan_problem *problem;
-    aq_plan_options_init(&o);
-    o.requests = open_all(model, AQ_METHOD_RTN);
-    o.sample_values = 1024;
     const char *names[] = {"transformer_blocks.0.attn1.to_k", "transformer_blocks.0.attn1.to_q.weight", "transformer_blocks.5.norm1.linear.weight"};
     double weights[] = {7, 1, 3};
     o.weight_names = names;
@@ -221,18 +224,15 @@ static void weights_may_be_given(void **state) {
     o.weighting = AQ_PLAN_WEIGHT_GRADIENT;
     assert_int_equal(aq_plan_measure(&problem, model, &o, &err), AQ_ERR_USAGE);
     assert_non_null(strstr(err.hint, "Recorder"));
-    aq_free((void *)(uintptr_t)o.requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 static void bad_options_are_refused(void **state) {
     (void)state;
-    aq_model *model = open_dit();
+    aq_model *model;
     aq_plan_problem *problem;
-    aq_plan_options good, o;
-    aq_plan_options_init(&good);
-    good.requests = open_all(model, AQ_METHOD_RTN);
-    o = good;
+    const aq_plan_options good = begin(&model, AQ_METHOD_RTN, 1024);
+    aq_plan_options o = good;
     o.bits = (const int[]){3};
     o.n_bits = 1;
     assert_int_equal(aq_plan_measure(&problem, model, &o, NULL), AQ_ERR_USAGE);
@@ -243,20 +243,17 @@ static void bad_options_are_refused(void **state) {
     o = good;
     o.min_cosine = 1.5;
     assert_int_equal(aq_plan_measure(&problem, model, &o, NULL), AQ_ERR_USAGE);
-    aq_free((void *)(uintptr_t)good.requests);
-    aq_model_close(model);
+    end(model, &good);
 }
 
 /* ---- scores ---- */
 
 static void scores_rank_layers_between_0_and_1(void **state) {
     (void)state;
-    aq_model *model = open_dit();
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_RTN, 1 << 16);
     size_t n = aq_model_n_tensors(model);
-    aq_plan_options o;
     aq_error err;
-    aq_plan_options_init(&o);
-    o.requests = open_all(model, AQ_METHOD_RTN);
     double *scores = aq_calloc(n, sizeof *scores), *raw = aq_calloc(n, sizeof *raw), low = 1, high = 0;
     if (aq_plan_sensitivity(model, &o, AQ_SENSITIVITY_VARIANCE, scores, raw, &err) != AQ_OK) fail_msg("%s", err.message);
     for (size_t i = 0; i < n; i++) {
@@ -279,8 +276,7 @@ static void scores_rank_layers_between_0_and_1(void **state) {
     assert_int_equal(aq_sensitivity_from_name("random"), -1);
     aq_free(scores);
     aq_free(raw);
-    aq_free((void *)(uintptr_t)o.requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 /* ---- with calibration ---- */
@@ -288,23 +284,18 @@ static void scores_rank_layers_between_0_and_1(void **state) {
 /* Layers that are in the calibration and saw no row count as layers that it lacks. */
 static void CA02_layers_without_rows_count_as_not_calibrated(void **state) {
     (void)state;
-    aq_model *model = open_dit();
+    aq_model *model;
     aq_calib *empty;
     aq_error err;
     assert_int_equal(aq_calib_create(&empty, NULL, &err), AQ_OK);
-    aq_plan_request *requests = open_all(model, AQ_METHOD_GPTQ);
-    size_t kept = 0;
+    aq_plan_options o = begin(&model, AQ_METHOD_GPTQ, 1024);
     for (size_t i = 0; i < aq_model_n_tensors(model); i++) {
         uint64_t rows, cols;
-        if (requests[i].open != AQ_PLAN_OPEN) continue;
-        if (++kept > 2) requests[i].open = AQ_PLAN_KEEP;
+        if (o.requests[i].open != AQ_PLAN_OPEN) continue;
         aq_shape_matrix(&aq_model_tensor(model, i)->shape, &rows, &cols);
         assert_int_equal(aq_calib_add_layer(empty, aq_model_tensor(model, i)->name, cols, NULL, NULL, &err), AQ_OK);
     }
-    aq_plan_options o;
-    aq_plan_options_init(&o);
-    o.requests = requests;
-    o.sample_values = 1024;
+    open_first(model, (aq_plan_request *)(uintptr_t)o.requests, 2);
     aq_plan_problem *without = measure(model, &o);
     o.calib = empty;
     aq_plan_problem *with = measure(model, &o);
@@ -317,8 +308,7 @@ static void CA02_layers_without_rows_count_as_not_calibrated(void **state) {
     aq_plan_problem_free(without);
     aq_plan_problem_free(with);
     aq_calib_free(empty);
-    aq_free(requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 /* Inputs of every layer: channel i has the scale 1 / (1 + i), so that the first ones count most. Gradients: row r of layer l has the size 1 + l. */
@@ -357,16 +347,11 @@ static aq_calib *calibration(const aq_model *model, bool gradients) {
 
 static void with_calibration_errors_are_those_of_the_outputs(void **state) {
     (void)state;
-    aq_model *model = open_dit();
+    aq_model *model;
+    aq_plan_options o = begin(&model, AQ_METHOD_SEARCH, 4096);
     aq_calib *calib = calibration(model, true);
-    aq_plan_options o;
-    aq_plan_options_init(&o);
-    aq_plan_request *requests = open_all(model, AQ_METHOD_SEARCH);
-    size_t kept = 0;
-    for (size_t i = 0; i < aq_model_n_tensors(model); i++) /* three layers are enough */
-        if (requests[i].open == AQ_PLAN_OPEN && ++kept > 3) requests[i].open = AQ_PLAN_KEEP;
-    o.requests = requests;
-    o.sample_values = 4096;
+    aq_plan_request *requests = (aq_plan_request *)(uintptr_t)o.requests;
+    open_first(model, requests, 3); /* enough */
     aq_plan_problem *blind = measure(model, &o);
     assert_string_equal(blind->error_measure, "weights");
     assert_string_equal(blind->weighting, "size");
@@ -376,14 +361,11 @@ static void with_calibration_errors_are_those_of_the_outputs(void **state) {
     assert_string_equal(seeing->weighting, "gradient");
     for (size_t i = 0; i < aq_model_n_tensors(model); i++) requests[i].spec.method = AQ_METHOD_GPTQ;
     aq_plan_problem *solved = measure(model, &o);
-    bool gptq = false, r2q = false;
+    bool gptq = false;
     for (size_t i = 0; i < 3; i++)
-        for (size_t c = 0; c < solved->items[i].n_choices; c++) {
+        for (size_t c = 0; c < solved->items[i].n_choices; c++)
             gptq |= solved->items[i].choices[c].bits < 16 && solved->items[i].choices[c].spec.method == AQ_METHOD_GPTQ;
-            r2q |= solved->items[i].choices[c].bits < 16 && solved->items[i].choices[c].spec.params == AQ_PARAMS_R2Q;
-        }
     assert_true(gptq);
-    (void)r2q;
     /* Same candidates, the better method: the errors of the outputs are lower. */
     for (size_t c = 0; c < seeing->items[0].n_choices; c++) {
         const aq_plan_choice *a = &seeing->items[0].choices[c];
@@ -403,8 +385,7 @@ static void with_calibration_errors_are_those_of_the_outputs(void **state) {
     aq_plan_problem_free(seeing);
     aq_plan_problem_free(solved);
     aq_calib_free(calib);
-    aq_free(requests);
-    aq_model_close(model);
+    end(model, &o);
 }
 
 /* ---- from a configuration ---- */
