@@ -107,17 +107,32 @@ static double fallback_rate(const figures *f) {
     return tried ? (double)f->n_fallen / (double)tried : 0;
 }
 
+/* What to change, by what took the place of what was asked (fallback_key). */
+#define MORE_BITS "use more bits or smaller groups, or lower --min-accuracy"
+#define BETTER_H "calibrate with more samples, or raise --damping"
+static const struct {
+    const char *key, *todo;
+} advice[] = {{"int2", MORE_BITS},
+              {"int4", MORE_BITS},
+              {"int8", MORE_BITS},
+              {"keep", MORE_BITS},
+              {"search", BETTER_H},
+              {"affine", BETTER_H},
+              {"per-channel", "leave equalization out with --smooth none"},
+              {"base", "record inputs at timesteps that cover the whole schedule, or use fewer --time-groups"}};
+
 /* More than a fifth of the layers went another way than was asked: the settings do not suit the model. */
 void aq_warn_fallback_rate(quantize_run *run) {
     figures f;
     if (!add_up(run, &f)) return;
     double rate = fallback_rate(&f);
-    char percent[32];
-    bool solver = json_object_get(f.fallbacks, "search") != NULL, widths = f.n_fallen > (uint64_t)json_integer_value(json_object_get(f.fallbacks, "search"));
-    if (rate > 0.2)
-        aq_sentences_add(&run->warnings, "%s %% of the layers fell back: %s%s%s", aq_text_fixed(percent, 100 * rate, 0),
-                         widths ? "use more bits or smaller groups, or lower --min-accuracy" : "", widths && solver ? "; " : "",
-                         solver ? "calibrate with more samples, or raise --damping" : "");
+    char percent[32], todo[400] = "";
+    for (size_t i = 0; i < sizeof advice / sizeof *advice; i++) {
+        size_t at = strlen(todo);
+        if (!json_object_get(f.fallbacks, advice[i].key) || strstr(todo, advice[i].todo)) continue;
+        snprintf(todo + at, sizeof todo - at, "%s%s", at ? "; " : "", advice[i].todo);
+    }
+    if (rate > 0.2) aq_sentences_add(&run->warnings, "%s %% of the layers fell back: %s", aq_text_fixed(percent, 100 * rate, 0), todo);
     if (rate > 0.2) aq_job_log(&run->job, AQ_LOG_WARNING, "%s", run->warnings.items[run->warnings.n_items - 1]);
     json_decref(f.fallbacks);
 }

@@ -377,6 +377,10 @@ static void a_layer_below_the_floor_climbs_the_ladder(void **state) {
     }
     json_t *fallbacks = json_object_get(json_object_get(report, "summary"), "fallbacks");
     assert_true(json_object_size(fallbacks) > 0);
+    assert_true(number(report, "summary", "fallback_rate") == 1);
+    json_t *warnings = json_object_get(report, "warnings");
+    assert_string_equal(json_string_value(json_array_get(warnings, json_array_size(warnings) - 1)),
+                        "100 % of the layers fell back: use more bits or smaller groups, or lower --min-accuracy");
     assert_true(number(report, "summary", "bit_width") > 2);
     json_decref(report);
     /* With nowhere to go a layer is kept as it is. */
