@@ -351,6 +351,17 @@ static void warn_missing(void *user, const char *name) {
                aq_escape(shown, sizeof shown, name, strlen(name)));
 }
 
+/* The statistics that are named, else those that lie in the model's folder, where a run finds them too. */
+static aq_status open_calibration(aq_calib **out, const char *path, const aq_model *model, aq_error *err) {
+    if (path) return aq_calib_open(out, path, err);
+    if (!aq_path_is_dir(aq_model_path(model))) return AQ_OK;
+    char *found = aq_path_join(aq_model_root(model), "calibration.aqcal");
+    if (!found) return aq_fail_memory(err, 0, "a path");
+    aq_status status = aq_path_is_file(found) ? aq_calib_open(out, found, err) : AQ_OK;
+    aq_free(found);
+    return status;
+}
+
 aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const aq_model_options *options, bool allow_unmatched, aq_job *job, aq_model **model,
                               aq_calib **calib, aq_error *err) {
     aq_model_options open = *options;
@@ -361,7 +372,7 @@ aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const a
     if (status == AQ_OK) status = aq_model_open(model, path, &open, err);
     if (status == AQ_OK) status = aq_component_check(*model, path, &open, err);
     if (status == AQ_OK && !allow_unmatched) status = aq_config_check_patterns(config, *model, err);
-    if (status == AQ_OK && calibration) status = aq_calib_open(calib, calibration, err);
+    if (status == AQ_OK) status = open_calibration(calib, calibration, *model, err);
     if (status == AQ_OK && *calib) status = aq_calib_check(*calib, *model, warn_missing, job, err);
     return status;
 }

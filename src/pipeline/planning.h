@@ -23,7 +23,7 @@ void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const a
 aq_status aq_sensitive_scores(double **out, aq_sensitivity *method, const aq_model *model, const aq_calib *calib, const aq_config *config,
                               const aq_plan_request *requests, aq_error *err);
 bool aq_is_sensitive(const aq_config *config, const double *scores, size_t tensor);
-/* Checks the settings, opens the model and, when calibration_path is set, the statistics, which must be the model's. */
+/* Checks the settings, opens the model and the statistics that calibration_path names or that lie in its folder, which must be the model's. */
 aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const aq_model_options *options, bool allow_unmatched, aq_job *job, aq_model **model,
                               aq_calib **calib, aq_error *err);
 

@@ -91,6 +91,17 @@ def test_a_budget_leaves_sensitive_layers_as_they_are(model, tmp_path):
     assert aq.plan(model, **OPTIONS_OF_PLAN, target_size="90KB").layers[NAMES[0]].bits < 16
 
 
+def test_a_plan_finds_the_statistics_in_the_models_folder_as_a_run_does(model, calibration, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    model.rename(folder / model.name)
+    (folder / "metadata.json").write_text('{"modality": "image"}')
+    assert aq.plan(folder).summary["weighting"] == "size"
+    calibration(True).rename(folder / "calibration.aqcal")
+    assert aq.plan(folder).summary["weighting"] == "gradient"
+    assert aq.quantize(folder, tmp_path / "out", min_accuracy=0.0).report["summary"]["calibrated"]
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_scores_lie_between_0_and_1(value):
     with pytest.raises(aq.ConfigurationError, match=r"Invalid sensitive_layer_score: -?\d\.1\. Must be between 0\.0 and 1\.0"):
