@@ -50,7 +50,7 @@ static inline void codes_load(const uint8_t *p, vf *q) {
 }
 
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
-static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & (vi)_mm256_set1_epi32((1 << bits) - 1), vf); }
+static inline vf v_code_at(vi words, int t, int bits) { return __builtin_convertvector(words >> t * bits & (vi)_mm256_set1_epi32((1 << bits) - 1), vf); }
 static inline vf v_spread(const float *p, unsigned shift) {
     if (shift >= 3) return _mm256_set1_ps(*p);
     __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -66,6 +66,6 @@ static inline float v_fold(const vf *lanes) {
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
-enum { TILE_ROWS = 4, TILE_VECTORS = 3 };
+enum { TILE_ROWS = 4, TILE_VECTORS = 3, DOT_OUTPUTS = 2 };
 
 #include "kernels/template.h"

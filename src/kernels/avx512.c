@@ -39,10 +39,13 @@ static inline void codes_load(const uint8_t *p, vf *q) { q[0] = _mm512_cvtepi32_
 
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
 /* A table look-up takes the lowest 4 bits of an index. */
-static inline vf v_codes(vi words, int bits) {
-    if (bits == 8) return _mm512_cvtepi32_ps(_mm512_and_si512((__m512i)words, _mm512_set1_epi32(0xFF)));
+static inline vf v_code_at(vi words, int t, int bits) {
+    if (bits == 8) { /* byte t of each word, before three zeros */
+        __m512i order = _mm512_add_epi32(_mm512_set4_epi32((int)0xFFFFFF0C, (int)0xFFFFFF08, (int)0xFFFFFF04, (int)0xFFFFFF00), _mm512_set1_epi32(t));
+        return _mm512_cvtepi32_ps(_mm512_shuffle_epi8((__m512i)words, order));
+    }
     vf by_4 = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), by_2 = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-    return _mm512_permutexvar_ps((__m512i)words, bits == 4 ? by_4 : by_2);
+    return _mm512_permutexvar_ps((__m512i)(words >> t * bits), bits == 4 ? by_4 : by_2);
 }
 static inline vf v_spread(const float *p, unsigned shift) {
     if (shift == 4) return _mm512_set1_ps(*p);
@@ -59,6 +62,6 @@ static inline float v_fold(const vf *lanes) {
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
-enum { TILE_ROWS = 12, TILE_VECTORS = 2 };
+enum { TILE_ROWS = 12, TILE_VECTORS = 2, DOT_OUTPUTS = 4 };
 
 #include "kernels/template.h"

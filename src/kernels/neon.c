@@ -55,7 +55,7 @@ static inline void codes_load(const uint8_t *p, vf *q) {
 }
 
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
-static inline vf v_codes(vi words, int bits) { return __builtin_convertvector(words & ((1 << bits) - 1), vf); }
+static inline vf v_code_at(vi words, int t, int bits) { return __builtin_convertvector(words >> t * bits & ((1 << bits) - 1), vf); }
 static inline vf v_spread(const float *p, unsigned shift) { return (vf){p[0], p[1 >> shift], p[2 >> shift], p[3 >> shift]}; }
 
 static inline float v_fold(const vf *lanes) {
@@ -66,6 +66,6 @@ static inline float v_fold(const vf *lanes) {
 
 static inline vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
-enum { TILE_ROWS = 8, TILE_VECTORS = 3 };
+enum { TILE_ROWS = 8, TILE_VECTORS = 3, DOT_OUTPUTS = 2 };
 
 #include "kernels/template.h"

@@ -10,10 +10,11 @@
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
  *                            a register of doubles; W / 2 floats from memory or from a register's lower or upper half
  *   v_fold                   the sum of the PARTS registers of 16 lanes: 16 -> 8 -> 4 -> 2 -> 1, lane j taking lane j + half
- *   v_codes, v_spread        the lowest bits of each word as floats; lane j = p[j >> shift], where a whole register may be read
+ *   v_code_at, v_spread      code number t of each word as floats; lane j = p[j >> shift], where a whole register may be read
  *   v_narrow                 two registers of doubles -> one of floats
  *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
  *   TILE_ROWS, TILE_VECTORS  of matrix products (gemm_tile.h): what fills the registers
+ *   DOT_OUTPUTS              of products on codes at once: what the registers hold
  *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
  * The rest is the vector extension of GCC and clang: + - * / and comparisons on whole registers. Each lane performs exactly the operations of the
  * scalar code in the same order, which is why the results are the same bits.
@@ -644,9 +645,9 @@ static inline __attribute__((always_inline)) void unpack_panel_of(const aq_code_
                 vi word = (vi)v_load(words + u * W);
                 float *to = out + l * COLS + v;
                 if (l + per <= p->depth)
-                    for (size_t t = 0; t < per; t++) v_store(to + t * COLS, (v_codes(word >> (int)t * bits, bits) - z) * s);
+                    for (size_t t = 0; t < per; t++) v_store(to + t * COLS, (v_code_at(word, (int)t, bits) - z) * s);
                 else
-                    for (size_t t = 0; l + t < p->depth; t++) v_store(to + t * COLS, (v_codes(word >> (int)t * bits, bits) - z) * s);
+                    for (size_t t = 0; l + t < p->depth; t++) v_store(to + t * COLS, (v_code_at(word, (int)t, bits) - z) * s);
             }
         }
     }
@@ -717,43 +718,64 @@ static void two_level(const uint8_t *records, int bits, size_t n, float *s, floa
     }
 }
 
-/* Codes of byte `byte` of each word are read by a load that many bytes further on, which leaves shifts within a byte only; the last lane's other bytes, and
- * words behind the end of the row, lie in what follows: they meet inputs of 0 or are masked. */
+/* Outputs [first, first + n_outputs). Each line of codes is loaded once: loads that cross lines would take longer than the shifts they save. Words behind the
+ * end of a row lie in what follows: they meet inputs of 0. */
+static inline __attribute__((always_inline)) void dot_outputs(const aq_code_rows *rows, int bits, size_t first, size_t n_outputs, const float *x,
+                                                              size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out,
+                                                              size_t out_stride) {
+    const size_t per = 32 / (size_t)bits;
+    const unsigned shift = rows->shift;
+    const uint8_t *memory_end = rows->codes + rows->readable;
+    const float *s = rows->s + first * rows->lines, *o = rows->o + first * rows->lines, *inputs = x;
+    vf total[DOT_OUTPUTS][4][PARTS];
+    for (size_t i = 0; i < n_outputs; i++)
+        for (size_t r = 0; r < n_rows; r++)
+            for (size_t u = 0; u < PARTS; u++) total[i][r][u] = (vf){0};
+    for (size_t p = 0; p < rows->n_pairs; p += AQ_LANES)
+        for (size_t i = 0; i < n_outputs; i++)
+            for (size_t u = 0; u < PARTS; u++)
+                for (size_t r = 0; r < n_rows; r++)
+                    total[i][r][u] = v_fma(v_load(o + i * rows->lines + p + u * W), v_load(sums + r * sums_stride + p + u * W), total[i][r][u]);
+    for (size_t at = 0, word = 0; at < rows->bytes; at += 64, inputs += per * AQ_LANES) {
+        const uint8_t *codes[DOT_OUTPUTS];
+        uint8_t last[64];
+        for (size_t i = 0; i < n_outputs; i++) {
+            codes[i] = rows->codes + (first + i) * rows->bytes + at;
+            __builtin_prefetch(codes[i] + n_outputs * rows->bytes); /* of the outputs after these */
+        }
+        if ((size_t)(memory_end - codes[n_outputs - 1]) < sizeof last) { /* no other row of these can end so near, as outputs are taken one by one then */
+            memset(last, 0, sizeof last);
+            codes[n_outputs - 1] = memcpy(last, codes[n_outputs - 1], rows->bytes - at < 64 ? rows->bytes - at : 64);
+        }
+        for (size_t u = 0; u < PARTS; u++, word += W) {
+            vf part[DOT_OUTPUTS][4];
+            for (size_t i = 0; i < n_outputs; i++)
+                for (size_t r = 0; r < n_rows; r++) part[i][r] = (vf){0};
+            vi words[DOT_OUTPUTS];
+            for (size_t i = 0; i < n_outputs; i++) memcpy(&words[i], codes[i] + u * VECTOR_BYTES, sizeof words[i]);
+            for (size_t t = 0; t < per; t++)
+                for (size_t i = 0; i < n_outputs; i++) {
+                    vf q = v_code_at(words[i], (int)t, bits);
+                    for (size_t r = 0; r < n_rows; r++) part[i][r] = v_fma(q, v_load(inputs + r * x_stride + t * AQ_LANES + u * W), part[i][r]);
+                }
+            for (size_t i = 0; i < n_outputs; i++) {
+                vf scale = v_spread(s + i * rows->lines + (word >> shift), shift);
+                for (size_t r = 0; r < n_rows; r++) total[i][r][u] = v_fma(scale, part[i][r], total[i][r][u]);
+            }
+        }
+    }
+    for (size_t i = 0; i < n_outputs; i++)
+        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + first + i] = v_fold(total[i][r]);
+}
+
+/* Few rows of x leave registers for several outputs at once, which share the loads of x and fill the waiting for sums. */
 static inline __attribute__((always_inline)) void dot_codes_of(const aq_code_rows *rows, int bits, const float *x, size_t x_stride, const float *sums,
                                                                size_t sums_stride, size_t n_rows, float *out, size_t out_stride) {
-    const size_t per = 32 / (size_t)bits, per_byte = per / 4;
-    const unsigned shift = rows->shift;
-    for (size_t i = 0; i < rows->outputs; i++) {
-        const uint8_t *row = rows->codes + i * rows->bytes, *end = row + rows->bytes, *memory_end = rows->codes + rows->readable;
-        const float *s = rows->s + i * rows->lines, *o = rows->o + i * rows->lines;
-        vf total[4][PARTS];
-        for (size_t r = 0; r < n_rows; r++)
-            for (size_t u = 0; u < PARTS; u++) total[r][u] = (vf){0};
-        for (size_t p = 0; p < rows->n_pairs; p += AQ_LANES)
-            for (size_t u = 0; u < PARTS; u++)
-                for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(v_load(o + p + u * W), v_load(sums + r * sums_stride + p + u * W), total[r][u]);
-        const float *inputs = x;
-        for (size_t word = 0; row < end; row += 64) {
-            const uint8_t *codes = row;
-            uint8_t last[64 + 3] = {0};
-            if ((size_t)(memory_end - row) < sizeof last) codes = memcpy(last, row, end - row < 64 ? (size_t)(end - row) : 64);
-            for (size_t u = 0; u < PARTS; u++, word += W) {
-                vf part[4] = {{0}, {0}, {0}, {0}}, scale = v_spread(s + (word >> shift), shift);
-                for (size_t byte = 0; byte < 4; byte++) {
-                    vi words;
-                    memcpy(&words, codes + u * VECTOR_BYTES + byte, sizeof words);
-                    for (size_t t = 0; t < per_byte; t++) {
-                        vf q = v_codes(t ? words >> (int)t * bits : words, bits);
-                        for (size_t r = 0; r < n_rows; r++)
-                            part[r] = v_fma(q, v_load(inputs + r * x_stride + (byte * per_byte + t) * AQ_LANES + u * W), part[r]);
-                    }
-                }
-                for (size_t r = 0; r < n_rows; r++) total[r][u] = v_fma(scale, part[r], total[r][u]);
-            }
-            inputs += per * AQ_LANES;
-        }
-        for (size_t r = 0; r < n_rows; r++) out[r * out_stride + i] = v_fold(total[r]);
-    }
+    const size_t at_once = n_rows == 1 ? DOT_OUTPUTS : n_rows == 2 ? DOT_OUTPUTS / 2 : 1;
+    size_t i = 0;
+    for (; i + at_once <= rows->outputs && rows->bytes >= 64; i += at_once)
+        dot_outputs(rows, bits, i, at_once, x, x_stride, sums, sums_stride, n_rows, out, out_stride);
+    for (; i < rows->outputs; i++) dot_outputs(rows, bits, i, 1, x, x_stride, sums, sums_stride, n_rows, out, out_stride);
 }
 
 #define DOT_CODES(bits)                                                                                                                                        \
