@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from . import _jobs
-from ._cache import Cache
-from ._core import Calibration
+from ._core import Calibration, FormatError, _calibration_cache_key
 from .data import DataSet
 
 __all__ = ["CalibrationData", "CalibrationLoader"]
@@ -77,11 +78,11 @@ class CalibrationLoader:
         (8, (1, 28, 28), False, 6272)
         """
         data = DataSet(path)
-        parts = {"data": data.sha256, "options": data.options | {"max_samples": self.max_samples, "kind": "samples"}}
-        cache = Cache(self.cache_dir) if self.cache_dir is not None else None
-        found = cache.find(parts, "npz") if cache else None
-        if found:
-            samples, timesteps, texts, synthetic = read_entry(found)
+        options = data.options | {"max_samples": self.max_samples, "kind": "samples"}
+        key = _calibration_cache_key(data.sha256, json.dumps(options, sort_keys=True))
+        entry = os.path.join(self.cache_dir, f"{key}.npz") if self.cache_dir is not None else None
+        if entry and os.path.exists(entry):
+            samples, timesteps, texts, synthetic = read_entry(entry, key)
         else:
             rows = data.take(self.max_samples)
             samples = [row.values for row in rows if row.values is not None]
@@ -89,8 +90,8 @@ class CalibrationLoader:
             timesteps, synthetic = [row.timestep for row in rows], any(row.synthetic for row in rows)
             if samples and texts:
                 raise ValueError(f"{data.path} mixes texts and numbers: give them in a file each")
-            if cache:
-                cache.store(parts, "npz", lambda fresh: write_entry(fresh, samples, timesteps, texts, synthetic))
+            if entry:
+                write_entry(entry, key, samples, timesteps, texts, synthetic)
         return CalibrationData(samples, timesteps, texts, statistics_of(samples, timesteps), synthetic, data.path, data.sha256)
 
     def generate_synthetic_data(self, num_samples: int, sample_shape: Any, num_timesteps: int, seed: int = 0) -> CalibrationData:
@@ -119,13 +120,17 @@ class CalibrationLoader:
         return CalibrationData(samples, timesteps, [], statistics_of(samples, timesteps), True, None, whole.hexdigest(), seed)
 
     def clear_cache(self) -> None:
-        """Removes the entries of the cache; other files of the folder stay.
+        """Removes the entries of the cache, those of calibrate() among them; other files of the folder stay.
 
         >>> import arrow_quant_v2 as aq
         >>> aq.CalibrationLoader(cache_dir='calibration-cache').clear_cache()
         """
-        if self.cache_dir is not None:
-            Cache(self.cache_dir).clear()
+        if self.cache_dir is None or not os.path.isdir(self.cache_dir):
+            return
+        for name in sorted(os.listdir(self.cache_dir)):
+            stem, _, suffix = name.rpartition(".")
+            if suffix in ("aqcal", "npz") and len(stem) == 64 and set(stem) <= set("0123456789abcdef"):
+                os.unlink(os.path.join(self.cache_dir, name))
 
     def __repr__(self):
         return f"CalibrationLoader(max_samples={self.max_samples}, cache_dir={self.cache_dir!r})"
@@ -143,29 +148,47 @@ def statistics_of(samples, timesteps):
     return collection.timesteps(layer)
 
 
-# ---- entries of the cache ----
+# ---- entries of the cache: FOLDER/KEY.npz, as the library's recordings are FOLDER/KEY.aqcal: one file that holds its key, each array with its checksum ----
 
 
-def write_entry(path, samples, timesteps, texts, synthetic):
-    with open(path, "wb") as file:
-        np.savez(
-            file,
-            values=np.concatenate([np.ravel(s) for s in samples]).astype(np.float32) if samples else np.zeros(0, np.float32),
-            sizes=np.array([len(np.shape(s)) for s in samples], np.int64),
-            shapes=np.array([n for s in samples for n in np.shape(s)], np.int64),
-            timesteps=np.array([-1 if t is None else t for t in timesteps], np.int64),
-            synthetic=np.bool_(synthetic),
-            texts=np.frombuffer(json.dumps(texts).encode(), np.uint8),
-        )
+def write_entry(path, key, samples, timesteps, texts, synthetic):
+    """Appears complete or not at all."""
+    arrays = {
+        "key": np.frombuffer(key.encode(), np.uint8),
+        "values": np.concatenate([np.ravel(s) for s in samples]).astype(np.float32) if samples else np.zeros(0, np.float32),
+        "sizes": np.array([len(np.shape(s)) for s in samples], np.int64),
+        "shapes": np.array([n for s in samples for n in np.shape(s)], np.int64),
+        "timesteps": np.array([-1 if t is None else t for t in timesteps], np.int64),
+        "synthetic": np.bool_(synthetic),
+        "texts": np.frombuffer(json.dumps(texts).encode(), np.uint8),
+    }
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".store-", dir=folder) as aside:
+        fresh = os.path.join(aside, "fresh.npz")
+        np.savez(fresh, **arrays)
+        os.replace(fresh, path)
 
 
-def read_entry(path):
-    """The content is that of its manifest's SHA-256: nothing in it is checked again."""
-    with np.load(path, allow_pickle=False) as entry:
-        values, shapes, samples, at, s = entry["values"], entry["shapes"].tolist(), [], 0, 0
-        for rank in entry["sizes"].tolist():
-            shape = shapes[s : s + rank]
+def read_entry(path, key):
+    try:
+        with np.load(path, allow_pickle=False) as entry:
+            stored = {name: entry[name] for name in ("key", "values", "sizes", "shapes", "timesteps", "synthetic", "texts")}
+        texts, values, samples, at = json.loads(stored["texts"].tobytes()), stored["values"], [], 0
+        shapes = iter(stored["shapes"].tolist())
+        for rank in stored["sizes"].tolist():
+            shape = [next(shapes) for _ in range(rank)]
             n = int(np.prod(shape, dtype=np.int64))
             samples.append(values[at : at + n].reshape(shape))
-            at, s = at + n, s + rank
-        return samples, [None if t < 0 else t for t in entry["timesteps"].tolist()], json.loads(entry["texts"].tobytes()), bool(entry["synthetic"])
+            at += n
+    except Exception as error:  # whatever zip, NumPy and JSON raise for bytes that are not what was stored
+        raise refused(path, f"it is damaged ({error})") from None
+    if stored["key"].tobytes() != key.encode():
+        raise refused(path, "it is foreign: it was made from other data or other options")
+    return samples, [None if t < 0 else t for t in stored["timesteps"].tolist()], texts, bool(stored["synthetic"])
+
+
+def refused(path, reason):
+    error = FormatError(f"{path}: the cache entry is refused: {reason}. Hint: remove it, or clear the cache")
+    error.file = path
+    return error

@@ -556,6 +556,63 @@ static PyObject *save(PyObject *self, PyObject *args, PyObject *kwargs) {
     return status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
 }
 
+/* ---- the cache: recordings found again (cache.c of the library) ---- */
+
+/* _calibration_cache_key(data_sha256, extra): 64 hex digits. `extra`: all else that the entry depends on, as text. */
+static PyObject *cache_key(PyObject *module, PyObject *args) {
+    const char *data_sha256, *extra;
+    char key[65];
+    aq_error err = {0};
+    if (!PyArg_ParseTuple(args, "zs:_calibration_cache_key", &data_sha256, &extra)) return NULL;
+    if (aq_calib_cache_key(NULL, data_sha256, NULL, extra, key, &err) == AQ_OK) return PyUnicode_FromString(key);
+    return aqpy_raise(aqpy_state_of(module), &err);
+}
+
+/* _cache_find(folder, key): the recording, or None. */
+static PyObject *cache_find(PyObject *type, PyObject *args) {
+    PyObject *folder = NULL;
+    const char *key;
+    if (!PyArg_ParseTuple(args, "O&s:_cache_find", PyUnicode_FSConverter, &folder, &key)) {
+        Py_XDECREF(folder);
+        return NULL;
+    }
+    aq_error err = {0};
+    aq_calib *calib = NULL;
+    aq_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_calib_cache_find(&calib, PyBytes_AsString(folder), key, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(folder);
+    if (status == AQ_OK) return calib ? wrap((PyTypeObject *)type, calib) : Py_NewRef(Py_None);
+    aqpy_state *state = aqpy_state_of_type((PyTypeObject *)type);
+    return state ? aqpy_raise(state, &err) : NULL;
+}
+
+/* _cache_store(folder, key) */
+static PyObject *cache_store(PyObject *self, PyObject *args) {
+    PyObject *folder = NULL;
+    const char *key;
+    aqpy_calibration *c = (aqpy_calibration *)self;
+    if (!PyArg_ParseTuple(args, "O&s:_cache_store", PyUnicode_FSConverter, &folder, &key)) {
+        Py_XDECREF(folder);
+        return NULL;
+    }
+    aq_error err = {0};
+    aq_status status;
+    aqpy_calibration_enter(c);
+    Py_BEGIN_ALLOW_THREADS
+    status = aq_calib_cache_store(c->calib, PyBytes_AsString(folder), key, &err);
+    Py_END_ALLOW_THREADS
+    aqpy_calibration_leave(c);
+    Py_DECREF(folder);
+    return status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
+}
+
+static PyMethodDef functions[] = {
+    {"_calibration_cache_key", cache_key, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 /* ---- settings ---- */
 
 static PyObject *layers(PyObject *self, void *unused) {
@@ -623,6 +680,8 @@ static PyMethodDef methods[] = {
     {"add_gradient", WITH_KEYWORDS(add_gradient), add_gradient_doc},
     {"merge", merge, METH_O, merge_doc},
     {"save", WITH_KEYWORDS(save), save_doc},
+    {"_cache_find", cache_find, METH_VARARGS | METH_CLASS, NULL},
+    {"_cache_store", cache_store, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -634,5 +693,7 @@ static PyType_Slot slots[] = {
 static PyType_Spec spec = {"arrow_quant_v2.Calibration", sizeof(aqpy_calibration), 0, Py_TPFLAGS_DEFAULT, slots};
 
 int aqpy_add_calibration(PyObject *module) {
-    return aqpy_add_type(module, AQPY_Calibration, &spec) < 0 ? -1 : aqpy_add_calibration_reading(aqpy_get(aqpy_state_of(module), AQPY_Calibration));
+    return aqpy_add_type(module, AQPY_Calibration, &spec) < 0 || PyModule_AddFunctions(module, functions) < 0
+               ? -1
+               : aqpy_add_calibration_reading(aqpy_get(aqpy_state_of(module), AQPY_Calibration));
 }

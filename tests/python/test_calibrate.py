@@ -276,7 +276,7 @@ def test_a_diffusers_pipeline_runs_without_its_bar(capfd):
 # ---- the cache ----
 
 
-def test_a_result_is_found_again_by_the_hash_of_model_data_and_options(dit, tmp_path):
+def test_FA14_a_result_is_found_again_by_the_hash_of_model_data_and_options_and_a_damaged_or_foreign_one_is_refused(dit, tmp_path):
     model, scheduler = dit
     passes = []
 
@@ -296,9 +296,18 @@ def test_a_result_is_found_again_by_the_hash_of_model_data_and_options(dit, tmp_
     run(seed=1), run(samples=5), run(data=None), run(target=other), run(groups=5), run(timesteps=2)
     assert len(passes) == 7 and len(list((tmp_path / "cache").glob("*.aqcal"))) == 7
     entry = max((tmp_path / "cache").glob("*.aqcal"), key=lambda p: p.stat().st_mtime_ns)
-    entry.write_bytes(entry.read_bytes()[:-1])
-    with pytest.raises(aq.FormatError, match="refused: it is damaged"):
-        run(timesteps=2)
+    good, other = entry.read_bytes(), min((tmp_path / "cache").glob("*.aqcal"), key=lambda p: p.stat().st_mtime_ns)
+    for bad, reason in [
+        (good[:-1], "no whole Parquet file"),
+        (good[:2000] + bytes([good[2000] ^ 1]) + good[2001:], "damaged|hash|corrupt"),
+        (b"", "no whole Parquet file"),
+        (other.read_bytes(), "is foreign"),
+    ]:
+        entry.write_bytes(bad)
+        with pytest.raises(aq.FormatError, match=reason) as error:
+            run(timesteps=2)
+        assert error.value.file == str(entry) and "remove the entry" in error.value.hint
+    assert len(passes) == 7
     aq.CalibrationLoader(cache_dir=tmp_path / "cache").clear_cache()
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(TypeError, match="cache_dir needs arguments that can be hashed"):

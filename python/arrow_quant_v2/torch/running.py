@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import os
-import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,8 +17,7 @@ import torch
 from torch.nn import functional
 
 from .. import _jobs
-from .._cache import Cache
-from .._core import Calibration
+from .._core import Calibration, _calibration_cache_key
 from .._progress import warn
 from ..data import DataSet, Sample
 from .clock import TIMESTEP_NAMES
@@ -135,11 +134,16 @@ def calibrate(
         "options": {**known, "task": run.task, "samples": samples, "timesteps": timesteps, "batch_size": batch_size, "tokens": feed.sha256_of(plan.tokens)}
         | {"labels": feed.labels, "sample_shape": sample_shape, "pipeline_options": pipeline_options, "scheduler": config_of(run.scheduler)},
     }
-    cache = Cache(_jobs.path_of(cache_dir))
-    found = cache.find(parts, "aqcal") or cache.store(parts, "aqcal", lambda fresh: record(fresh, False))
+    if path is not None and not overwrite and os.path.exists(path):
+        raise FileExistsError(17, "the calibration file exists: overwrite=True replaces it", _jobs.path_of(path))
+    folder, key = _jobs.path_of(cache_dir), _calibration_cache_key(feed.sha256, json.dumps(parts, sort_keys=True))
+    found = Calibration._cache_find(folder, key)
+    if found is None:
+        found = record(None, False)
+        found._cache_store(folder, key)
     if path is not None:
-        copy(found, _jobs.path_of(path), overwrite)
-    return Calibration.open(found)
+        found.save(path, overwrite=overwrite)
+    return found
 
 
 # ---- model and data ----
@@ -506,16 +510,3 @@ def state_sha256(module):
 def config_of(scheduler):
     config = getattr(scheduler, "config", None)
     return None if config is None else {str(k): repr(v) for k, v in sorted(dict(config).items())}
-
-
-def copy(source, target, overwrite):
-    """Appears complete or not at all."""
-    if os.path.exists(target) and not overwrite:
-        raise FileExistsError(17, "the calibration file exists: overwrite=True replaces it", target)
-    aside = f"{target}.partial-{os.getpid()}"
-    try:
-        shutil.copyfile(source, aside)
-        os.replace(aside, target)
-    finally:
-        if os.path.exists(aside):
-            os.unlink(aside)
