@@ -1,8 +1,8 @@
 """Layers over packed codes in torch: speed of the forward pass as ratios to torch's own layers in the same run, and memory of a loaded model.
 
-Usage: python bench/bench_torch.py [--size 1024] [--rounds N] [--skip-memory]
-For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs. Every figure is the best of the
-rounds, and the rounds of all candidates alternate, so that a slow moment of the machine meets all of them.
+Usage: python bench/bench_torch.py [--size 1024] [--seconds N] [--skip-memory]
+For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs, as the table of bench/README.md. All take
+turns of about a millisecond for `seconds`, so that a slow moment of the machine meets all of them; every figure is the best turn.
 """
 
 import argparse
@@ -40,21 +40,20 @@ def seconds(function, x, calls):
 
 
 @torch.no_grad()
-def bench_speed(size, rounds):
+def bench_speed(size, duration):
     found = candidates(size)
+    print(f"N = K = {size}: GFLOP/s and ratio to F32 F.linear\n\n| threads, rows | " + " | ".join(found) + " |\n|" + "---|" * (len(found) + 1))
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        print(f"\n{threads} thread{'s' * (threads > 1)}, N = K = {size}: GFLOP/s and ratio to F32 F.linear")
-        print(f"{'rows':>6} " + "".join(f"{name:>26}" for name in found))
         for rows in (1, 49, 256, 1024):
-            x = torch.randn(rows, size)
-            calls = max(1, int(2e9 / (2 * rows * size * size) / 10))
-            best = dict.fromkeys(found, float("inf"))
-            for _ in range(rounds):
+            x, work = torch.randn(rows, size), 2e-9 * rows * size * size
+            calls = max(1, int(0.05 / work))
+            best, end = dict.fromkeys(found, float("inf")), time.perf_counter() + duration
+            while time.perf_counter() < end:
                 for name, function in found.items():
                     best[name] = min(best[name], seconds(function, x, calls))
-            work = 2e-9 * rows * size * size
-            print(f"{rows:6} " + "".join(f"{work / best[n]:16.1f}  ({best['F32 F.linear'] / best[n]:5.2f})" for n in found))
+            cells = (f"{work / best[name]:.1f} ({best['F32 F.linear'] / best[name]:.2f})" for name in found)
+            print(f"| {threads}, {rows} | " + " | ".join(cells) + " |", flush=True)
 
 
 LOAD = """
@@ -95,10 +94,10 @@ def bench_memory(n_layers=64):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=4, help="for each number of rows and threads")
     parser.add_argument("--skip-memory", action="store_true")
     args = parser.parse_args()
-    bench_speed(args.size, args.rounds)
+    bench_speed(args.size, args.seconds)
     if not args.skip_memory:
         bench_memory()
 
