@@ -56,6 +56,19 @@ def bench_speed(size, duration):
             print(f"| {threads}, {rows} | " + " | ".join(cells) + " |", flush=True)
 
 
+def bench_call():
+    """What a call costs besides the product: layers of 64 x 64."""
+    torch.set_num_threads(1)
+    linear = torch.nn.Linear(64, 64, bias=False).requires_grad_(False)
+    layer, x = QuantLinear.from_linear(linear, StoredForm(4, 64, "f16"), "rtn"), torch.randn(1, 64)
+    wanted = {"ours": (layer, x), "ours where torch sees the operator": (layer, x.clone().requires_grad_()), "F32 F.linear": (linear, x)}
+    best = dict.fromkeys(wanted, float("inf"))
+    for _ in range(200):
+        for name, (function, given) in wanted.items():
+            best[name] = min(best[name], seconds(function, given, 50))
+    print("\na call of a layer of 64 x 64, one row: " + ", ".join(f"{name} {1e6 * best[name]:.1f} us" for name in wanted))
+
+
 LOAD = """
 import resource, sys, torch
 import arrow_quant_v2 as aq
@@ -98,6 +111,7 @@ def main():
     parser.add_argument("--skip-memory", action="store_true")
     args = parser.parse_args()
     bench_speed(args.size, args.seconds)
+    bench_call()
     if not args.skip_memory:
         bench_memory()
 
