@@ -43,6 +43,7 @@ int cli_run_verify(const cli_args *args);
 int cli_run_diff(const cli_args *args);
 int cli_run_export(const cli_args *args);
 int cli_run_report(const cli_args *args);
+int cli_run_bench(const cli_args *args);
 int cli_run_calib(const cli_args *args);
 int cli_run_version(const cli_args *args);
 int cli_run_help(const cli_args *args);

@@ -51,6 +51,10 @@ static const cli_command commands[] = {
      "With --against errors and sensitivities are measured, with --calib those of the outputs over the schedule as well.",
      "arrowquant report model-int4 -o report.html\narrowquant report model-int4 --against model.safetensors --calib model.aqcal -o report.html",
      cli_run_report},
+    {"bench", "", 0, 0, NULL, "speed of the kernels on this machine",
+     "Codes to F32 against copying memory, and products on codes against those with F32 weights, with the kernels of each instruction set of this CPU.\n"
+     "A few seconds; a first look, when nothing else runs. The first figures hold for one thread, products for --threads.",
+     "arrowquant bench\narrowquant bench --threads 1 --json", cli_run_bench},
     {"calib", "ACTION FILE...", 2, 1000, "show|merge|check|import|synth", "look at calibration statistics, merge them, check them against a model",
      "show FILE...: what was recorded of each layer; -v: per time group.\n"
      "merge A B... -o OUT: the sum of several recordings. --max-memory bounds what is held; the rest goes to a temporary file.\n"
@@ -170,7 +174,7 @@ static const cli_option table[] = {
     {"no-verify", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "do not read the result back"},
     {"restart", 0, NULL, NULL, NULL, NULL, false, false, GROUP_OUTPUT, "quantize", "discard the state of an interrupted run"},
 
-    {"threads", 0, "N", NULL, "num_threads", NULL, false, false, GROUP_RUN, "quantize plan verify diff export report", "threads to use; 0: all (0)"},
+    {"threads", 0, "N", NULL, "num_threads", NULL, false, false, GROUP_RUN, "quantize plan verify diff export report bench", "threads to use; 0: all (0)"},
     {"max-memory", 0, "SIZE", NULL, "max_memory_limit_mb", NULL, false, false, GROUP_RUN, "quantize plan calib", "most memory to use, as in 4GB"},
 
     {"config", 0, "FILE", NULL, NULL, NULL, false, false, GROUP_CONFIG, "inspect quantize plan", "read settings from a .yaml or .json file"},

@@ -149,6 +149,10 @@ typedef struct aq_page_options {
 AQ_API aq_status aq_write_page(const char *path, const char *out_path, const aq_page_options *options, const aq_job_hooks *hooks, char **report_json,
                                aq_error *err);
 
+/* Speed of the kernels on this machine, each instruction set that it has: codes to F32 against copying memory, products on codes against F32 weights. A few
+ * seconds and 20 MiB; the process's choice of kernels changes meanwhile, so nothing else should run. n_threads 0: all. "arrowquant.bench/1". AQ_ERR_MEMORY. */
+AQ_API aq_status aq_bench(int n_threads, const aq_job_hooks *hooks, char **report_json, aq_error *err);
+
 AQ_API void aq_text_free(char *text);
 
 #ifdef __cplusplus

@@ -48,7 +48,7 @@ def test_each_command_has_help_with_examples(cli):
 
 
 def test_commands_of_later_versions_are_unknown(cli):
-    for command in ("bench", "serve"):
+    for command in ("serve", "download"):
         assert command not in commands(cli)
         assert cli(command, "x").code == 2
 
