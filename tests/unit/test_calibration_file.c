@@ -372,6 +372,7 @@ static void CA_foreign_files_are_refused_with_the_reason(void **state) {
     assert_int_equal(aq_file_write(in_dir("foreign"), "hello", 5, NULL), AQ_OK);
     assert_int_equal(aq_calib_open(&c, in_dir("foreign"), &err), AQ_ERR_FORMAT);
     assert_non_null(strstr(err.message, "no whole Parquet file"));
+    assert_non_null(strstr(err.hint, "record again"));
 }
 
 static void FA14_a_cache_gives_back_what_was_made_from_the_same_and_nothing_else(void **state) {
