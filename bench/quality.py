@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What weights-only quantization costs the sample models: ours beside the peers that can be installed, equal layers, equal evaluation, every bit counted.
 
-    bench/quality.py --samples DIR [--json FILE] [--markdown FILE] [--only dit|text] [--images 512] [--passes 4]
+    bench/quality.py --samples DIR [--json FILE] [--markdown FILE] [--only dit|text] [--images 512] [--passes 4] [--pictures FILE]
 
 DIR holds models/dit-fashion, models/mdlm-text, data/ and eval/ (eval_dit.py, eval_mdlm.py). The linear layers of the blocks are replaced by what each method
 makes of them; everything else stays F32. Bits per weight are those of codes, scales, offsets and whatever else the method stores, over all those layers.
@@ -12,7 +12,10 @@ makes of them; everything else stays F32. Bits per weight are those of codes, sc
 Methods that use inputs get the same second moments E[x x^T] of calibration data (training images, each `passes` times with a random timestep; passages with
 random masks), seeded. "planned" spends bits where they help: each layer's weight in the error is what one rounding of it does to the model's output on
 calibration data, without labels; candidates are measured by the solver; the best sum of weight x relative output error within the budget is taken, as
-`arrowquant plan` does. Peers missing on this machine are said to be.
+`arrowquant plan` does. "command" rows are what `arrowquant quantize` (on PATH, or --arrowquant) writes, options and all as shown, from statistics that a
+Recorder takes of the same calibration data; the budget is spent on the layers of the blocks alone. Peers missing on this machine are said to be.
+
+--pictures FILE draws samples of the original DiT and of what the command makes of it at 4 and at 2 bits, from the same noise, beside each other (PNG).
 """
 
 import argparse
@@ -22,7 +25,9 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import time
 
 import arrow_quant_v2 as aq
@@ -206,7 +211,7 @@ class Subject:
     """A model whose block layers are replaced, how it is calibrated and how far it is from the original."""
 
     def __init__(self, reference):
-        self.reference, self.model = Remembered(reference), copy.deepcopy(reference)
+        self.reference, self.model, self.recorded = Remembered(reference), copy.deepcopy(reference), None
         self.layers = [Layer(n, m) for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear) and self.counts(n)]
 
     def counts(self, name):
@@ -230,14 +235,52 @@ class Subject:
         for layer in self.layers:
             layer.put(layer.weight)
 
+    def statistics(self):
+        """The calibration file of the command: one Recorder around the same passes."""
+        from arrow_quant_v2.torch import Recorder
+
+        if not self.recorded:
+            self.folder = tempfile.TemporaryDirectory()
+            self.recorded = os.path.join(self.folder.name, "inputs.aqcal")
+            with torch.no_grad(), Recorder(self.model, self.recorded, self.timestep, gradients=self.gradients):
+                for batch in self.batches:
+                    self.model(*batch[:1], **self.named(batch))
+        return self.recorded
+
+    def command(self, program, options):
+        """A container that the program makes of the model, and (values, stored bits) of its layers."""
+        out = os.path.join(os.path.dirname(self.statistics()), "out")
+        words = [program, "quantize", self.path, "-o", out, "--overwrite", "--calib", self.recorded, *options, *self.blocks_only]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(done.stderr.strip().splitlines()[-1])
+        container = aq.open(out)
+
+        def run(layer):
+            tensor = container[layer.name + ".weight"]
+            return np.asarray(tensor.dequantize(), np.float32).reshape(layer.weight.shape), stored_bits(tensor)
+
+        return run
+
+
+def stored_bits(tensor):
+    """Codes and parameters of a tensor of a container."""
+    rows, inputs = tensor.shape[0], int(np.prod(tensor.shape[1:]))
+    groups = -(-inputs // (tensor.group_size or inputs))
+    subs = -(-inputs // {2: 16, 4: 32}.get(tensor.bits, inputs))
+    params = {"f16": 32 * groups, "f32": 64 * groups, "r2q": 48 * groups, "two-level": 32 * groups + 8 * -(-subs * 2 * {2: 4, 4: 6}.get(tensor.bits, 0) // 8)}
+    scales = 32 * inputs if tensor.equalization_scales is not None and len(tensor.equalization_scales) else 0
+    return rows * (8 * -(-inputs * tensor.bits // 8) + params[tensor.params]) + scales
+
 
 class Dit(Subject):
-    unit, better = "dB", "up"
+    timestep, gradients, blocks_only = "timestep", "output", ["--exclude", "*embed*", "--exclude", "proj_out*"]
 
     def __init__(self, folder, evaluation, images, passes):
         from diffusers import DDIMScheduler
 
-        self.eval, path = evaluation, os.path.join(folder, "models/dit-fashion")
+        self.eval, self.path = evaluation, os.path.join(folder, "models/dit-fashion")
+        path = self.path
         super().__init__(evaluation.load(path))
         self.scheduler = DDIMScheduler.from_pretrained(path, subfolder="scheduler")
         self.test = os.path.join(folder, "data/fashion-test2k.npz")
@@ -250,6 +293,9 @@ class Dit(Subject):
             xt = self.scheduler.add_noise(x, eps, t)
             self.batches += [(xt[i : i + 64], t[i : i + 64], y[i : i + 64]) for i in range(0, len(x), 64)]
 
+    def named(self, batch):
+        return {"timestep": batch[1], "class_labels": batch[2]}
+
     def forward(self, batch):
         xt, t, y = batch
         return self.model(xt, timestep=t, class_labels=y).sample
@@ -260,8 +306,11 @@ class Dit(Subject):
 
 
 class Text(Subject):
+    timestep, gradients, blocks_only = "t", "logits", sum((["--exclude", f"{name}*"] for name in ("local", "head", "tok", "pos", "time")), [])
+
     def __init__(self, folder, evaluation, passages, passes):
-        self.eval, path = evaluation, os.path.join(folder, "models/mdlm-text")
+        self.eval, self.path = evaluation, os.path.join(folder, "models/mdlm-text")
+        path = self.path
         super().__init__(evaluation.load(path))
         self.test = os.path.join(folder, "data/text-heldout.txt")
         n, g = self.reference.seq_len, torch.Generator().manual_seed(1)
@@ -273,6 +322,9 @@ class Text(Subject):
             t = torch.rand(len(texts), generator=g) * 0.9 + 0.05
             ids = texts.masked_fill(torch.rand(texts.shape, generator=g) < t[:, None], 128)
             self.batches += [(ids[i : i + 32], t[i : i + 32]) for i in range(0, len(ids), 32)]
+
+    def named(self, batch):
+        return {"t": batch[1]}
 
     def forward(self, batch):
         return self.model(*batch).log_softmax(-1)
@@ -345,6 +397,9 @@ def planned(subject, costs, width, budget):
 # ---- the table ----
 
 
+COMMANDS = ["--target-bpw 4.5 --min-accuracy 0", "--target-bpw 2.63 --min-accuracy 0", "--bits 4 --group 64", "--bits 2"]
+
+
 def methods(library):
     """(who, what, maker): makers are called when their turn comes, so that a missing peer is told and skipped."""
     rows = [("ArrowQuant", "rtn 4 bits f16 g64", lambda: rounded(4, 64, "rtn")), ("ArrowQuant", "search 4 bits f16 g64", lambda: rounded(4, 64, "search")),
@@ -354,6 +409,7 @@ def methods(library):
             ("ArrowQuant", "gptq 2 bits f16 g64", lambda: solved(2, 64)), ("ArrowQuant", "gptq 2 bits two-level", lambda: solved(2, **TWO_LEVEL)),
             ("ArrowQuant", "r2q 2 bits g64", lambda: solved(2, 64, "r2q")), ("ArrowQuant", "planned, at most 2.63", ("plan", 2, 2.63)),
             ("torch", "plain GPTQ 4 bits g64", lambda: plain_gptq(4, 64)), ("torch", "plain GPTQ 2 bits g64", lambda: plain_gptq(2, 64))]  # fmt: skip
+    rows += [("ArrowQuant", "command: " + words, ("command", words)) for words in COMMANDS]
     for bits, group in ((4, 64), (4, 32), (2, 64), (2, 16)):
         rows.append(("HQQ", f"{bits} bits g{group}", lambda b=bits, g=group: hqq(b, g)))
     for bits, group in ((4, 64), (2, 64), (2, 32)):
@@ -367,14 +423,16 @@ def methods(library):
     return rows
 
 
-def measure(subject, library, wanted):
+def measure(subject, library, wanted, program):
     rows, costs = [], None
     for who, what, maker in methods(library):
         if not re.search(wanted, f"{who} {what}"):
             continue
         start = time.perf_counter()
         try:
-            if isinstance(maker, tuple):
+            if isinstance(maker, tuple) and maker[0] == "command":
+                run = subject.command(program, maker[1].split())
+            elif isinstance(maker, tuple):
                 costs = costs or sensitivities(subject)
                 run = planned(subject, costs, *maker[1:])
             else:
@@ -405,6 +463,28 @@ def table(title, key, digits, rows):
     return "\n".join(lines) + "\n"
 
 
+def draw(subject, program, path):
+    """Samples of ten classes at 50 DDIM steps with guidance 1.5: the original, 4 bits, 2 bits; and how far they are from the original's."""
+    from PIL import Image
+
+    steps, rows = 50, []
+    for words in (None, COMMANDS[0], COMMANDS[1]):
+        if words:
+            run = subject.command(program, words.split())
+            for layer in subject.layers:
+                layer.put(run(layer)[0])
+        rows.append(subject.eval.sample(subject.model, subject.scheduler, 10, steps)[0].clamp(-1, 1))
+        apart = (rows[-1] - rows[0]).abs().mean().item() * 127.5
+        power = ((rows[-1] - rows[0]) ** 2).mean().item()
+        psnr = f", PSNR {10 * np.log10(4 / power):.1f} dB" if power else ""
+        print(f"samples, {words or 'original'}: {apart:.2f} of 255 from the original's on average{psnr}", file=sys.stderr)
+    subject.restore()
+    zoom = 3
+    pixels = torch.cat([torch.cat([torch.nn.functional.pad(x[0], (1, 1, 1, 1), value=1) for x in row], 1) for row in rows])
+    pixels = ((pixels + 1) * 127.5).round().byte().repeat_interleave(zoom, 0).repeat_interleave(zoom, 1)
+    Image.fromarray(pixels.numpy()).save(path, optimize=True)
+
+
 def module_at(path):
     spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
     module = importlib.util.module_from_spec(spec)
@@ -417,7 +497,8 @@ def main():
     p.add_argument("--samples", required=True), p.add_argument("--json"), p.add_argument("--markdown"), p.add_argument("--only", choices=["dit", "text"])
     p.add_argument("--images", type=int, default=512), p.add_argument("--passes", type=int, default=4)
     p.add_argument("--rows", default="", help="only rows whose words match this; those of an earlier --json file stay")
-    p.add_argument("--ggml", help="libggml-base.so, for its K types")
+    p.add_argument("--ggml", help="libggml-base.so, for its K types"), p.add_argument("--arrowquant", default="arrowquant", help="the program")
+    p.add_argument("--pictures", help="PNG of samples")
     a = p.parse_args()
     torch.manual_seed(0)
     subjects = {
@@ -436,7 +517,9 @@ def main():
         if a.only in (None, name):
             subject = make()
             subject.calibrate()
-            rows = measure(subject, a.ggml, a.rows)
+            rows = measure(subject, a.ggml, a.rows, a.arrowquant)
+            if a.pictures and name == "dit":
+                draw(subject, a.arrowquant, a.pictures)
             measured = {(r["who"], r["what"]) for r in rows}
             results[name] = [r for r in results.get(name, []) if (r["who"], r["what"]) not in measured] + rows
             text.append(table(titles[name][0], *titles[name][1:], results[name]))
