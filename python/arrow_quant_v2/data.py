@@ -204,13 +204,15 @@ def file_rows(data):
             labels = _core.DataSet(data.path, array="labels")
         except FormatError:
             labels = None
-    told = 0
+    told, at = 0, 0
     while (row := reader.next()) is not None:
         while told < len(reader.bad):  # told by the reader with file and line
             data._bad.append(reader.bad[told])
             told += 1
         kind, line, text, values, integers, dtype, timestep, synthetic = row
-        label = labels.next() if labels else None
+        label = None
+        while labels and at < line:  # entry by entry: that of a sample that was left out goes with it
+            label, at = labels.next(), at + 1
         sample = Sample(kind, line, text, values, integers, timestep, int(label[3].reshape(-1)[0]) if label else None, synthetic)
         if dtype == "U8" and values.ndim in (2, 3):
             sample.kind, sample.values = "image", data._images.of_pixels(values)
@@ -290,7 +292,9 @@ class Images:
     def of_image(self, image):
         import numpy as np
 
-        grey = image.mode in ("1", "L", "I;16", "LA")
+        if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
+            image = pillow().fromarray(np.clip(np.rint(np.asarray(image, np.float32) / 257), 0, 255).astype(np.uint8))
+        grey = image.mode in ("1", "L", "LA")
         image = image.convert("L" if self.channels == 1 or (self.channels is None and grey) else "RGB")
         if self.size is not None:
             height, width = self.size
@@ -379,8 +383,8 @@ def sample_of(data, main, row, line):
     """A Sample of a row's columns; ValueError says what is wrong with it."""
     value, label, timestep = row[main], row.get("label"), row.get("timestep")
     label = label if isinstance(label, int) and not isinstance(label, bool) else None
-    if timestep is not None and not 0 <= timestep < 2**31:
-        raise ValueError(f"timestep {timestep} is out of range")
+    if timestep is not None and not (isinstance(timestep, int) and 0 <= timestep < 2**31):
+        raise ValueError(f"timestep {timestep} is no integer, or out of range")
     if isinstance(value, str):
         return Sample("prompt" if main == "prompt" else "text", line, text=value, label=label, timestep=timestep)
     if isinstance(value, dict):  # an Image feature: its bytes; its path is another machine's

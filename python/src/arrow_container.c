@@ -1,10 +1,11 @@
 /* The layers of a written container as an Arrow result (see arrow.h): codes as stored, scales and zero points expanded.
  *
- * A result has one group size for all its rows, a container need not: widths are multiples of each other (powers of two from 16 to 256, or a whole row),
- * so every layer is given at the smallest width that occurs, its pairs repeated. The values are exactly the same. */
+ * A result has one group size for all its rows, a container need not: every layer is given at the largest width that divides all that occur (ours are powers
+ * of two from 16 to 256, or a whole row), its pairs repeated. The values are exactly the same. */
 #include "arrow.h"
 #include "held.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include <arrowquant/store.h>
@@ -32,6 +33,16 @@ static const aq_store_tensor *tensor_of(const copying *c, size_t i) { return aq_
 /* Inputs that share a pair, or UINT64_MAX where the whole row does. */
 static uint64_t width_of(const aq_store_tensor *t) { return t->layout.pairs_per_row > 1 ? t->layout.pair_width : UINT64_MAX; }
 
+static uint64_t common_width(uint64_t a, uint64_t b) {
+    if (a == UINT64_MAX || b == UINT64_MAX) return a < b ? a : b;
+    while (b) {
+        uint64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return a;
+}
+
 static bool list_layers(copying *c, uint64_t *width) {
     size_t n = aq_store_n_tensors(c->store);
     c->indexes = aq_calloc(n, sizeof *c->indexes);
@@ -42,7 +53,7 @@ static bool list_layers(copying *c, uint64_t *width) {
         const aq_store_tensor *t = aq_store_tensor_at(c->store, i);
         if (!t->quantized) continue;
         c->indexes[c->n++] = i;
-        if (width_of(t) < *width) *width = width_of(t);
+        *width = common_width(*width, width_of(t));
         if (t->cols > longest) longest = t->cols;
     }
     if (*width == UINT64_MAX) *width = longest;
@@ -58,7 +69,12 @@ static aq_status describe(copying *c, uint64_t width, aq_error *err) {
         for (uint32_t k = 0; k < t->shape.rank; k++) c->dims[i][k] = (int64_t)t->shape.dims[k];
         c->rows[i] = (aqpy_result_row){.name = t->name, .name_size = strlen(t->name), .shape = c->dims[i], .ndim = t->shape.rank, .bits = t->spec.bits};
         aq_quant_spec spec = aqpy_array_spec(t->spec.bits, width);
+        const aq_quant_layout *layout = &c->rows[i].layout;
         aq_status status = aq_quant_layout_init(&c->rows[i].layout, &spec, t->rows, t->cols, err);
+        if (status == AQ_OK && (layout->codes_bytes > INT32_MAX || layout->n_groups > INT32_MAX)) {
+            err->code = status = AQ_ERR_FORMAT;
+            snprintf(err->message, sizeof err->message, "layer '%.200s' is too large: one value of an Arrow binary column holds 2 GiB at most", t->name);
+        }
         if (status != AQ_OK) return status;
     }
     return AQ_OK;

@@ -15,10 +15,10 @@ typedef struct {
 
 static bool call_fitness(void *user, const aq_plan_problem *problem, const size_t *choice, double *out) {
     evolver *e = user;
-    aq_plan *plan;
+    aq_plan *plan = NULL;
     aq_error err;
     char *text = aq_plan_of_choice(&plan, problem, choice, &err) == AQ_OK ? aq_plan_to_json(plan) : NULL;
-    if (text) aq_plan_free(plan);
+    aq_plan_free(plan);
     PyEval_RestoreThread(e->job->thread);
     PyObject *answer = text ? PyObject_CallFunction(e->fitness, "s", text) : PyErr_NoMemory();
     *out = answer ? PyFloat_AsDouble(answer) : 0;
@@ -112,6 +112,13 @@ static bool read_sizes(PyObject *object, uint64_t **sizes, Py_ssize_t *n) {
     return !PyErr_Occurred();
 }
 
+/* Sizes to start from belong to the layers that are named. */
+static bool one_size_each(const named_sizes *lists, Py_ssize_t n_start) {
+    if (!lists->sizes || n_start == lists->n) return true;
+    PyErr_Format(PyExc_ValueError, "%zd group sizes to start from, for %zd layers", n_start, lists->n);
+    return false;
+}
+
 /* ---- plan ---- */
 
 static PyObject *run_plan(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -184,7 +191,7 @@ static PyObject *run_groups(PyObject *module, PyObject *args, PyObject *kwargs) 
     aqpy_job j = aqpy_job_of(module, tick, log);
     bool evolves = dict && dict != Py_None;
     if (!read_names(layers, &lists) || !read_sizes(sizes, &available, &n_available) || !read_sizes(start, &lists.sizes, &n_start) ||
-        (evolves && !read_evolution(dict, &evolution)) || !(config = aqpy_checked_config(j.state, config_arg)))
+        !one_size_each(&lists, n_start) || (evolves && !read_evolution(dict, &evolution)) || !(config = aqpy_checked_config(j.state, config_arg)))
         goto done;
     options.layers = lists.names;
     options.n_layers = (size_t)lists.n;

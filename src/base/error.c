@@ -61,8 +61,9 @@ const char *aq_status_name(aq_status status) {
 
 static aq_status vfail_at(aq_error *err, aq_status code, const char *file, const char *tensor, const char *format, va_list args) {
     if (!err) return code;
-    char text[sizeof err->message];
-    vsnprintf(text, sizeof text, format, args); /* before the error is cleared: an argument may point into it */
+    char raw[sizeof err->message], text[sizeof err->message];
+    vsnprintf(raw, sizeof raw, format, args); /* before the error is cleared: an argument may point into it */
+    aq_escape(text, sizeof text, raw, strlen(raw));
     char f[sizeof err->file], t[sizeof err->tensor];
     aq_escape(f, sizeof f, file ? file : "", file ? strlen(file) : 0);
     aq_escape(t, sizeof t, tensor ? tensor : "", tensor ? strlen(tensor) : 0);
@@ -108,19 +109,22 @@ aq_status(aq_fail_memory)(aq_error *err, uint64_t size_bytes, const char *what) 
 
 void aq_hint(aq_error *err, const char *format, ...) {
     if (!err) return;
+    char raw[sizeof err->hint];
     va_list args;
     va_start(args, format);
-    vsnprintf(err->hint, sizeof err->hint, format, args);
+    vsnprintf(raw, sizeof raw, format, args);
     va_end(args);
+    aq_escape(err->hint, sizeof err->hint, raw, strlen(raw));
 }
 
 void aq_context(aq_error *err, const char *format, ...) {
     if (!err) return;
-    char text[512], old[sizeof err->message];
+    char raw[512], text[512], old[sizeof err->message];
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    vsnprintf(raw, sizeof raw, format, args);
     va_end(args);
+    aq_escape(text, sizeof text, raw, strlen(raw));
     memcpy(old, err->message, sizeof old);
     snprintf(err->message, sizeof err->message, "%s: %.*s", text, (int)(sizeof old - sizeof text), old);
 }

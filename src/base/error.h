@@ -10,7 +10,8 @@
 #define AQ_PRINTF(fmt, args)
 #endif
 
-/* Sets code and message, clears the rest; returns code, so that `return aq_fail(…)` reads well. */
+/* Sets code and message, clears the rest; returns code, so that `return aq_fail(…)` reads well. Messages, hints and contexts are escaped (aq_escape) as a
+ * whole: whatever name or path stands in one, it cannot reach a terminal raw. */
 aq_status aq_fail(aq_error *err, aq_status code, const char *format, ...) AQ_PRINTF(3, 4);
 /* The same with a place: the message becomes `FILE: tensor "NAME": text`; file or tensor may be NULL. Both are escaped. */
 aq_status aq_fail_at(aq_error *err, aq_status code, const char *file, const char *tensor, const char *format, ...) AQ_PRINTF(5, 6);

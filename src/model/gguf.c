@@ -86,7 +86,7 @@ static aq_status get(reader *r, void *out, uint64_t n) {
 }
 
 static aq_status get_number(reader *r, int bytes, uint64_t *out) {
-    uint8_t b[8];
+    uint8_t b[8] = {0};
     aq_status status = get(r, b, (uint64_t)bytes);
     *out = 0;
     for (int i = bytes; status == AQ_OK && i-- > 0;) *out = *out << 8 | b[i];
@@ -240,7 +240,7 @@ static aq_status read_known(reader *r, uint64_t key_at, uint64_t type, bool *tak
 }
 
 static aq_status read_pair(reader *r) {
-    uint64_t type, value, key_at, count;
+    uint64_t type = 0, value = 0, key_at = 0, count = 0;
     bool taken;
     aq_status status = keep_string(r, MAX_KEY, NULL, "a key", &key_at);
     if (status != AQ_OK) return status;
@@ -295,7 +295,7 @@ static aq_status set_type(const reader *r, uint64_t name_at, uint64_t type, aq_t
 }
 
 static aq_status read_tensor(reader *r, aq_tensor_info *t) {
-    uint64_t name_at, n_dims, type;
+    uint64_t name_at = 0, n_dims = 0, type = 0;
     aq_status status = keep_string(r, r->options->limits.name_bytes, "name_bytes", "a tensor's name", &name_at);
     if (status != AQ_OK) return status;
     r->name_at[r->n_tensors++] = name_at;

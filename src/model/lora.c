@@ -381,7 +381,7 @@ aq_status aq_lora_open(aq_model *model, const aq_model_options *options, aq_erro
     aq_lora *l = model->lora = aq_calloc(1, sizeof *l);
     if (!l) return aq_fail_memory(err, sizeof *l, "adapters");
     l->infos = aq_calloc(options->n_lora, sizeof *l->infos);
-    l->adapters = aq_calloc(options->n_lora, sizeof *l->adapters);
+    l->adapters = aq_calloc(options->n_lora, sizeof *l->adapters); /* NOLINT(bugprone-sizeof-expression): a list of pointers */
     l->paths = aq_calloc(options->n_lora, sizeof *l->paths);
     if (!l->infos || !l->adapters || !l->paths) return aq_fail_memory(err, options->n_lora * sizeof *l->infos, "adapters");
     aq_status status = AQ_OK;

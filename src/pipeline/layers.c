@@ -275,7 +275,7 @@ static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
         memcpy(c->equalization, in->equalization, n * sizeof *c->equalization);
     }
     if (c->attempt.basis.hadamard_group > 1 && !(rms = aq_alloc(n * sizeof *rms))) return aq_fail_memory(err, n * sizeof *rms, "ranges of a layer's inputs");
-    for (uint64_t i = 0; rms && i < n; i++) rms[i] = in->importance ? sqrtf(in->importance[i] > 0 ? in->importance[i] : 0) : 1;
+    for (uint64_t i = 0; rms && i < n; i++) rms[i] = in && in->importance ? sqrtf(in->importance[i] > 0 ? in->importance[i] : 0) : 1;
     status = aq_activations(w->run, index, c->equalization, rms, &c->activations, c->time_problem, err);
     aq_free(rms);
     bool measured = in && !in->made_up && (in->h || in->hessian) && output.ref > 0;

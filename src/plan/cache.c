@@ -64,7 +64,7 @@ static aq_status put(aq_plan_cache *c, const char *key, const void *figures, uin
             return aq_fail_memory(err, 0, "the planner's cache");
         }
         r = &c->records[c->n++];
-        *r = (record){0};
+        *r = (record){0}; /* NOLINT(clang-analyzer-core.NullDereference): there is room */
         memcpy(r->key, key, KEY);
     }
     aq_free(r->figures);

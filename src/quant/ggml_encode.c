@@ -150,7 +150,7 @@ static bool encode_lines(aq_ggml_encoder *e, const aq_ggml_format *f, const floa
     size_t index[AQ_LANES], n_fit = 0;
     uint8_t slots[AQ_LANES][8];
     void *slot_at[AQ_LANES];
-    aq_ggml_parts p;
+    aq_ggml_parts p = {0};
     for (size_t i = 0; i < n; i++) {
         aq_values v = {x + 32 * i, NULL, 32, 1, 0};
         aq_range range;
@@ -207,7 +207,7 @@ static bool encode_two_level(aq_ggml_encoder *e, const aq_ggml_format *f, const 
     uint8_t records[2][36];
     void *record_at[2];
     aq_pair pairs[AQ_TWO_LEVEL_MAX_SUB];
-    aq_ggml_parts p;
+    aq_ggml_parts p = {0};
     for (size_t i = 0; i < n; i++) {
         aq_values v = {x + 256 * i, NULL, 256, 1, 0};
         aq_range range;

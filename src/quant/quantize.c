@@ -163,7 +163,7 @@ static bool strip_is_finite(job *j, const strip *s) {
 /* Min-max parameters of n <= 16 groups from `first` on: side by side, and alone those that the kernels leave. */
 static bool round_groups(job *j, scratch *t, const strip *s, uint64_t first, uint64_t n) {
     const aq_kernels *k = j->kernels;
-    float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0}, scale[AQ_LANES] = {0}, zero[AQ_LANES];
+    float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0}, scale[AQ_LANES] = {0}, zero[AQ_LANES] = {0};
     uint16_t halves[2 * AQ_LANES];
     for (uint64_t i = 0; i < n; i++) {
         aq_values values = group_values(j, s, s->group + first + i);

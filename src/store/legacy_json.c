@@ -32,7 +32,8 @@ static aq_status take_time_groups(aq_store *store, const aq_store_input *file, c
     json_array_foreach(list, i, group) {
         const json_t *range = json_object_get(group, "time_range");
         if (json_array_size(range) != 2) return fail(file, t, err, "a time_range is no pair of timesteps");
-        groups[i] = (aq_time_group){.start = integer(json_array_get(range, 0)),
+        groups[i] = (aq_time_group){/* NOLINT(clang-analyzer-core.NullDereference): n > 0 here */
+                                    .start = integer(json_array_get(range, 0)),
                                     .end = integer(json_array_get(range, 1)),
                                     .scale = number(json_object_get(group, "scale")),
                                     .zero_point = number(json_object_get(group, "zero_point")),

@@ -98,7 +98,7 @@ aq_status aq_outfile_finish(aq_outfile *f, aq_error *err) {
 void aq_outfile_abort(aq_outfile *f) {
     if (!f) return;
     if (f->fd >= 0) close(f->fd);
-    if (f->exists) unlink(f->temp);
+    if (f->exists && f->temp) unlink(f->temp);
     aq_free(f->path);
     aq_free(f->temp);
     aq_free(f);

@@ -25,6 +25,25 @@ def shown(samples):
 # ---- kinds ----
 
 
+def test_labels_stay_with_their_samples_when_one_is_left_out(tmp_path):
+    values = np.arange(10, dtype=np.float32).reshape(5, 2)
+    values[1, 0] = np.nan
+    np.savez(tmp_path / "a.npz", data=values, labels=np.arange(10, 15))
+    with pytest.warns(RuntimeWarning, match="left out 1 bad lines"):
+        samples = list(aq.DataSet(tmp_path / "a.npz", on_bad="skip"))
+    assert [(s.line, s.label, s.values.tolist()) for s in samples] == [(i + 1, 10 + i, values[i].tolist()) for i in (0, 2, 3, 4)]
+
+
+def test_grey_images_of_16_bits_keep_their_brightness(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    image.fromarray(pixels).save(tmp_path / "a.png")
+    for channels in (None, 1, 3):
+        (sample,) = aq.DataSet(tmp_path, channels=channels, value_range=(0.0, 1.0))
+        assert sample.values.shape == (channels or 1, 8, 8)
+        np.testing.assert_allclose(sample.values[0], pixels / 65535, atol=0.5 / 255 + 1e-6)
+
+
 def test_json_lines_hold_text_prompts_inputs_and_rows_with_timesteps(tmp_path):
     path = write_lines(
         tmp_path / "a.jsonl",

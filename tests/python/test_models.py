@@ -557,6 +557,36 @@ def test_an_arrow_layer_holds_what_was_really_written(tmp_path, method, bits, fi
     assert layer.get_time_group_params() == []
 
 
+def test_an_arrow_layer_takes_widths_that_do_not_divide_each_other(tmp_path):
+    """Groups of 96 beside groups of 64, as another writer may choose them: the result has groups of 32, and the same values."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(5)
+    weights = {"a.weight": rng.normal(size=(32, 192)).astype(np.float32), "b.weight": rng.normal(size=(32, 192)).astype(np.float32)}
+    config = aq.DiffusionQuantConfig(bit_width=4, min_accuracy=0.0)
+    config.params, config.group_size = "f32", 64
+    quantize(write_model(tmp_path / "m", weights), tmp_path / "out", config)
+    (source,) = (tmp_path / "out").glob("*.parquet")
+    table = pq.read_table(source)
+    rows = table.to_pylist()
+    wide = aq.quantize_array(weights["b.weight"], 4, 96)
+    for row in rows:
+        if row["layer_name"] == "b.weight":
+            row.update(group_size=96, data=wide["quantized_data"], scales=wide["scales"], zero_points=wide["zero_points"])
+    (tmp_path / "mixed").mkdir()
+    mixed = pa.Table.from_pylist(rows, schema=table.schema).drop_columns(["hash"])
+    pq.write_table(mixed, tmp_path / "mixed" / source.name)
+    from arrow_quant_v2 import _core
+
+    layer = _core.Container(str(tmp_path / "mixed")).arrow()
+    with aq.open(tmp_path / "mixed") as f:
+        assert [t.group_size for t in f.values()] == [64, 96]
+        for name, t in f.items():
+            assert np.array_equal(layer.dequantize(name, as_numpy=True), t.dequantize())
+    assert np.array_equal(layer.dequantize("b.weight", as_numpy=True), aq.dequantize(wide))
+
+
 def test_a_container_without_quantized_layers_is_an_empty_arrow_layer(tmp_path):
     model = write_model(tmp_path / "m", {"bias": np.zeros(8, np.float32)})
     layer = quantize(model, tmp_path / "out", use_arrow=True)
