@@ -137,12 +137,16 @@ def test_a_text_model_sees_masked_windows(tmp_path):
 
 def test_a_text_model_without_a_timestep_is_recorded_by_its_mask_ratio():
     class Plain(MDLM):
-        def forward(self, ids):
-            return super().forward(ids, torch.zeros(len(ids)))
+        def forward(self, tokens):
+            return super().forward(tokens, torch.zeros(len(tokens)))
 
+    torch.manual_seed(0)
     c = calibrate(Plain(), samples=40, task="mask")
     assert c.synthetic and c.data_name == "synthetic: uniform tokens" and c.modality == "text"
     assert sum(counts(c, "mix.weight")) == 40 * 16 and min(counts(c, "mix.weight")) > 0
+    torch.manual_seed(0)
+    named = calibrate(Plain(), samples=40, task="mask", call=lambda module, x, t, samples: module(tokens=x))
+    assert named.fingerprint() == c.fingerprint()
     model = Plain()
     calibrate(model, samples=400, mask_id=5, task="mask")
     drawn = torch.cat([ids for ids, _ in model.seen])
@@ -219,6 +223,24 @@ def test_rows_with_timesteps_are_inputs_that_run_as_they_are(dit, tmp_path):
     assert model.seen[0][0].tolist() == [row["data"] for row in tokens] and not c.synthetic and counts(c, "mix.weight")[5] == 16
     with pytest.raises(ValueError, match="which have no loss"):
         calibrate(dit[0], tmp_path / "rows.jsonl", samples=4, gradients=True)
+    flat = [aq.Sample("data", i, values=np.full((1, 16), i, np.float32), integers=True, timestep=500) for i in (1, 2)]
+    model = seeded_mdlm()
+    calibrate(model, flat, samples=2, task="mask")
+    assert model.seen[0][0].tolist() == [[1] * 16, [2] * 16]  # [1, 16] is a row of 16 as well
+    with pytest.raises(ValueError, match="must be of one length"):
+        calibrate(seeded_mdlm(), [flat[0], aq.Sample("data", 2, values=np.zeros(8, np.float32), integers=True, timestep=500)], samples=2, task="mask")
+
+
+def test_listed_timesteps_are_run_to_the_step(dit):
+    """t / n of the schedule may lie just before step t: 29 / 50 and 1001 / 4000 do."""
+    for n, listed in ((50, [29]), (100, [29, 57, 58]), (4000, [1001, 3999, 0])):
+        seen = []
+        scheduler = diffusers.DDIMScheduler(num_train_timesteps=n)
+        noise = {"samples": 1, "timesteps": listed, "layers": ["*.0.attn1.to_q"]}
+        calibrate(
+            dit[0], FASHION, scheduler=scheduler, call=lambda m, x, t, s, seen=seen: (seen.extend(t.tolist()), m(x, timestep=t, class_labels=t * 0)), **noise
+        )
+        assert seen == listed
 
 
 class Pipeline:
@@ -312,6 +334,35 @@ def test_FA14_a_result_is_found_again_by_the_hash_of_model_data_and_options_and_
     assert list((tmp_path / "cache").iterdir()) == []
     with pytest.raises(TypeError, match="cache_dir needs arguments that can be hashed"):
         run(call=lambda *_: None)
+
+
+def test_a_result_is_not_that_of_data_read_another_way(dit, tmp_path):
+    """The same file with another range of values, the same bytes in other shapes, rows at other timesteps, another mask: other inputs."""
+    model, scheduler = dit
+    passes, options = [], {"cache_dir": tmp_path, "progress": lambda p: passes.append(p)}
+
+    def images(value_range):
+        calibrate(model, aq.DataSet(FASHION, value_range=value_range), scheduler=scheduler, samples=2, layers=["*.0.attn1.to_q"], **options)
+
+    def rows(timestep):
+        same = np.ones((1, 28, 28), np.float32)
+        made = [aq.Sample("data", i + 1, values=same, timestep=timestep, label=1) for i in range(2)]
+        calibrate(model, made, samples=2, layers=["*.0.attn1.to_q"], **options)
+
+    def tokens(mask_id=128, seq_len=16, samples=2):
+        calibrate(seeded_mdlm(), np.arange(32).reshape(2, 16), samples=samples, task="mask", mask_id=mask_id, seq_len=seq_len, layers=["mix"], **options)
+
+    for again in range(2):
+        images((-1, 1)), images((0, 1)), rows(100), rows(900), tokens(), tokens(mask_id=127), tokens(seq_len=8)
+        assert len(passes) == 7, f"round {again}"
+
+    class Other(MDLM):
+        def forward(self, ids, t):
+            return super().forward(ids, t * 0)
+
+    torch.manual_seed(0)
+    calibrate(Other(), np.arange(32).reshape(2, 16), samples=2, task="mask", mask_id=128, seq_len=16, layers=["mix"], **options)
+    assert len(passes) == 8  # the same weights in another model
 
 
 # ---- refusals ----

@@ -129,9 +129,9 @@ def calibrate(
         raise TypeError("cache_dir needs arguments that can be hashed: call and timestep callables cannot")
     known = {name: value for name, value in settings.items() if not callable(value)}
     parts = {
-        "model": state_sha256(run.module),
-        "data": feed.sha256,
-        "options": {**known, "task": run.task, "samples": samples, "timesteps": timesteps, "batch_size": batch_size, "tokens": feed.sha256_of(plan.tokens)}
+        "model": [type(run.module).__qualname__, state_sha256(run.module), config_of(run.module)],
+        "data": [feed.sha256, hash_of(feed.rows)],  # the second also tells how the first was read: its size, column, range …
+        "options": {**known, "task": run.task, "samples": samples, "timesteps": timesteps, "batch_size": batch_size, "tokens": plan.tokens}
         | {"labels": feed.labels, "sample_shape": sample_shape, "pipeline_options": pipeline_options, "scheduler": config_of(run.scheduler)},
     }
     if path is not None and not overwrite and os.path.exists(path):
@@ -236,21 +236,23 @@ class Feed:
             return torch.tensor([row.label for row in self.rows[:n]])
         return torch.randint(0, most, (n,), generator=generator)
 
-    @staticmethod
-    def sha256_of(tokens):
-        return None if tokens is None else hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-
 
 def hash_of(rows):
     whole = hashlib.sha256()
     for row in rows:
         content = row.text.encode() if row.text is not None else np.ascontiguousarray(row.values).tobytes()
-        whole.update(f"{row.kind} {len(content)} {row.label} ".encode() + content)
+        shape = None if row.values is None else row.values.shape
+        whole.update(f"{row.kind} {len(content)} {shape} {row.integers} {row.label} {row.timestep} {row.synthetic} ".encode() + content)
     return whole.hexdigest()
 
 
+def hashed(tokens):
+    return list(tokens.shape), hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+
+
 class Plan:
-    """Passes to make: `batches` yields callables. `synthetic`: name of the data where there are none; `output`: as of Recorder."""
+    """Passes to make: `batches` yields callables. `synthetic`: name of the data where there are none; `tokens`: what is masked, to be
+    hashed; `output`: as of Recorder."""
 
     def __init__(self, passes, batches, modality, synthetic, tokens=None, output=None):
         self.passes, self.batches, self.modality, self.synthetic, self.tokens = passes, batches, modality, synthetic, tokens
@@ -265,7 +267,7 @@ def levels(n, timesteps, schedule, generator):
     if isinstance(timesteps, (list, tuple)):
         if any(not 0 <= t < schedule for t in timesteps):
             raise ValueError(f"timesteps must lie in 0..{schedule - 1}")
-        return [(i, t / schedule) for i in range(n) for t in timesteps]
+        return [(i, (t + 0.5) / schedule) for i in range(n) for t in timesteps]  # the middle of step t: t / schedule may round to a step before it
     count = n * (timesteps or 1)
     order = torch.randperm(count, generator=generator)
     at = (order + torch.rand(count, generator=generator, dtype=torch.float64)) / count
@@ -329,7 +331,10 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         raise ValueError("the mask token cannot be told from the model: give mask_id=")
     length = int(seq_len or run.setting("seq_len", "max_position_embeddings", "n_positions") or 128)
     if feed.rows:
-        length = len(feed.rows[0].values) if feed.given else length  # whole rows, with their masks
+        if feed.given:  # whole rows, with their masks
+            length = feed.rows[0].values.size
+            if any(row.values.size != length for row in feed.rows):
+                raise ValueError("rows of token ids with their own timesteps must be of one length: they run as they are")
         ids = windows(feed.rows, tokenizer, vocabulary, mask, length)[:samples]
         if len(ids) == 0:
             raise ValueError(f"the data set {feed.name} has fewer than {length} tokens: give a smaller seq_len=")
@@ -339,7 +344,7 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
     rows = feed.levels(run.num_timesteps) if feed.given else levels(len(ids), timesteps, run.num_timesteps, generator)
     named = run.timestep
     if named is None:  # the model counts its masks itself: so does the recorder
-        run.timestep = lambda ids, *_, **__: (ids == mask).float().mean(-1)
+        run.timestep = lambda *inputs, **named: ((inputs or tuple(named.values()))[0] == mask).float().mean(-1)
 
     hidden = torch.zeros(0, dtype=torch.bool)
 
@@ -364,7 +369,7 @@ def masking(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         logits = first_of(out, "logits")
         return logits[hidden.to(logits.device)]
 
-    return Plan(-(-len(rows) // batch_size), later(batch, len(rows), batch_size), "text", "synthetic: uniform tokens", ids, predicted)
+    return Plan(-(-len(rows) // batch_size), later(batch, len(rows), batch_size), "text", "synthetic: uniform tokens", [mask, *hashed(ids)], predicted)
 
 
 def sampling(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline_options, **_):
@@ -507,6 +512,7 @@ def state_sha256(module):
     return whole.hexdigest()
 
 
-def config_of(scheduler):
-    config = getattr(scheduler, "config", None)
-    return None if config is None else {str(k): repr(v) for k, v in sorted(dict(config).items())}
+def config_of(owner):
+    config = getattr(owner, "config", None)
+    config = config.to_dict() if hasattr(config, "to_dict") else config  # of transformers
+    return {str(k): repr(v) for k, v in sorted(config.items())} if isinstance(config, dict) else None
