@@ -249,7 +249,7 @@ static const export_plan *commonest(const exporting *x, int *bits) {
 static void rule(char *out, size_t size, char sign, const char *layer, size_t n) {
     size_t at = (size_t)snprintf(out, size, "%c:^", sign);
     for (size_t i = 0; i < n && at + 4 < size; i++) {
-        if (layer[i] == '.') out[at++] = '\\';
+        if (strchr(".^$*+?{}[]|()\\", layer[i])) out[at++] = '\\';
         out[at++] = layer[i];
     }
     snprintf(out + at, size - at, "$");

@@ -4,6 +4,7 @@ comfy_kitchen is the quantization library of ComfyUI; auto_round holds the layer
 """
 
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -141,6 +142,19 @@ def test_mixed_widths_are_told_per_layer(model, tmp_path):
     own = json.loads((tmp_path / "g" / "config.json").read_text())["quantization_config"]
     assert own["bits"] == 4 and own["dynamic"]["+:^blocks\\.0\\.ff$"] == {"bits": 8, "group_size": 128}
     assert undo_gptq(safetensors_numpy.load_file(tmp_path / "g" / "model.safetensors"), "blocks.0.ff", 8).shape == (96, 256)
+
+
+def test_a_rule_is_about_the_layer_of_its_name_alone(tmp_path):
+    names = ["a+b(c)[0]", "a|b", "x$^y?", "plain"]
+    tensors = {f"{name}.weight": np.ones((128, 256) if name == "plain" else (64, 96), np.float32) for name in names}
+    tensors["plain.weight"] *= np.arange(256, dtype=np.float32)
+    safetensors_numpy.save_file(tensors, tmp_path / "model.safetensors")
+    arrowquant("quantize", tmp_path / "model.safetensors", "-o", tmp_path / "q", "--modality", "image", "--bits", 4, "--group", 128)
+    arrowquant("export", tmp_path / "q", "--to", "gptq", "-o", tmp_path / "g")
+    rules = json.loads((tmp_path / "g" / "config.json").read_text())["quantization_config"]["dynamic"]
+    for rule in rules:
+        assert sum(re.match(rule[2:], name) is not None for name in names) == 1, rule
+    assert len(rules) == 3
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -70,6 +70,15 @@ def test_a_linear_layer_multiplies_by_the_values_it_stands_for(form, rows):
     assert layer(x.view(rows, 1, 300)).shape == (rows, 1, 40)
 
 
+def test_a_bias_of_another_size_is_refused():
+    """What lies behind a short one is never read, on the way past torch's dispatcher either."""
+    layer = QuantLinear.from_linear(torch.nn.Linear(64, 8), StoredForm(bits=4, group_size=64))
+    layer.bias = torch.nn.Parameter(torch.zeros(2))
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises(ValueError):
+            layer(torch.zeros(1, 64))
+
+
 def test_gradients_reach_the_input_and_the_bias():
     layer = QuantLinear.from_linear(torch.nn.Linear(64, 16), StoredForm(8, 64, "f16"))
     x = torch.randn(5, 64, requires_grad=True)

@@ -36,7 +36,8 @@ static void run_all(int n_threads) {
 }
 
 typedef struct host {
-    int threads, calls; /* that it sends, the caller's among them; 0: declines */
+    int threads; /* that it sends, the caller's among them; 0: declines */
+    atomic_int calls;
 } host;
 
 typedef struct job {

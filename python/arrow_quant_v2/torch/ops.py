@@ -126,7 +126,7 @@ def linear_now(x, qweight, qparams, bias, form):
         return None
     if type(qweight) is not torch.Tensor or not (qweight.is_cpu and qparams.is_cpu and qweight.is_contiguous() and qparams.is_contiguous()):
         return None
-    if bias is not None and (bias.dtype is not torch.float32 or not bias.is_cpu or not bias.is_contiguous()):
+    if bias is not None and (bias.dtype is not torch.float32 or bias.numel() != qweight.shape[0] or not bias.is_cpu or not bias.is_contiguous()):
         return None
     if _grad() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return None
