@@ -79,6 +79,18 @@ def test_a_bias_of_another_size_is_refused():
             layer(torch.zeros(1, 64))
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_other_devices_multiply_in_torch_operations_alone(form):
+    """What a GPU runs, called here on the CPU: the same product, from operations that every device has; on the meta device it gives shape and type."""
+    g = torch.Generator().manual_seed(4)
+    layer = QuantLinear.from_linear(torch.nn.Linear(256, 96), form).requires_grad_(False)
+    x = torch.randn((5, 7, 256), generator=g)
+    anywhere = ops._linear_anywhere(x, layer.qweight, layer.qparams, layer.bias, form.bits, form.group_size, form.params)
+    torch.testing.assert_close(anywhere, layer(x), rtol=1e-5, atol=1e-5)
+    there = copy.deepcopy(layer).to("meta")(x.to("meta", torch.bfloat16))
+    assert there.device.type == "meta" and there.shape == (5, 7, 96) and there.dtype == torch.bfloat16
+
+
 def test_gradients_reach_the_input_and_the_bias():
     layer = QuantLinear.from_linear(torch.nn.Linear(64, 16), StoredForm(8, 64, "f16"))
     x = torch.randn(5, 64, requires_grad=True)

@@ -20,6 +20,11 @@ def _bytes(device, *shape):
     return torch.empty(shape, dtype=torch.uint8, device=device)
 
 
+def _has_autocast(kind):
+    """Some devices have none and refuse the question, as meta does."""
+    return kind == "cpu" or torch.amp.is_autocast_available(kind)
+
+
 class _Quantized(nn.Module):
     """What both kinds share: the stored weight, seen as a matrix [rows, cols]. time_groups: of the layer's input, where the container has some."""
 
@@ -91,7 +96,7 @@ class QuantLinear(_Quantized):
         form, kind = self.form, "cpu" if x.is_cpu else x.device.type
         if x.shape[-1] != self.in_features:
             raise ValueError(f"the input has {x.shape[-1]} features, the layer {self.in_features}")
-        if torch.is_autocast_enabled(kind):
+        if _has_autocast(kind) and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         if form.equalized:
             x = (x.float() * self.input_scales()).to(x.dtype)
@@ -124,7 +129,7 @@ class QuantConv(_Quantized):
 
     def forward(self, x):
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if _has_autocast(kind) and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         padding = self.padding
         if self.padding_mode != "zeros":
