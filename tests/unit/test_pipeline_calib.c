@@ -298,7 +298,8 @@ static void CA02_a_missing_time_group_is_one_pair_for_all_timesteps(void **state
     assert_true(number(json_object_get(report, "summary"), "fallbacks", "base") == 5);
     assert_true(number(report, "summary", "fallback_rate") == 1);
     json_t *warnings = json_object_get(report, "warnings");
-    assert_non_null(strstr(json_string_value(json_array_get(warnings, json_array_size(warnings) - 1)), "100 % of the layers fell back: record inputs at timesteps"));
+    assert_non_null(
+        strstr(json_string_value(json_array_get(warnings, json_array_size(warnings) - 1)), "100 % of the layers fell back: record inputs at timesteps"));
     json_decref(report);
     aq_calib_free(calib);
 }
