@@ -14,6 +14,23 @@ static inline vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 static inline vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline float v_reduce_min(vf v) { return _mm512_reduce_min_ps(v); }
 static inline float v_reduce_max(vf v) { return _mm512_reduce_max_ps(v); }
+#define HAS_REDUCE_16
+/* Registers are folded in pairs, which leaves half as many with half the lanes of each, until lane j holds what is left of register j. */
+#define REDUCE_16(name, op)                                                                                                                                    \
+    static inline void name(const vf v[16], float *out) {                                                                                                      \
+        vf quarters[4], pairs[2];                                                                                                                              \
+        for (int i = 0; i < 4; i++) {                                                                                                                          \
+            vf a = op(_mm512_shuffle_f32x4(v[i], v[i + 4], 0x44), _mm512_shuffle_f32x4(v[i], v[i + 4], 0xEE));                                                 \
+            vf b = op(_mm512_shuffle_f32x4(v[i + 8], v[i + 12], 0x44), _mm512_shuffle_f32x4(v[i + 8], v[i + 12], 0xEE));                                       \
+            quarters[i] = op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));                                                              \
+        }                                                                                                                                                      \
+        for (int i = 0; i < 2; i++)                                                                                                                            \
+            pairs[i] = op(_mm512_unpacklo_ps(quarters[2 * i], quarters[2 * i + 1]), _mm512_unpackhi_ps(quarters[2 * i], quarters[2 * i + 1]));                 \
+        vf all = op(_mm512_shuffle_ps(pairs[0], pairs[1], 0x44), _mm512_shuffle_ps(pairs[0], pairs[1], 0xEE));                                                 \
+        _mm512_storeu_ps(out, _mm512_add_ps(all, _mm512_setzero_ps()));                                                                                        \
+    }
+REDUCE_16(v_reduce_min_16, _mm512_min_ps)
+REDUCE_16(v_reduce_max_16, _mm512_max_ps)
 static inline int v_all_zero(vf v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xFFFF; }
 
 static inline vd vd_load(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
@@ -35,6 +52,23 @@ static inline void codes_pack4(uint8_t *p, const vf *q) {
     _mm_storel_epi64((__m128i *)p, _mm512_cvtepi64_epi8(bytes));
 }
 #include "kernels/codes_x86.h"
+#define HAS_CODES_64
+/* Packing saturates: what lies below 0 becomes 0. */
+static inline void codes_64(uint8_t *p, const vf *t, int bits) {
+    __m512i low = _mm512_packus_epi32(_mm512_cvtps_epi32(t[0]), _mm512_cvtps_epi32(t[1]));
+    __m512i high = _mm512_packus_epi32(_mm512_cvtps_epi32(t[2]), _mm512_cvtps_epi32(t[3]));
+    __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); /* word 4 i + k holds codes 4 i to 4 i + 3 of t[k] */
+    __m512i codes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(low, high));
+    if (bits == 8) {
+        _mm512_storeu_si512(p, codes);
+    } else if (bits == 4) {
+        __m512i words = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x1001)); /* first + 16 second */
+        _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi16_epi8(words));
+    } else {
+        __m512i words = _mm512_maddubs_epi16(codes, _mm512_set1_epi16(0x0401));
+        _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_madd_epi16(words, _mm512_set1_epi32(0x00100001))));
+    }
+}
 static inline void codes_load(const uint8_t *p, vf *q) { q[0] = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))); }
 
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));

@@ -107,6 +107,8 @@ typedef struct aq_kernels {
     size_t (*find_nonfinite)(const float *x, size_t n);
     /* Smallest and largest of n >= 1 values, zeros as +0; false (and lo, hi undefined) when one is NaN or infinite. */
     bool (*range)(const float *x, size_t n, float *lo, float *hi);
+    /* The same of n_groups <= 16 groups of n values that follow each other; false when one of all values is NaN or infinite. */
+    bool (*ranges)(const float *x, size_t n, size_t n_groups, float *lo, float *hi);
 
     /* codes[i] = clamp(rint(x[i] * (1 / s) + z), 0, q_max), one byte each; half to even; x[i] / s when s < AQ_TINY_SCALE. s > 0. */
     void (*quantize)(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes);

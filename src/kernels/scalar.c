@@ -38,6 +38,12 @@ static bool range(const float *x, size_t n, float *lo, float *hi) {
     return marks == 0;
 }
 
+static bool ranges(const float *x, size_t n, size_t n_groups, float *lo, float *hi) {
+    bool finite = true;
+    for (size_t j = 0; j < n_groups; j++) finite &= range(x + j * n, n, lo + j, hi + j);
+    return finite;
+}
+
 static void column_stats(const float *x, size_t rows, size_t stride, size_t n, double *sum, double *sum_sq, float *lo, float *hi) {
     for (size_t i = 0; i < rows; i++) {
         for (size_t j = 0; j < n; j++) {
@@ -360,6 +366,7 @@ const aq_kernels aq_kernels_scalar = {
     .f32_to_bf16 = f32_to_bf16,
     .find_nonfinite = find_nonfinite,
     .range = range,
+    .ranges = ranges,
     .column_stats = column_stats,
     .quantize = quantize,
     .quantize2 = quantize2,

@@ -3,8 +3,11 @@
  *   v_min, v_max             a < b ? a : b and a > b ? a : b, b when unordered
  *   v_reduce_min, v_reduce_max, v_all_zero
  *                            over the lanes of one register; v_all_zero is false when one is NaN
+ *   v_reduce_min_16, v_reduce_max_16
+ *                            where HAS_REDUCE_16 says so: of 16 registers at once, + 0
  *   codes_store, codes_pack4, codes_pack2
  *                            16 floats 1.5 * 2^23 + code, whose lowest byte is the code, -> 16, 8 or 4 bytes
+ *   codes_64                 where HAS_CODES_64 says so: 64 floats at most 2^bits - 1, not yet rounded nor clamped at 0, -> their codes, packed
  *   codes_load               16 bytes -> 16 floats
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
@@ -83,31 +86,76 @@ static size_t find_nonfinite(const float *x, size_t n) {
     return i;
 }
 
-static bool range(const float *x, size_t n, float *lo, float *hi) {
-    float low = x[0], high = x[0], marks = 0;
-    size_t i = 0;
-    if (n >= 4 * W) {
-        vf a[4], b[4], c[2] = {{0}, {0}};
-        for (size_t u = 0; u < 4; u++) a[u] = b[u] = v_load(x + u * W);
-        for (; i + 4 * W <= n; i += 4 * W)
+/* Per lane the smallest and largest of n >= W values, and marks that are 0 as long as all are finite. What is left behind the last whole step is seen
+ * together with values in front of it, which changes neither. */
+static inline __attribute__((always_inline)) void range_lanes(const float *x, size_t n, vf *low, vf *high, vf *marks) {
+    vf a[4], b[4];
+    size_t wide = n < 4 * W ? 1 : 4, step = wide * W;
+    for (size_t u = 0; u < 4; u++) a[u] = b[u] = v_load(x + (n < 4 * W ? 0 : u * W));
+    for (size_t i = 0; i < n; i += step) {
+        const float *at = x + (i + step <= n ? i : n - step);
+        if (wide == 4) {
             for (size_t u = 0; u < 4; u++) {
-                vf v = v_load(x + i + u * W);
+                vf v = v_load(at + u * W);
                 a[u] = v_min(v, a[u]);
                 b[u] = v_max(v, b[u]);
-                c[u % 2] = v_fma(v, (vf){0}, c[u % 2]);
+                marks[u % 2] = v_fma(v, (vf){0}, marks[u % 2]);
             }
-        low = v_reduce_min(v_min(v_min(a[0], a[1]), v_min(a[2], a[3])));
-        high = v_reduce_max(v_max(v_max(b[0], b[1]), v_max(b[2], b[3])));
-        marks = v_all_zero(c[0] + c[1]) ? 0.0f : NAN;
+        } else {
+            vf v = v_load(at);
+            a[0] = v_min(v, a[0]);
+            b[0] = v_max(v, b[0]);
+            marks[0] = v_fma(v, (vf){0}, marks[0]);
+        }
     }
-    for (; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-        marks += x[i] * 0.0f;
+    *low = v_min(v_min(a[0], a[1]), v_min(a[2], a[3]));
+    *high = v_max(v_max(b[0], b[1]), v_max(b[2], b[3]));
+}
+
+static bool range(const float *x, size_t n, float *lo, float *hi) {
+    float low = x[0], high = x[0], marks = 0;
+    if (n >= W) {
+        vf a, b, c[2] = {{0}, {0}};
+        range_lanes(x, n, &a, &b, c);
+        low = v_reduce_min(a);
+        high = v_reduce_max(b);
+        marks = v_all_zero(c[0] + c[1]) ? 0.0f : NAN;
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            low = x[i] < low ? x[i] : low;
+            high = x[i] > high ? x[i] : high;
+            marks += x[i] * 0.0f;
+        }
     }
     *lo = low + 0.0f;
     *hi = high + 0.0f;
     return marks == 0;
+}
+
+#ifndef HAS_REDUCE_16
+static inline void v_reduce_min_16(const vf v[AQ_LANES], float *out) {
+    for (size_t j = 0; j < AQ_LANES; j++) out[j] = v_reduce_min(v[j]) + 0.0f;
+}
+static inline void v_reduce_max_16(const vf v[AQ_LANES], float *out) {
+    for (size_t j = 0; j < AQ_LANES; j++) out[j] = v_reduce_max(v[j]) + 0.0f;
+}
+#endif
+
+static bool ranges(const float *x, size_t n, size_t n_groups, float *lo, float *hi) {
+    if (n < W) {
+        bool finite = true;
+        for (size_t j = 0; j < n_groups; j++) finite &= range(x + j * n, n, lo + j, hi + j);
+        return finite;
+    }
+    vf a[AQ_LANES], b[AQ_LANES], c[2] = {{0}, {0}};
+    float low[AQ_LANES], high[AQ_LANES];
+    for (size_t j = 0; j < n_groups; j++) range_lanes(x + j * n, n, &a[j], &b[j], c);
+    for (size_t j = n_groups; j < AQ_LANES; j++) a[j] = b[j] = (vf){0};
+    v_reduce_min_16(a, low);
+    v_reduce_max_16(b, high);
+    memcpy(lo, low, n_groups * sizeof *lo);
+    memcpy(hi, high, n_groups * sizeof *hi);
+    return v_all_zero(c[0] + c[1]);
 }
 
 /* ---- column statistics ---- */
@@ -180,16 +228,30 @@ static inline __attribute__((always_inline)) void quantize_16(const float *x, bo
 
 static inline __attribute__((always_inline)) void quantize_any(const float *x, size_t n, bool tiny, float s, float z, int bits, int q_max, uint8_t *codes) {
     vf scale = v_set(s), inverse = v_set(1.0f / s), zero = v_set(z), top = v_set((float)q_max);
-    size_t i = 0, step = AQ_LANES * (size_t)bits / 8;
-    for (; i + AQ_LANES <= n; i += AQ_LANES, codes += step) quantize_16(x + i, tiny, inverse, scale, zero, bits, top, codes);
+    size_t i = 0, rate = (size_t)bits;
+#ifdef HAS_CODES_64
+    for (; i + 64 <= n; i += 64) {
+        vf t[64 / W];
+        for (size_t u = 0; u < 64 / W; u++) {
+            vf v = v_load(x + i + u * W);
+            t[u] = v_min((tiny ? v / scale : v * inverse) + zero, top);
+        }
+        codes_64(codes + i * rate / 8, t, bits);
+    }
+#endif
+    for (; i + AQ_LANES <= n; i += AQ_LANES) quantize_16(x + i, tiny, inverse, scale, zero, bits, top, codes + i * rate / 8);
     if (i == n) return;
+    if (n > AQ_LANES && n * rate % 8 == 0) { /* the last 16 once more, the first of them for the second time */
+        quantize_16(x + n - AQ_LANES, tiny, inverse, scale, zero, bits, top, codes + (n - AQ_LANES) * rate / 8);
+        return;
+    }
     float tail[AQ_LANES] = {0};
     uint8_t last[AQ_LANES];
     memcpy(tail, x + i, (n - i) * sizeof *x);
     quantize_16(tail, tiny, inverse, scale, zero, bits, top, last);
-    size_t used = (n - i) * (size_t)bits;
+    size_t used = (n - i) * rate;
     if (used % 8) last[used / 8] &= (uint8_t)((1 << used % 8) - 1);
-    memcpy(codes, last, (used + 7) / 8);
+    memcpy(codes + i * rate / 8, last, (used + 7) / 8);
 }
 
 static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
@@ -807,6 +869,7 @@ const aq_kernels KERNELS = {
     .f32_to_bf16 = f32_to_bf16,
     .find_nonfinite = find_nonfinite,
     .range = range,
+    .ranges = ranges,
     .column_stats = column_stats,
     .quantize = quantize,
     .quantize2 = quantize2,

@@ -17,7 +17,11 @@
 #include "base/threads.h"
 #include "quant/r2q.h"
 
-enum { PIECE = 4096, TASK_VALUES = 65536 };
+enum {
+    PIECE = 4096,
+    NEAR = 2048, /* of a strip of which no metrics are taken: it and the next one stay in the first-level cache (their sums are over strips of PIECE) */
+    TASK_VALUES = 65536,
+};
 
 /* Scratch of one task. */
 typedef struct scratch {
@@ -61,9 +65,9 @@ static void add_sums(aq_quant_metrics *m, const aq_error_sums *sums, uint64_t n)
     aq_quant_metrics_add(m, &part);
 }
 
-/* Fetches what lies one strip further into the second-level cache while this one is worked on; past the end of the matrix it has no effect. */
+/* Fetches what lies one strip further while this one is worked on; past the end of the matrix it has no effect. */
 static inline void prefetch(const float *x, uint64_t n) {
-    for (uint64_t i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)(x + i) + PIECE * sizeof *x), 0, 2);
+    for (uint64_t i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)(x + i) + NEAR * sizeof *x), 0, 3);
 }
 
 /* Codes and packs n values that start on a byte boundary, as does every pair's run of `width` values. */
@@ -74,6 +78,7 @@ static void code_packed(job *j, const aq_pair *pair, const float *x, uint64_t n,
         next = pair_end - at < PIECE ? pair_end : at + PIECE;
         next = next < n ? next : n;
         prefetch(x + at, next - at);
+        __builtin_prefetch((const void *)((uintptr_t)(out + at * bits / 8) + NEAR), 1, 3);
         if (bits == 8)
             k->quantize(x + at, next - at, pair->s, pair->z, 255, out + at);
         else
@@ -165,11 +170,13 @@ static bool round_groups(job *j, scratch *t, const strip *s, uint64_t first, uin
     const aq_kernels *k = j->kernels;
     float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0}, scale[AQ_LANES] = {0}, zero[AQ_LANES] = {0};
     uint16_t halves[2 * AQ_LANES];
-    for (uint64_t i = 0; i < n; i++) {
+    /* All but a last one that may be short, side by side. */
+    uint64_t whole = s->n_rows > 1 ? 0 : n - (s->end < (s->group + first + n) * s->group_size);
+    if (whole > 0 && !k->ranges(group_values(j, s, s->group + first).x, s->group_size, whole, lo, hi)) return strip_is_finite(j, s);
+    for (uint64_t i = whole; i < n; i++) {
         aq_values values = group_values(j, s, s->group + first + i);
         aq_range range;
-        bool finite = values.n_rows == 1 ? k->range(values.x, values.n, &range.lo, &range.hi) : aq_values_range(k, &values, &range);
-        if (!finite) return strip_is_finite(j, s);
+        if (!aq_values_range(k, &values, &range)) return strip_is_finite(j, s);
         lo[i] = range.lo;
         hi[i] = range.hi;
     }
@@ -293,13 +300,13 @@ static bool run_task(void *context, size_t index) {
     return ok;
 }
 
-/* Strips of axis 1: as many groups as fit a piece, a multiple that ends on a byte. */
-static void plan_strips(job *j) {
+/* Strips of axis 1: as many groups as fit `values`, a multiple that ends on a byte. */
+static void plan_strips(job *j, uint64_t values) {
     const aq_quant_layout *l = j->layout;
     uint64_t strip_values;
     if (j->spec->axis == 1) {
         uint64_t size = j->spec->group_size ? j->spec->group_size : l->cols;
-        uint64_t groups = PIECE / size, align = 8 / (uint64_t)j->spec->bits;
+        uint64_t groups = values / size, align = 8 / (uint64_t)j->spec->bits;
         if (size % align) groups = groups < align ? align : groups / align * align;
         j->strip_groups = groups ? groups : 1;
         if (j->strip_groups > l->groups_per_row) j->strip_groups = l->groups_per_row;
@@ -387,7 +394,7 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
         status = aq_r2q_quantize(w, spec, layout, weights, n_threads, codes, params, metrics, needs_f32, err);
     } else if (status == AQ_OK) {
         j.importance = weights;
-        plan_strips(&j);
+        plan_strips(&j, metrics || spec->method != AQ_METHOD_RTN ? PIECE : NEAR);
         status = run_job(&j, n_threads, metrics, needs_f32, err);
     }
     aq_free(weights);

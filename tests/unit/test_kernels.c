@@ -120,6 +120,32 @@ static void range_agrees(void **state) {
         }
 }
 
+static void ranges_agree(void **state) {
+    (void)state;
+    enum { WIDTH = 150 };
+    static float x[AQ_LANES * WIDTH];
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t n = 1; n <= WIDTH; n++) {
+            size_t n_groups = 1 + random_bits() % AQ_LANES;
+            float lo[2][AQ_LANES + 1], hi[2][AQ_LANES + 1];
+            memset(lo, 0xEE, sizeof lo), memset(hi, 0xEE, sizeof hi); /* nothing behind the last group is touched */
+            fill(x, n * n_groups, kind);
+            assert_true(aq_kernels_scalar.ranges(x, n, n_groups, lo[0], hi[0]));
+            assert_true(k->ranges(x, n, n_groups, lo[1], hi[1]));
+            assert_memory_equal(lo[0], lo[1], sizeof lo[0]);
+            assert_memory_equal(hi[0], hi[1], sizeof hi[0]);
+            for (size_t j = 0; j < n_groups; j++) {
+                float a, b;
+                assert_true(aq_kernels_scalar.range(x + j * n, n, &a, &b));
+                assert_true(a == lo[0][j] && b == hi[0][j]);
+            }
+            x[random_bits() % (n * n_groups)] = random_bits() & 1 ? NAN : INFINITY;
+            assert_false(aq_kernels_scalar.ranges(x, n, n_groups, lo[0], hi[0]));
+            assert_false(k->ranges(x, n, n_groups, lo[1], hi[1]));
+        }
+}
+
 static void column_stats_agree(void **state) {
     (void)state;
     enum { ROWS = 5, STRIDE = MAX + 3 };
@@ -415,6 +441,7 @@ int main(void) {
         cmocka_unit_test(conversions_agree),
         cmocka_unit_test(finite_check_finds_the_first_index),
         cmocka_unit_test(range_agrees),
+        cmocka_unit_test(ranges_agree),
         cmocka_unit_test(column_stats_agree),
         cmocka_unit_test(codes_agree),
         cmocka_unit_test(min_max_pairs_agree),
