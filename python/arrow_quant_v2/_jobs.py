@@ -113,6 +113,23 @@ def config_of(config, profile, keywords, function, others=()):
     return config
 
 
+def show_keywords(function, keywords):
+    """Lets inspect.signature() and help() show what `function` takes as **settings: every setting with its default, and the `keywords` given with theirs.
+
+    The function itself keeps **settings, so that an unknown keyword is answered with a suggestion; what is shown is its __wrapped__.
+    """
+    fields = DiffusionQuantConfig().to_dict()
+    values = fields | {short: fields[field] for short, field in SHORT_NAMES.items()} | keywords | (function.__kwdefaults__ or {})
+    code, first = function.__code__, function.__defaults__ or ()
+    names = code.co_varnames[: code.co_argcount]
+    values |= dict(zip(names[len(names) - len(first) :], first, strict=True))
+    shown = ", ".join(f"{n}=values[{n!r}]" if n in values else n for n in names) + ", *, " + ", ".join(f"{n}=values[{n!r}]" for n in values if n not in names)
+    scope = {"values": values, "__name__": "arrow_quant_v2"}
+    exec(f"def {function.__name__}({shown}): ...", scope)  # noqa: S102 - of names in our own tables
+    function.__wrapped__ = scope[function.__name__]
+    function.__wrapped__.__doc__ = function.__doc__
+
+
 def config_from_sources(profile=None, path=None, environment=True):
     """A configuration from all sources below a caller's own settings: default < profile < file < ARROW_QUANT_* environment."""
     return DiffusionQuantConfig.from_dict(loads(config_sources(profile, path, environment)))

@@ -9,7 +9,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from . import models, short
+from . import _jobs, models, short
 from ._progress import warn
 
 __all__ = ["AsyncArrowQuantV2", "quantize_async"]
@@ -17,9 +17,10 @@ __all__ = ["AsyncArrowQuantV2", "quantize_async"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Unpack
 
     from ._core import DiffusionQuantConfig
+    from ._settings import QuantizeSettings
     from ._types import Path
     from .results import Result
 
@@ -205,7 +206,7 @@ def quantize(model_path, output_path, config, relay, keep_going):
     return models.result_of(output, report)
 
 
-async def quantize_async(path: Path, output: Path | None = None, **settings: Any) -> Result:
+async def quantize_async(path: Path, output: Path | None = None, **settings: Unpack[QuantizeSettings]) -> Result:
     """quantize(), awaited: the same arguments and Result. A `progress` callable runs in the worker thread. Cancelling the task stops the work.
 
     >>> import arrow_quant_v2 as aq, asyncio
@@ -216,5 +217,6 @@ async def quantize_async(path: Path, output: Path | None = None, **settings: Any
     return await run(lambda keep_going: short.run_quantize(path, output, settings, keep_going))
 
 
+_jobs.show_keywords(quantize_async, short.RUN_KEYWORDS)
 for _member in (AsyncArrowQuantV2, quantize_async):
     _member.__module__ = "arrow_quant_v2"

@@ -95,13 +95,23 @@ class ShardedSafeTensorsLoader:
         return array
 
     def get_all_tensors(self) -> dict[str, Array]:
-        """{name: float32 array} of all tensors, shapes kept.
+        """{name: float32 array} of all tensors, shapes kept. Those whose type has no numbers that convert are left out, and one warning names them.
 
         >>> import arrow_quant_v2 as aq
         >>> aq.load_sharded_safetensors('sharded').get_all_tensors()['b'].shape
         (1, 2)
         """
-        return {name: self.get_tensor(name) for name in self.tensor_names()}
+        found, reasons = {}, []
+        for name in self.tensor_names():
+            try:
+                found[name] = self.get_tensor(name)
+            except TypeError as error:
+                reasons.append(str(error))
+        if reasons:
+            import warnings
+
+            warnings.warn("\n  ".join([f"Left out {len(reasons)} of {len(self._tensors)} tensors:", *reasons]), stacklevel=2)
+        return found
 
     def detect_modality(self) -> str | None:
         """'text', 'code', 'image', 'audio', or None when it cannot be told.

@@ -39,7 +39,7 @@ def run_quantize(mode, model_path, output_path, config, progress_callback, first
         try:
             report = _core.run_quantize(model, output, config, told, _jobs.log, **options)
         except ArrowQuantError as error:
-            if "--restart" not in (error.hint or ""):
+            if "restart=True" not in (error.hint or ""):
                 raise
             # Found before any work: what an interrupted run left has other settings or another source, so that it cannot be continued.
             _jobs.log(30, f"{error}; the state is discarded and the run starts anew")

@@ -12,11 +12,34 @@ __all__ = ["Plan", "PlanLayer", "plan"]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Unpack
 
+    from ._settings import PlanSettings
     from ._types import Path
 
-PLAN_KEYWORDS = "config profile progress component variant allow_unmatched sensitivity layer_weights cache_dir sample_values".split()
-EVOLUTION_KEYWORDS = "fitness population generations mutation_rate crossover_rate elite_ratio max_evaluations state_path on_generation".split()
+PLAN_KEYWORDS = {
+    "config": None,
+    "profile": None,
+    "progress": None,
+    "component": None,
+    "variant": None,
+    "allow_unmatched": False,
+    "sensitivity": None,
+    "layer_weights": None,
+    "cache_dir": None,
+    "sample_values": 65536,
+}
+EVOLUTION_KEYWORDS = {
+    "fitness": None,
+    "population": 20,
+    "generations": None,
+    "mutation_rate": 0.2,
+    "crossover_rate": 0.7,
+    "elite_ratio": 0.1,
+    "max_evaluations": 0,
+    "state_path": None,
+    "on_generation": None,
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +154,7 @@ def evolution_of(options: "Mapping[str, Any]") -> dict[str, Any] | None:
     return {"max_evaluations": 0} | {name: options[name] for name in numbers if options.get(name) is not None}
 
 
-def plan(path: "Path", **settings: Any) -> Plan:
+def plan(path: "Path", **settings: "Unpack[PlanSettings]") -> Plan:
     """Bits, group sizes and parameter forms of every layer with the least error within a size; writes no model.
 
     path: a .safetensors file, a *.safetensors.index.json, or a model folder. Keywords, all optional. Settings: those of quantize(); target_size ("6.5GB")
@@ -149,8 +172,9 @@ def plan(path: "Path", **settings: Any) -> Plan:
     >>> p.size <= 3.5e6 and p.size >= 0.97 * 3.5e6
     True
     """
-    options = {name: settings.pop(name) for name in PLAN_KEYWORDS + EVOLUTION_KEYWORDS if name in settings}
-    config = _jobs.config_of(options.pop("config", None), options.pop("profile", None), settings, "plan", PLAN_KEYWORDS + EVOLUTION_KEYWORDS)
+    fields: dict[str, Any] = dict(settings)
+    options = {name: fields.pop(name) for name in PLAN_KEYWORDS | EVOLUTION_KEYWORDS if name in fields}
+    config = _jobs.config_of(options.pop("config", None), options.pop("profile", None), fields, "plan", PLAN_KEYWORDS | EVOLUTION_KEYWORDS)
     config.validate()
     run = {name: options[name] for name in ("component", "variant", "allow_unmatched", "sensitivity", "sample_values") if options.get(name) is not None}
     for name in ("cache_dir", "state_path"):
@@ -200,5 +224,6 @@ class WeightsFile:
             self.folder.cleanup()
 
 
+_jobs.show_keywords(plan, PLAN_KEYWORDS | EVOLUTION_KEYWORDS)
 for _member in (Plan, PlanLayer, plan):
     _member.__module__ = "arrow_quant_v2"

@@ -9,15 +9,30 @@ __all__ = ["diff", "export", "inspect", "quantize", "report", "verify"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Unpack
 
+    from ._settings import QuantizeSettings, Settings
     from ._types import Path, ProgressLike
     from .results import Result
 
-RUN_KEYWORDS = (
-    "config profile progress overwrite mkdir restart verify strict allow_unmatched side_files component variant follow_symlinks skip_unknown_dtype"
-    " shard_size lora"
-).split()
+RUN_KEYWORDS = {
+    "config": None,
+    "profile": None,
+    "progress": None,
+    "overwrite": False,
+    "mkdir": False,
+    "restart": False,
+    "verify": True,
+    "strict": False,
+    "allow_unmatched": False,
+    "side_files": True,
+    "component": None,
+    "variant": None,
+    "follow_symlinks": True,
+    "skip_unknown_dtype": False,
+    "shard_size": None,
+    "lora": None,
+}
 
 
 def adapters_of(lora):
@@ -48,7 +63,7 @@ def run_quantize(path, output, keywords, keep_going=None):
     return result_of(report["output"]["path"] if target is None else target, report)
 
 
-def quantize(path: Path, output: Path | None = None, **settings: Any) -> Result:
+def quantize(path: Path, output: Path | None = None, **settings: Unpack[QuantizeSettings]) -> Result:
     """Quantizes a model into a container folder and measures the result.
 
     path: a .safetensors or .gguf file, a *.safetensors.index.json, or a model folder; output: the folder to write (None: "NAME-int4" beside the source).
@@ -149,7 +164,7 @@ def export(
         return _jobs.loads(_core.run_export(container, to, target, watch, _jobs.log, **options))
 
 
-def inspect(path: Path, *, component: str | None = None, variant: str | None = None, **settings: Any) -> dict[str, Any]:
+def inspect(path: Path, *, component: str | None = None, variant: str | None = None, **settings: Unpack[Settings]) -> dict[str, Any]:
     """What is in a model or container: format, modality, tensors, and what a run with these settings would do with each.
 
     Settings are those of quantize(). Returns the report (docs/json.md) as a dict. Raises ModelNotFoundError, FormatError, ConfigurationError.
@@ -192,5 +207,7 @@ def report(
         )
 
 
+_jobs.show_keywords(quantize, RUN_KEYWORDS)
+_jobs.show_keywords(inspect, {"config": None, "profile": None})
 for _member in (quantize, verify, diff, export, report, inspect):
     _member.__module__ = "arrow_quant_v2"

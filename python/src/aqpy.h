@@ -76,6 +76,11 @@ PyObject *aqpy_raise_as(const aqpy_state *state, enum aqpy_object which, PyObjec
 /* Takes the exception that is set; returns a new reference. */
 PyObject *aqpy_take_exception(void);
 
+/* ---- spelling.c ---- */
+/* A text of the library as str, its options as Python spells them: "--nonfinite=keep" becomes "nonfinite='keep'". */
+PyObject *aqpy_spelled(const char *text);
+int aqpy_add_spelling(PyObject *module);
+
 /* ---- module.c ---- */
 /* Adds a type made from `spec` to the module and keeps it in the state. */
 int aqpy_add_type(PyObject *module, enum aqpy_object which, PyType_Spec *spec);

@@ -479,20 +479,36 @@ static PyObject *quantize_batch_with_progress(PyObject *self, PyObject *args, Py
     return state && parse_batch(&o, bit_width, go_on, as_numpy, callback) ? quantize_mapping(state, weights, &o) : NULL;
 }
 
-PyDoc_STRVAR(batch_function_doc,
-             "quantize_batch($module, weights_dict, bit_width=None, continue_on_error=None, *, progress_callback=None, as_numpy=False, threads=0)\n--\n\n"
-             "Quantizes many layers in one call: ArrowQuantV2.quantize_batch and quantize_batch_with_progress as a function.\n\n"
-             "threads: 0 for all. The result is the same at any number.\n\n" LAYER_RESULT "\n" BATCH_ERRORS "\n"
-             ">>> import numpy as np\n"
-             ">>> import arrow_quant_v2 as aq\n"
-             ">>> sorted(aq.quantize_batch({'b': np.ones(3, np.float32), 'a': np.ones((2, 2), np.float32)}, threads=1))\n"
-             "['a', 'b']\n");
+static bool parse_group(options *o, PyObject *group) {
+    if (!group) return true;
+    PyObject *integer = PyNumber_Index(group);
+    if (!integer) {
+        aqpy_name_type("group", "an int", group);
+        return false;
+    }
+    int overflow = 0;
+    long long value = PyLong_AsLongLongAndOverflow(integer, &overflow);
+    if (overflow || value < 1) PyErr_Format(PyExc_ValueError, "Invalid group: %S. Must be 1 or more", integer);
+    Py_DECREF(integer);
+    o->group_size = (uint64_t)value;
+    return !PyErr_Occurred();
+}
+
+PyDoc_STRVAR(
+    batch_function_doc,
+    "quantize_batch($module, weights_dict, bit_width=None, continue_on_error=None, *, group=128, progress_callback=None, as_numpy=False, threads=0)\n--\n\n"
+    "Quantizes many layers in one call: ArrowQuantV2.quantize_batch and quantize_batch_with_progress as a function.\n\n"
+    "group: values that share one scale and zero point. threads: 0 for all. The result is the same at any number.\n\n" LAYER_RESULT "\n" BATCH_ERRORS "\n"
+    ">>> import numpy as np\n"
+    ">>> import arrow_quant_v2 as aq\n"
+    ">>> sorted(aq.quantize_batch({'b': np.ones(3, np.float32), 'a': np.ones((2, 2), np.float32)}, threads=1))\n"
+    "['a', 'b']\n");
 static PyObject *batch_function(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weights_dict", "bit_width", "continue_on_error", "progress_callback", "as_numpy", "threads", NULL};
-    PyObject *weights, *bit_width = NULL, *callback = NULL, *go_on = NULL, *as_numpy = NULL;
+    static char *names[] = {"weights_dict", "bit_width", "continue_on_error", "group", "progress_callback", "as_numpy", "threads", NULL};
+    PyObject *weights, *bit_width = NULL, *group = NULL, *callback = NULL, *go_on = NULL, *as_numpy = NULL;
     options o = {.group_size = 128, .strict = true, .what = "quantize_batch"};
-    if (!aqpy_parse(args, kwargs, "O|OO$OOi:quantize_batch", names, &weights, &bit_width, &go_on, &callback, &as_numpy, &o.n_threads)) return NULL;
-    return parse_batch(&o, bit_width, go_on, as_numpy, callback) ? quantize_mapping(aqpy_state_of(module), weights, &o) : NULL;
+    if (!aqpy_parse(args, kwargs, "O|OO$OOOi:quantize_batch", names, &weights, &bit_width, &go_on, &group, &callback, &as_numpy, &o.n_threads)) return NULL;
+    return parse_group(&o, group) && parse_batch(&o, bit_width, go_on, as_numpy, callback) ? quantize_mapping(aqpy_state_of(module), weights, &o) : NULL;
 }
 
 /* One array: a batch of one, whose name nobody sees. */
@@ -532,21 +548,6 @@ static bool parse_method(options *o, const char *method) {
         o->method = AQ_METHOD_SEARCH;
     else
         PyErr_Format(PyExc_ValueError, "Invalid method: '%s'. Must be 'rtn' or 'search'", method);
-    return !PyErr_Occurred();
-}
-
-static bool parse_group(options *o, PyObject *group) {
-    if (!group) return true;
-    PyObject *integer = PyNumber_Index(group);
-    if (!integer) {
-        aqpy_name_type("group", "an int", group);
-        return false;
-    }
-    int overflow = 0;
-    long long value = PyLong_AsLongLongAndOverflow(integer, &overflow);
-    if (overflow || value < 1) PyErr_Format(PyExc_ValueError, "Invalid group: %S. Must be 1 or more", integer);
-    Py_DECREF(integer);
-    o->group_size = (uint64_t)value;
     return !PyErr_Occurred();
 }
 

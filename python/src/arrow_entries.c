@@ -49,6 +49,7 @@ typedef struct job {
     aq_batch_layer *layers; /* of the good rows */
     aqpy_result_row *results;
     size_t n_good;
+    bool values_checked; /* all rows that are good were looked through for NaN and Inf */
     double seconds;
 } job;
 
@@ -61,9 +62,17 @@ static bool fail_type(const struct ArrowSchema *column, const char *name, const 
     return false;
 }
 
+/* Of two columns of one name none can be meant. */
+static bool is_single(const job *j, const char *name) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < j->in.schema.n_children; i++) n += strcmp(j->in.schema.children[i]->name ? j->in.schema.children[i]->name : "", name) == 0;
+    if (n > 1) PyErr_Format(PyExc_ValueError, "Duplicate column '%s' in Arrow schema: there are %lld of that name", name, (long long)n);
+    return n <= 1;
+}
+
 static bool find(const job *j, const char *name, int64_t *index) {
     *index = aqpy_column_find(&j->in.schema, name);
-    if (*index >= 0) return true;
+    if (*index >= 0) return is_single(j, name);
     PyErr_Format(PyExc_ValueError,
                  "Missing required column '%s' in Arrow schema. Expected schema: {layer_name: string, weights: list<float32>, shape: list<int64>}", name);
     return false;
@@ -72,6 +81,7 @@ static bool find(const job *j, const char *name, int64_t *index) {
 static bool check_schema(job *j) {
     if (!find(j, "layer_name", &j->name_column) || !find(j, "weights", &j->weights_column)) return false;
     j->shape_column = aqpy_column_find(&j->in.schema, "shape");
+    if (!is_single(j, "shape")) return false;
     struct ArrowSchema **columns = j->in.schema.children;
     const struct ArrowSchema *name = columns[j->name_column], *weights = columns[j->weights_column];
     bool empty = j->in.n_rows == 0; /* columns of an empty table may have no type */
@@ -235,14 +245,17 @@ static void list_good(job *j) {
     }
 }
 
+/* Marks the good rows that hold NaN or Inf. The library meets them anyway: this further pass is made only when it did, or when rows are bad for another
+ * reason, which then are told together. */
 static bool check_values(job *j) {
+    j->values_checked = true;
     aqpy_ticker ticker = {0};
     aq_batch_options options = {.tick = aqpy_tick, .user = &ticker};
     aq_error err = {0};
     ticker.thread = PyEval_SaveThread();
     double start = aqpy_seconds();
     aq_status status = aq_batch_check(j->layers, j->n_good, &options, &err);
-    j->seconds = aqpy_seconds() - start;
+    j->seconds += aqpy_seconds() - start;
     PyEval_RestoreThread(ticker.thread);
     if (status != AQ_OK) {
         aqpy_raise(j->state, &err);
@@ -364,6 +377,10 @@ static bool run(job *j, aqpy_table *out, bool *again) {
     PyEval_RestoreThread(ticker.thread);
     if (status == AQ_OK) return aqpy_log_time(j->what, (Py_ssize_t)j->n_good, j->seconds) == 0;
 
+    if (status == AQ_ERR_FORMAT && !j->values_checked) {
+        *again = true;
+        return check_values(j) && raise_problems(j);
+    }
     options.tick = NULL;
     for (size_t i = 0; status != AQ_ERR_INTERRUPTED && i < j->n_good; i++) {
         if (j->layers[i].status == AQ_OK) continue;
@@ -383,7 +400,7 @@ static bool run(job *j, aqpy_table *out, bool *again) {
 static bool quantize_table(job *j, PyObject *object, aqpy_table *out) {
     if (!aqpy_table_import(&j->in, object) || !check_schema(j) || !(j->pyarrow = PyImport_ImportModule("pyarrow")) || !read_rows(j)) return false;
     list_good(j);
-    if (!check_values(j) || !raise_problems(j)) return false;
+    if (j->n_good < j->in.n_rows && (!check_values(j) || !raise_problems(j))) return false;
     for (bool again = true; again;) {
         list_good(j);
         if (!run(j, out, &again)) {

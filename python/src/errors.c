@@ -63,11 +63,11 @@ PyObject *aqpy_take_exception(void) {
     return value;
 }
 
-/* The error's sentence, with its hint where there is one. File names in it may have been cut inside a character: replaced, never an error. */
+/* The error's sentence, with its hint where there is one. */
 static PyObject *text_of(const aq_error *err) {
-    PyObject *message = PyUnicode_DecodeUTF8(err->message, (Py_ssize_t)strlen(err->message), "replace");
+    PyObject *message = aqpy_spelled(err->message);
     if (!message || err->hint[0] == '\0') return message;
-    PyObject *hint = PyUnicode_DecodeUTF8(err->hint, (Py_ssize_t)strlen(err->hint), "replace");
+    PyObject *hint = aqpy_spelled(err->hint);
     size_t n = strlen(err->message);
     PyObject *text = hint ? PyUnicode_FromFormat(n && err->message[n - 1] == '.' ? "%U Hint: %U" : "%U. Hint: %U", message, hint) : NULL;
     Py_DECREF(message);
@@ -75,9 +75,9 @@ static PyObject *text_of(const aq_error *err) {
     return text;
 }
 
-static int set_text(PyObject *object, const char *attribute, const char *text) {
+static int set_text(PyObject *object, const char *attribute, const char *text, bool is_name) {
     if (text[0] == '\0') return 0;
-    PyObject *value = PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+    PyObject *value = is_name ? PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace") : aqpy_spelled(text);
     int failed = value ? PyObject_SetAttrString(object, attribute, value) : -1;
     Py_XDECREF(value);
     return failed;
@@ -101,7 +101,7 @@ PyObject *aqpy_raise_as(const aqpy_state *state, enum aqpy_object which, PyObjec
     PyObject *type = aqpy_get(state, which), *value = text ? PyObject_CallFunctionObjArgs(type, text, NULL) : NULL;
     Py_XDECREF(text);
     if (!value) return NULL;
-    if (set_text(value, "file", err->file) == 0 && set_text(value, "tensor", err->tensor) == 0 && set_text(value, "hint", err->hint) == 0 &&
+    if (set_text(value, "file", err->file, true) == 0 && set_text(value, "tensor", err->tensor, true) == 0 && set_text(value, "hint", err->hint, false) == 0 &&
         set_minimum(value, err) == 0)
         PyErr_SetObject(type, value);
     Py_DECREF(value);

@@ -49,7 +49,7 @@ static void on_log(void *user, aq_log_level level, const char *message) {
     aqpy_job *j = user;
     PyEval_RestoreThread(j->thread);
     if (!PyErr_Occurred()) { /* an exception here stops the job at its next tick */
-        PyObject *text = text_or_none(message), *done = text ? PyObject_CallFunction(j->log, "iO", levels[level], text) : NULL;
+        PyObject *text = aqpy_spelled(message), *done = text ? PyObject_CallFunction(j->log, "iO", levels[level], text) : NULL;
         Py_XDECREF(text);
         Py_XDECREF(done);
     }

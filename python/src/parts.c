@@ -54,9 +54,10 @@ static bool read_group(PyObject *params, Py_ssize_t group, group_params *out) {
         !number(params, "group_size", group, &group_size) || !check_range(params, group))
         return false;
     if (out->scales[group] > 0 && group_size >= 1) return true;
+    bool scale = !(out->scales[group] > 0);
     PyErr_Format(PyExc_ValueError,
-                 out->scales[group] > 0 ? "Invalid group_size of time group %zd. Must be 1 or more" : "Invalid scale of time group %zd. Must be above 0",
-                 group);
+                 scale ? "Invalid scale of time group %zd: %R. Must be above 0" : "Invalid group_size of time group %zd: %R. Must be 1 or more", group,
+                 PyDict_GetItemString(params, scale ? "scale" : "group_size"));
     return false;
 }
 

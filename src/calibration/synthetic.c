@@ -105,7 +105,7 @@ static aq_status complete(const aq_model *model, aq_synthetic_options *o, aq_err
     if (o->modality == AQ_MODALITY_UNKNOWN) o->modality = aq_model_modality(model);
     if (o->modality == AQ_MODALITY_UNKNOWN) {
         aq_fail(err, AQ_ERR_USAGE, "it cannot be told what the model makes");
-        aq_hint(err, "give --modality text, code, image or audio");
+        aq_hint(err, "give --modality: text, code, image or audio");
         return AQ_ERR_USAGE;
     }
     bool text = o->modality == AQ_MODALITY_TEXT || o->modality == AQ_MODALITY_CODE;

@@ -145,7 +145,7 @@ static aq_status fail_component(const aq_model *model, const char *path, const c
                    aq_name_list_text(&list));
     else
         aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "no denoiser (component transformer or unet); there are: %s", aq_name_list_text(&list));
-    aq_hint(err, "choose one with --component NAME");
+    aq_hint(err, "choose one with --component=NAME");
     return AQ_ERR_USAGE;
 }
 

@@ -97,6 +97,6 @@ aq_status aq_fail_limit(aq_error *err, const char *file, const char *tensor, con
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     aq_fail_at(err, AQ_ERR_FORMAT, file, tensor, "%s, over the limit %s of %s", text, limit, aq_format_count(count, value));
-    aq_hint(err, "if you trust this file, raise it with --limit %s=N", limit);
+    aq_hint(err, "if you trust this file, raise it with --limit=%s=N", limit);
     return AQ_ERR_FORMAT;
 }

@@ -160,7 +160,7 @@ static aq_status fail_ambiguous(const candidates *all, const char *dir, const ch
         at += (size_t)snprintf(text + at, sizeof text - at, "%s%s%s%s%s", n++ ? ", " : "", name, word[0] ? " (variant " : "", word, word[0] ? ")" : "");
     }
     aq_fail_at(err, AQ_ERR_USAGE, dir, NULL, "holds several sets of weights: %s", text);
-    aq_hint(err, "choose one with --variant NAME, where NAME is a variant or one of these file names");
+    aq_hint(err, "choose one with --variant=NAME, where NAME is a variant or one of these file names");
     return AQ_ERR_USAGE;
 }
 

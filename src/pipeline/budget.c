@@ -112,6 +112,6 @@ aq_status aq_budget_check_outcome(const quantize_run *run, aq_error *err) {
     char size[32], target[32];
     aq_fail(err, AQ_ERR_BUDGET, "layers that became larger than planned make it %s MiB, above the target size of %s MiB; nothing was written",
             aq_text_fixed(size, (double)bytes / (double)MIB, 1), aq_text_fixed(target, target_mb, 1));
-    aq_hint(err, "--params f32 plans with parameters that fit every layer; a larger --target-size leaves room");
+    aq_hint(err, "--params=f32 plans with parameters that fit every layer; a larger --target-size leaves room");
     return AQ_ERR_BUDGET;
 }

@@ -486,7 +486,7 @@ static aq_status give_report(exporting *x, char **report_json, aq_error *err) {
     size_t n_converted = 0;
     for (size_t i = 0; i < x->source.n_tensors; i++) n_converted += x->plans[i].from == EXPORT_CONVERTED;
     if (x->n_infinite > 0)
-        aq_sentences_add(&x->warnings, "%llu values are too large for %s and became infinite; --dtype f32 holds them", (unsigned long long)x->n_infinite,
+        aq_sentences_add(&x->warnings, "%llu values are too large for %s and became infinite; --dtype=f32 holds them", (unsigned long long)x->n_infinite,
                          x->dtype == AQ_DTYPE_OTHER ? "their type" : aq_dtype_name(x->dtype));
     json_t *recoding = x->target->recodes ? recoding_report(x) : json_null();
     for (size_t i = 0; i < x->warnings.n_items; i++) aq_job_log(&x->job, AQ_LOG_WARNING, "%s", x->warnings.items[i]);

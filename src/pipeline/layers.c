@@ -250,7 +250,7 @@ static aq_status judge_nonfinite(work *w, layer *l, size_t index, bool *kept, aq
     }
     aq_fail_at(err, AQ_ERR_FORMAT, aq_model_file(run->model, t->file_index), t->name, "%llu of %llu values are NaN or infinite, the first at index %llu",
                (unsigned long long)n, (unsigned long long)t->count, (unsigned long long)first);
-    aq_hint(err, "--nonfinite keep stores this tensor unquantized, --nonfinite zero replaces such values by 0");
+    aq_hint(err, "--nonfinite=keep stores this tensor unquantized, --nonfinite=zero replaces such values by 0");
     return AQ_ERR_FORMAT;
 }
 

@@ -194,7 +194,7 @@ static aq_status add_tensor(quantize_run *run, size_t i, demand *d, aq_error *er
 static aq_status too_little(const memory_plan *m, bool given, aq_error *err) {
     unsigned long long limit = m->limit_bytes / MIB, minimum = m->minimum_bytes / MIB;
     aq_fail(err, AQ_ERR_MEMORY, "the memory limit of %llu MiB is too small: the largest tensor needs %llu MiB", limit, minimum);
-    aq_hint(err, "%s --max-memory %lluMiB", given ? "allow at least" : "half of the free memory is the default; free some, or allow it with", minimum);
+    aq_hint(err, "%s --max-memory=%lluMiB", given ? "allow at least" : "half of the free memory is the default; free some, or allow it with", minimum);
     return AQ_ERR_MEMORY;
 }
 
@@ -292,7 +292,7 @@ static aq_status open_model(quantize_run *run, const char *model_path, aq_error 
     if (status != AQ_OK) return status;
     for (size_t i = 0; i < aq_model_n_warnings(run->model); i++) aq_sentences_add(&run->warnings, "%s", aq_model_warning(run->model, i));
     if (aq_model_modality(run->model) == AQ_MODALITY_UNKNOWN)
-        aq_sentences_add(&run->warnings, "the modality cannot be told from the model's files; give it with --modality text|code|image|audio to record it");
+        aq_sentences_add(&run->warnings, "the modality cannot be told from the model's files; give it with --modality=text|code|image|audio to record it");
     return AQ_OK;
 }
 

@@ -319,7 +319,7 @@ static bool fill_gap(workspace *w, const aq_plan_problem *problem, const step *n
 static aq_status infeasible(const aq_plan_problem *problem, uint64_t budget, uint64_t minimum, aq_error *err) {
     aq_fail(err, AQ_ERR_BUDGET, "the budget of %" PRIu64 " bytes cannot be met: the smallest size that %zu layers can reach is %" PRIu64 " bytes", budget,
             problem->n_items, minimum);
-    aq_hint(err, "give --target-size %" PRIu64 "B or more, allow fewer bits (--allow-bits), or a lower floor (--min-accuracy)", minimum);
+    aq_hint(err, "give --target-size=%" PRIu64 "B or more, allow fewer bits (--allow-bits), or a lower floor (--min-accuracy)", minimum);
     if (err) err->minimum_bytes = minimum;
     return AQ_ERR_BUDGET;
 }

@@ -167,7 +167,7 @@ static aq_status measure_rows(const work *w, size_t item, layer *l, const aq_pla
     if (l->n_bad && w->options->nonfinite == AQ_PLAN_NONFINITE_ERROR) {
         aq_fail_at(err, AQ_ERR_FORMAT, aq_model_file(w->model, t->file_index), t->name, "%llu values of the %llu that were looked at are NaN or infinite",
                    (unsigned long long)l->n_bad, (unsigned long long)(rows->n_rows * rows->cols));
-        aq_hint(err, "--nonfinite keep stores this tensor unquantized, --nonfinite zero replaces such values by 0");
+        aq_hint(err, "--nonfinite=keep stores this tensor unquantized, --nonfinite=zero replaces such values by 0");
         return AQ_ERR_FORMAT;
     }
     aq_plan_inputs inputs;

@@ -118,8 +118,8 @@ static aq_status check_data(const aq_model *model, const aq_plan_options *o, aq_
                    o->calib ? "the calibration has none of this layer" : "no calibration is given");
         aq_hint(err, gradient
                          ? "collect them in torch with arrow_quant_v2.torch.Recorder(model, \"FILE.aqcal\", gradients=True) around loss.backward(), or with "
-                           "gradients=\"output\", which needs no loss, then give --calib FILE.aqcal; the method \"variance\" needs no data"
-                         : "collect them in torch with arrow_quant_v2.torch.Recorder(model, \"FILE.aqcal\"), then give --calib FILE.aqcal; the method "
+                           "gradients=\"output\", which needs no loss, then give --calib=FILE.aqcal; the method \"variance\" needs no data"
+                         : "collect them in torch with arrow_quant_v2.torch.Recorder(model, \"FILE.aqcal\"), then give --calib=FILE.aqcal; the method "
                            "\"variance\" needs no data");
         return AQ_ERR_USAGE;
     }

@@ -1,7 +1,7 @@
 /* Round to nearest: the pair of a group from its smallest and largest value, the range widened to contain 0 (algorithms 1).
  *
- * In the f32 form z is an integer, so that 0 stays exactly 0; a group of equal values comes back exactly; an all-zero group has s = 1, z = 0.
- * In the f16 form scale and offset are the range's, each rounded to half precision.
+ * In the f32 form z is an integer, so that 0 stays exactly 0 (but not where the range itself is more than F32 holds); a group of equal values comes back
+ * exactly; an all-zero group has s = 1, z = 0. In the f16 form scale and offset are the range's, each rounded to half precision.
  */
 #include "quant/quant_internal.h"
 
@@ -10,7 +10,7 @@
 
 #include "base/half.h"
 
-/* The largest s <= s0 with which no code overflows F32: integer z can shift the range past its end. */
+/* The largest s <= s0 with which no code overflows F32. */
 static float limit_scale(float s, float z, float q_max) {
     float reach = z > q_max - z ? z : q_max - z;
     if (isinf(reach * s)) s = FLT_MAX / reach;
@@ -46,6 +46,8 @@ static bool range_pair(const aq_quant_spec *spec, float lo, float hi, void *slot
     if (spec->params == AQ_PARAMS_F16) return aq_pair_store(spec, s, lo, slot, out);
     float z = (float)(-(double)lo / (double)s + 0x1.8p52 - 0x1.8p52); /* rounded half to even */
     z = z < q_max ? z : q_max;
+    /* An integer z shifts the range, here past the end of F32. A smaller scale would clip the other end; z as it is keeps every value within half a step. */
+    if (isinf((z > q_max - z ? z : q_max - z) * s)) z = (float)(-(double)lo / (double)s);
     s = limit_scale(s, z, q_max);
     return aq_pair_store(spec, s, -(double)z * s, slot, out);
 }

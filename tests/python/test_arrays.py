@@ -49,6 +49,25 @@ def test_round_trip_is_within_half_a_step_for_any_shape_and_bit_width(a, bits):
     assert np.array_equal(back, dequantize(r))
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("ends", [(-3.4e38, 3.4e38), (-3.4028235e38, 3.4028235e38), (-1e38, 3.4e38), (-3.4e38, 0.1e38), (-2e38, 2.1e38)])
+def test_a_range_of_more_than_float32_holds_comes_back_within_half_a_step(ends, bits):
+    a = np.linspace(*np.array(ends, np.float64), 128).astype(np.float32)
+    r = aq.quantize_array(a, bits)
+    back, step = aq.dequantize(r), r["scales"][0]
+    assert np.all(np.isfinite(back)) and np.all(np.abs(back.astype(np.float64) - a) <= 0.5 * step * (1 + 1e-5))
+
+
+@pytest.mark.parametrize("group", [1, 32, 50, 128, 200, 250, 1000])
+def test_a_batch_in_groups_of_any_length_is_what_each_array_gives_alone(group):
+    rng = np.random.default_rng(1)
+    weights = {f"w{i}": rng.standard_normal((3 + i, 40 * i + 1), dtype=np.float32) for i in range(6)}
+    batch = aq.quantize_batch(weights, 4, group=group)
+    assert batch == {name: aq.quantize_array(a, 4, group) for name, a in weights.items()} and batch["w1"]["group_size"] == group
+    with pytest.raises(ValueError, match="^Invalid group: 0. Must be 1 or more$"):
+        aq.quantize_batch(weights, group=0)
+
+
 @settings(deadline=None)
 @given(hnp.arrays(st.sampled_from([np.float16, np.float32, np.float64]), (6, 11, 5), elements=st.floats(-1000, 1000, width=16)), bit_widths, st.data())
 def test_any_dtype_and_stride_gives_the_bytes_of_the_contiguous_float32_array(a, bits, data):

@@ -217,6 +217,14 @@ def test_bit_width_comes_first(entry, bits):
     assert str(e.value) == f"Invalid bit_width: {bits}. Must be 2, 4, or 8"
 
 
+@pytest.mark.parametrize("name", ["layer_name", "weights", "shape"])
+def test_two_columns_of_one_name_are_refused(name):
+    t = table(layers())
+    twice = pa.Table.from_arrays([*t.columns, t[name]], names=[*t.column_names, name])
+    with pytest.raises(ValueError, match=f"^Duplicate column '{name}' in Arrow schema: there are 2 of that name$"):
+        aq.ArrowQuantV2().quantize_arrow(twice)
+
+
 @pytest.mark.parametrize("missing", ["layer_name", "weights"])
 def test_a_missing_column_is_named(missing):
     with pytest.raises(ValueError) as e:

@@ -1,6 +1,7 @@
 """Every public name is documented, introspectable, and its example runs."""
 
 import doctest
+import importlib
 import inspect
 import subprocess
 import sys
@@ -63,6 +64,20 @@ SIGNATURES = {
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_signatures_show_the_names_and_defaults(name):
     assert str(inspect.signature(dict(documented())[name])) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize(
+    ("function", "stub", "others"),
+    [("quantize", "QuantizeSettings", "path output"), ("quantize_async", "QuantizeSettings", "path output"), ("plan", "PlanSettings", "path")]
+    + [("inspect", "Settings", "path component variant")],
+)
+def test_signatures_and_stubs_show_every_setting(function, stub, others):
+    parameters = inspect.signature(getattr(aq, function)).parameters
+    settings = getattr(importlib.import_module("arrow_quant_v2._settings"), stub).__annotations__
+    fields = aq.DiffusionQuantConfig().to_dict()
+    assert set(parameters) == set(settings) | set(others.split()) and set(fields) <= set(settings)
+    assert {name: parameters[name].default for name in fields} == fields
+    assert all(p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values())
 
 
 def test_the_type_stubs_say_what_the_module_is():

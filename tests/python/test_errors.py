@@ -1,10 +1,14 @@
 """Exceptions: their classes, attributes and whole texts."""
 
+import inspect
 import pickle
+import re
 
 import arrow_quant_v2 as aq
 import numpy as np
 import pytest
+from arrow_quant_v2 import _core
+from files import ROOT, write_model
 
 ONE = np.ones(4, np.float32)
 
@@ -139,7 +143,7 @@ def test_quantize_layer_auto_names_what_is_missing():
         with pytest.raises(TypeError, match="^Params must be a list of dictionaries$"):
             q.quantize_layer_auto(ONE, params)
     for change in ({"scale": 0.0}, {"scale": np.nan}, {"zero_point": np.inf}, {"group_size": 0}, {"time_range": (5, 1)}, {"time_range": 3}):
-        with pytest.raises(ValueError, match=f"^Invalid {next(iter(change))} of time group 0"):
+        with pytest.raises(ValueError, match=f"^Invalid {next(iter(change))} of time group 0: {re.escape(str(next(iter(change.values()))))}. Must be "):
             q.quantize_layer_auto(ONE, [good | change])
     with pytest.raises(ValueError, match="at least one"):
         q.quantize_layer_auto(ONE, [])
@@ -337,3 +341,49 @@ def test_an_array_interface_that_can_be_is_taken():
     for fields in ({}, {"strides": None}, {"strides": (4,)}):
         assert aq.quantize_batch({"X": Interface(**fields)}) == expected
     assert aq.quantize_batch({"X": Interface(shape=(0, 3), data=(0, True))})["X"]["scales"] == []
+
+
+# ---- options in texts ----
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("--overwrite replaces it", "overwrite=True replaces it"),
+        ("--nonfinite=keep stores it, --nonfinite=zero does not", "nonfinite='keep' stores it, nonfinite='zero' does not"),
+        ("give --target-size=123B or more, allow fewer bits (--allow-bits)", "give target_size='123B' or more, allow fewer bits (allow_bits)"),
+        ("choose one with --component=NAME", "choose one with component=NAME"),
+        ("leave out --fail-fast", "leave out fail_fast=True"),
+        ("which --no-follow-symlinks refuses", "which follow_symlinks=False refuses"),
+        ("a--overwrite.safetensors: --limit=json_depth=9, --unknown -- x", "a--overwrite.safetensors: --limit=json_depth=9, --unknown -- x"),
+        ("é --mkdir", "é mkdir=True"),
+    ],
+)
+def test_options_in_texts_are_spelt_as_keywords(text, spelled):
+    assert _core.spelled(text) == spelled
+
+
+def test_every_option_that_the_library_names_is_a_keyword_of_a_function():
+    folder = ROOT / "src"
+    if not folder.is_dir():
+        pytest.skip("no sources here")
+    literals = [text for file in folder.glob("*/*.c") if "page" not in file.name for text in re.findall(r'"((?:[^"\\\n]|\\.)*)"', file.read_text("utf-8"))]
+    named = {flag for text in literals for flag in re.findall(r"(?:^|[ (])(--[a-z][a-z-]+)", text)} - {"--limit"}  # of the command line alone
+    assert len(named) > 20
+    known = set().union(*(inspect.signature(f).parameters for f in (aq.quantize, aq.plan, aq.export, aq.inspect, aq.CalibrationLoader.generate_synthetic_data)))
+    for flag in named:
+        word = re.match(r"\w+", _core.spelled(flag))
+        assert word and word[0] in known, flag
+
+
+def test_hints_name_arguments(tmp_path):
+    model = write_model(tmp_path / "m")
+    aq.quantize(model, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="add overwrite=True") as e:
+        aq.quantize(model, tmp_path / "out")
+    assert "--" not in str(e.value)
+    with pytest.raises(FileNotFoundError, match="mkdir=True"):
+        aq.quantize(model, tmp_path / "deep" / "out")
+    with pytest.raises(aq.BudgetError) as budget:
+        aq.quantize(model, tmp_path / "none", target_size="1KB")
+    assert "target_size" in budget.value.hint and "--" not in str(budget.value)

@@ -60,6 +60,9 @@ def test_ST09_a_tensor_of_another_type_is_an_error_for_that_tensor_only(tmp_path
     with pytest.raises(TypeError, match="tensor 'odd' is of type C64"):
         loader.get_tensor("odd")
     assert loader.get_tensor("good").tolist() == [1.0, 2.0]
+    with pytest.warns(UserWarning, match=r"^Left out 1 of 2 tensors:\n.*tensor 'odd' is of type C64"):
+        everything = loader.get_all_tensors()
+    assert {name: a.tolist() for name, a in everything.items()} == {"good": [1.0, 2.0]}
 
 
 def test_an_unknown_name_is_a_key_error(model):

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import arrow_quant_v2 as aq
 import numpy as np
@@ -62,6 +64,49 @@ def test_FA10_ctrl_c_stops_a_long_call_and_leaves_nothing_half_written(large, tm
     aq.quantize(large, tmp_path / "out")
     aq.quantize(large, tmp_path / "whole")
     assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "whole") and sorted(p.name for p in tmp_path.iterdir()) == ["out", "whole"]
+
+
+OTHERS_INTERRUPTED = """
+import os, signal, sys, threading, arrow_quant_v2 as aq
+name, model, container, out = sys.argv[1:]
+def told(p):
+    if p.fraction > 0:
+        os.kill(os.getpid(), signal.SIGINT)
+def generation(figures):
+    os.kill(os.getpid(), signal.SIGINT)
+calls = {
+    "verify": lambda: aq.verify(container, model, progress=told),
+    "diff": lambda: aq.diff(container, model, progress=told),
+    "export": lambda: aq.export(container, out, progress=told),
+    "export gguf": lambda: aq.export(container, out + ".gguf", to="gguf", progress=told),
+    "export gptq": lambda: aq.export(container, out, to="gptq", source=model, progress=told),
+    "report": lambda: aq.report(container, out, against=model, progress=told),
+    "plan": lambda: aq.plan(model, target_bpw=5, progress=told),
+    "evolve": lambda: aq.plan(model, target_bpw=5, generations=1000, on_generation=generation),
+    "evolve with a fitness": lambda: aq.plan(model, target_bpw=5, generations=1000, fitness=lambda layers: generation(layers) or 1.0),
+    "search": lambda: aq.EvolutionarySearch(num_generations=100000, max_evaluations=10**9).search(model, out, aq.DiffusionQuantConfig(modality="image")),
+}
+if name == "search":
+    threading.Timer(0.5, generation, [None]).start()
+try:
+    calls[name]()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.fixture(scope="module")
+def container(large, tmp_path_factory):
+    out = tmp_path_factory.mktemp("container") / "c"
+    aq.quantize(large, out, method="rtn", verify=False)
+    return out
+
+
+@pytest.mark.parametrize("call", ["verify", "diff", "export", "export gguf", "export gptq", "report", "plan", "evolve", "evolve with a fitness", "search"])
+def test_FA10_ctrl_c_stops_every_other_long_call_and_nothing_half_written_stays(large, container, tmp_path, call):
+    run = run_python(OTHERS_INTERRUPTED, call, large, container, tmp_path / "out")
+    assert run.stdout == "interrupted\n", run.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_FA10_ctrl_c_stops_inside_one_large_layer(tmp_path):
@@ -201,6 +246,15 @@ def stays_flat(call, n, warm_up=None, allowed=4 << 20):
     assert resident_bytes() - before < allowed and len(gc.get_objects()) - objects < 500
 
 
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder in memory, where there is one, with the smallest model `m`: ten thousand runs in seconds."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        write_model(Path(folder) / "m", n_layers=1, rows=8, cols=8)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 class TestNothingLeaks:
     def test_reading_and_failing_calls(self, small, tmp_path):
@@ -218,7 +272,7 @@ class TestNothingLeaks:
                 except aq.ArrowQuantError:
                     pass
 
-        stays_flat(call, 2500)
+        stays_flat(call, 10000, warm_up=300)
 
     def test_ten_thousand_calls(self, small):
         quantizer = aq.ArrowQuantV2()
@@ -230,20 +284,34 @@ class TestNothingLeaks:
             aq.ArrowQuantV2("base")
             aq.DiffusionQuantConfig(bit_width=8).validate()
 
-        stays_flat(call, 10000)
+        stays_flat(call, 10000, warm_up=300)
 
-    def test_whole_runs(self, small, tmp_path):
+    def test_whole_runs(self, tiny):
         def call(i):
-            aq.ArrowQuantV2().quantize_diffusion_model(small, tmp_path / "out", progress_callback=lambda m, f: None)
-            aq.ArrowQuantV2().validate_quality(small, tmp_path / "out")
+            aq.ArrowQuantV2().quantize_diffusion_model(tiny / "m", tiny / "out", progress_callback=lambda m, f: None)
 
-        stays_flat(call, 60, warm_up=20)
+        stays_flat(call, 10000, warm_up=300)
+
+    @pytest.mark.parametrize("name", ["validate", "export", "plan", "inspect", "verify", "diff", "report"])
+    def test_jobs(self, tiny, name):
+        model, out = tiny / "m", tiny / "out"
+        aq.quantize(model, out)
+        calls = {
+            "validate": lambda i: aq.ArrowQuantV2().validate_quality(model, out),
+            "export": lambda i: aq.export(out, tiny / "e", overwrite=True),
+            "plan": lambda i: aq.plan(model),
+            "inspect": lambda i: aq.inspect(model),
+            "verify": lambda i: aq.verify(out),
+            "diff": lambda i: aq.diff(out, model),
+            "report": lambda i: aq.report(out, tiny / "r.html", overwrite=True),
+        }
+        stays_flat(calls[name], 10000, warm_up=300)
 
     def test_the_loader(self, tmp_path):
         from files import write_sharded
 
         write_sharded(tmp_path, {"m.safetensors": {"a": np.ones((100, 100), np.float32)}})
-        stays_flat(lambda i: aq.load_sharded_safetensors(tmp_path).get_all_tensors(), 2500)
+        stays_flat(lambda i: aq.load_sharded_safetensors(tmp_path).get_all_tensors(), 10000)
 
 
 # ---- import ----

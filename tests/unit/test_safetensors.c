@@ -71,7 +71,7 @@ static void ST01_bad_header_length_is_refused(void **state) {
     memset(all, 0xFF, sizeof all);
     refuse_with(st_write("bad.safetensors", all, sizeof all), NULL, AQ_ERR_FORMAT, "header length is 18,446,744,073,709,551,615");
     refuse_with(st_write_raw("bad.safetensors", "{", 1, 100000001, NULL, 100000001), NULL, AQ_ERR_FORMAT, "over the limit header_bytes of 100,000,000");
-    assert_non_null(strstr(g_err.hint, "--limit header_bytes"));
+    assert_non_null(strstr(g_err.hint, "--limit=header_bytes"));
 }
 
 static void ST02_header_must_begin_with_a_brace(void **state) {
