@@ -226,7 +226,7 @@ def test_IX09_containers_and_models_are_told_apart(cli, model, container):
 def test_FA08_too_little_memory_names_what_is_enough(cli, model):
     result = cli("quantize", model.name, "--max-memory", "1MiB")
     assert result.code == 7
-    enough = result.err.split("--max-memory ")[1].split()[0]
+    enough = result.err.split("--max-memory=")[1].split()[0]
     assert cli("quantize", model.name, "--max-memory", enough).code == 0
 
 

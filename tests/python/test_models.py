@@ -475,7 +475,7 @@ def test_an_interrupted_run_of_other_settings_is_discarded_and_never_mixed(tmp_p
         aq.quantize(model, tmp_path / "out", bits=2, min_accuracy=0.1, progress=lambda p: p.stage != "verify")
     with pytest.raises(aq.ConfigurationError) as e:
         aq.quantize(model, tmp_path / "out", bits=8)
-    assert e.value.hint == "restart=True discards that state and starts over" and "--" not in str(e.value)
+    assert "restart=True" in e.value.hint and "--" not in str(e.value)
     with caplog.at_level(logging.WARNING, "arrow_quant_v2"):
         quantize(model, tmp_path / "out", aq.DiffusionQuantConfig(bit_width=8))
     assert any("starts anew" in r.getMessage() for r in caplog.records)

@@ -137,7 +137,7 @@ def test_the_memory_limit_is_a_memory_error(tmp_path):
 def test_a_model_without_modality_is_quantized_with_a_warning(tmp_path):
     r = aq.quantize(write_model(tmp_path / "m", modality=None), tmp_path / "out")
     assert any("modality" in w for w in r.warnings)
-    with pytest.raises(aq.ValidationError, match="--strict"):
+    with pytest.raises(aq.ValidationError, match="strict=True"):
         aq.quantize(tmp_path / "m", tmp_path / "strict", strict=True)
 
 
