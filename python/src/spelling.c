@@ -13,21 +13,28 @@ static const struct {
     const char *option, *keyword;
     bool is_switch;
 } others[] = {
+    {"against", "against", false},
     {"allow_unmatched", "allow_unmatched", true},
+    {"bits", "bits", false},
     {"calib", "calib", false},
     {"component", "component", false},
     {"dtype", "dtype", false},
     {"follow_symlinks", "follow_symlinks", true},
+    {"group", "group", false},
     {"lora", "lora", false},
     {"max_memory", "max_memory", false},
     {"mkdir", "mkdir", true},
     {"overwrite", "overwrite", true},
+    {"plan", "plan", false},
     {"restart", "restart", true},
+    {"samples", "samples", false},
     {"shape", "sample_shape", false},
     {"skip_unknown_dtype", "skip_unknown_dtype", true},
     {"source", "source", false},
     {"strict", "strict", true},
     {"target_size", "target_size", false},
+    {"threads", "threads", false},
+    {"time_groups", "time_groups", false},
     {"variant", "variant", false},
 };
 
