@@ -68,6 +68,8 @@ class Settings(TypedDict, total=False):
     allow_bits: Sequence[int]
     target_bpw: float | None
     plan_path: Path | None
+    sensitive_layer_score: float | None
+    sensitivity_method: str
     # short names
     bits: int
     group: int
