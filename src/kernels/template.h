@@ -727,6 +727,7 @@ static void unpack_panel(const aq_code_panel *p, float *out) {
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint16_t halves8 __attribute__((vector_size(16)));
 typedef float floats8 __attribute__((vector_size(32)));
+typedef uint32_t words32 __attribute__((vector_size(VECTOR_BYTES)));
 
 static inline __attribute__((always_inline)) void two_level_8(halves8 field, int p, float scale, float offset, float *s, float *o) {
     halves8 k = (field & (uint16_t)((1 << p) - 1)) + 1, m = field >> p;
@@ -738,7 +739,7 @@ static inline __attribute__((always_inline)) void two_level_8(halves8 field, int
 /* As aq_finite_f16_to_f32. */
 static inline vf v_finite_halves(vi words) {
     vf size = (vf)((words & 0x7FFF) << 13) * 0x1p112f;
-    return (vf)((vi)size | (words & 0x8000) << 16);
+    return (vf)((words32)size | ((words32)words & 0x8000u) << 16);
 }
 
 static void half_lines(const uint8_t *stored, size_t n, float *s, float *o) {
@@ -805,6 +806,7 @@ static inline __attribute__((always_inline)) void dot_outputs(const aq_code_rows
             codes[i] = rows->codes + (first + i) * rows->bytes + at;
             __builtin_prefetch(codes[i] + n_outputs * rows->bytes); /* of the outputs after these */
         }
+        /* cppcheck-suppress uninitvar ; n_outputs is 1 or more */
         if ((size_t)(memory_end - codes[n_outputs - 1]) < sizeof last) { /* no other row of these can end so near, as outputs are taken one by one then */
             memset(last, 0, sizeof last);
             codes[n_outputs - 1] = memcpy(last, codes[n_outputs - 1], rows->bytes - at < 64 ? rows->bytes - at : 64);

@@ -105,7 +105,7 @@ static aq_status make_balance(const quantize_run *run, size_t index, size_t laye
     aq_status status = AQ_OK;
     *any = false;
     for (uint32_t g = 0; g < n_groups && status == AQ_OK; g++) {
-        double only[128] = {0}, power;
+        double only[128] = {0}, power = 0;
         weights[g] = 0;
         if (aq_calib_group(run->calib, layer, g).hessian_count == 0) continue;
         only[g] = 1;
