@@ -64,19 +64,21 @@ class Image:
             for i in range(0, 512, 64):
                 self.reference(noisy[i : i + 64], timestep=t[i : i + 64], class_labels=y[i : i + 64])
 
-    def integer(self, model, mode):
-        self.context = integer_activations(model, mode, timestep="timestep")
+    def integer(self, model, mode, path=None):
+        self.context, self.folded = integer_activations(model, mode, timestep="timestep"), folded(path)
 
     @torch.no_grad()
     def layer_errors(self, model, images=64):
         """Relative squared error of each layer's output under the reference's own inputs: {name: error}."""
         x, t, y, eps = self.eval.noise_batch(self.data, images)
+        scales, shifts, outputs = self.folded
         layers = {name: part for name, part in model.named_modules() if isinstance(part, IntegerLinear)}
         error, power, handles = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0), []
 
         def hook(name):
             def compare(module, inputs, output):
-                error[name] += (layers[name](inputs[0]) - output).double().square().sum().item()
+                by, plus = outputs.get(name, (1, 0))
+                error[name] += (layers[name]((inputs[0] - shifts.get(name, 0)) * scales.get(name, 1)) * by + plus - output).double().square().sum().item()
                 power[name] += output.double().square().sum().item()
 
             return compare
@@ -145,6 +147,29 @@ class Text:
             "cross_entropy": (nll.sum() / count.sum()).item(),
             "cross_entropy_parts": (nll / count).tolist(),
         }
+
+
+def folded(path):
+    """Where equalization is folded: what the operations before layers make of their inputs, (x - m) s, as {layer: s} and {layer: m}, and how the outputs of
+    linear layers that are such operations become the original's, y a + b, as {layer: (a, b)}."""
+    scales, shifts, outputs = {}, {}, {}
+    if path is None:
+        return scales, shifts, outputs
+    with aq.open(path) as f:
+        for name, tensor in f.items():
+            layer = name.removesuffix(".weight")
+            if tensor.equalization_folded:
+                scales[layer] = torch.tensor(tensor.equalization_scales)
+            if tensor.folded_shift is not None:
+                shifts[layer] = torch.tensor(tensor.folded_shift)
+        for fold in json.loads((pathlib.Path(path) / "metadata.json").read_text())["folds"]:
+            consumer = fold["consumers"][0].removesuffix(".weight")
+            for part in (p for p in fold["producer"] if p["tensor"].endswith(".bias")):
+                by, plus = outputs.setdefault(part["tensor"].removesuffix(".bias"), (torch.ones(f[part["tensor"]].shape), torch.zeros(f[part["tensor"]].shape)))
+                rows = slice(part["row_begin"], part["row_begin"] + fold["inputs"])
+                by[rows] = 1 / scales[consumer]
+                plus[rows] = by[rows] - 1 if part["adds_one"] else shifts.get(consumer, torch.zeros(1))
+    return scales, shifts, outputs
 
 
 def containers(task, work, calibration, bits, extra):

@@ -49,6 +49,7 @@ typedef struct aq_store_record {
     const float *equalization_scales; /* [cols] or NULL */
     uint64_t n_equalization_scales;
     bool equalization_folded;         /* the operation before the layer already multiplies its output by s: aq_store_read_f32 gives W / s then */
+    const float *folded_shift;        /* [cols] or NULL; with a folded equalization: that operation gives (x - m) s, and the layer's bias holds W m */
     uint32_t hadamard_group;          /* 0: not rotated */
     float smoothing_alpha;            /* of the statistics the activation parameters come from; 0: none */
     const aq_time_group *time_groups; /* activation parameters per time group, or NULL */
@@ -106,6 +107,7 @@ typedef struct aq_store_predicted {
     const aq_quant_spec *spec; /* NULL: raw */
     uint64_t data_bytes, params_bytes;
     uint64_t n_equalization_scales; /* 0: none */
+    uint64_t n_folded_shift;        /* 0: none */
     uint64_t n_time_groups;         /* 0: none */
     uint64_t file_bytes;            /* about what the whole container will take: offsets in a large one are longer */
 } aq_store_predicted;
@@ -146,6 +148,7 @@ typedef struct aq_store_tensor {
     const float *equalization_scales; /* these as in aq_store_record */
     uint64_t n_equalization_scales;
     bool equalization_folded;
+    const float *folded_shift;
     uint32_t hadamard_group;
     float smoothing_alpha;
     const aq_time_group *time_groups;

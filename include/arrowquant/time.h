@@ -70,18 +70,24 @@ AQ_API double aq_time_groups_smoothness(const aq_time_group *groups, size_t n, d
 
 /* s_i = sqrt(max|W_i| / max|X_i|) per input channel; 1 where either is 0 or the quotient is not a normal number. w_absmax, x_absmax, out [n]. */
 AQ_API void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
-/* The same with more of the range moved to the weights: s_i = max|W_i|^(1 - a) / max|X_i|^a. AQ_EQUALIZE_HALF is the above. */
+/* How far the inputs' range is taken to the weights. Codes of inputs share one step, which the widest few channels set: LIMIT_k scales these alone, down to
+ * 2^(-k/4) times the widest one's range, s_i = min(1, 2^(-k/4) max_j max|X_j| / max|X_i|), and leaves the other columns of W as they are. */
 typedef enum aq_equalize {
     AQ_EQUALIZE_NONE,
-    AQ_EQUALIZE_HALF,
-    AQ_EQUALIZE_MORE /* a = 3/4 */,
-    AQ_EQUALIZE_ALL /* a = 1 */,
-    AQ_EQUALIZE_INPUT_QUARTER /* 1 / max|X_i|^(1/4): the weights' own range is left alone */,
-    AQ_EQUALIZE_INPUT_HALF /* 1 / max|X_i|^(1/2) */
+    AQ_EQUALIZE_HALF, /* the above */
+    AQ_EQUALIZE_LIMIT_1,
+    AQ_EQUALIZE_LIMIT_2,
+    AQ_EQUALIZE_LIMIT_3,
+    AQ_EQUALIZE_LIMIT_4,
+    AQ_EQUALIZE_LIMIT_5,
+    AQ_EQUALIZE_LIMIT_6
 } aq_equalize;
 AQ_API void aq_equalization_scales_by(aq_equalize strength, const float *w_absmax, const float *x_absmax, uint64_t n, float *out);
 /* Largest magnitude per column of W [rows, n]; out is raised, so several slabs may be added (start with zeros). */
 AQ_API void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *out);
+/* Temporal aggregation of max|X_i| over groups of timesteps, one group after the other into out [n]: the largest (momentum below 0), or the running average
+ * m = momentum m + (1 - momentum) a, which begins with the first group and gives the last one the most weight. momentum below 1. */
+AQ_API void aq_temporal_absmax(const float *group, uint64_t n, bool is_first, double momentum, float *out);
 /* x[r, i] *= s[i], or /= s[i], in place. */
 AQ_API void aq_scale_columns(float *x, uint64_t rows, uint64_t n, const float *s, bool divide);
 /* out = x (1 - alpha) + mean(x) alpha along the last axis; x and out [rows, n] may be the same. alpha 0..1. */

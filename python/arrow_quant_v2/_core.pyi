@@ -88,6 +88,9 @@ class DiffusionQuantConfig:
     fallback: list[int]
     rotate: str
     smooth: str
+    fold_equalization: bool
+    temporal_aggregation: str
+    aggregation_momentum: float
     act_bits: int
     time_weighting: str
     damping: float

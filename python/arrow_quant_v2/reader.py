@@ -142,6 +142,12 @@ class Tensor:
         return self._info["equalization_folded"]
 
     @property
+    def folded_shift(self) -> Array | None:
+        """Shift m of the inputs, float32 [in], where their equalization is folded with one: the operation before the layer gives (x - m) s, and the layer's
+        bias holds W m. Else None."""
+        return self._info["folded_shift"]
+
+    @property
     def hadamard_group(self) -> int:
         """Inputs per block of the Hadamard rotation R; 0 where there is none."""
         return self._info["hadamard_group"]

@@ -86,11 +86,12 @@ static PyObject *extension_of(const aqpy_state *state, const aq_store_tensor *t)
         Py_XDECREF(values);
     }
     if (!stats) return NULL;
-    return Py_BuildValue("{sNsNsNsOsIsdsN}", "time_groups", t->n_time_groups ? aqpy_time_groups_list(t->time_groups, t->n_time_groups) : Py_NewRef(Py_None),
+    return Py_BuildValue("{sNsNsNsOsNsIsdsN}", "time_groups", t->n_time_groups ? aqpy_time_groups_list(t->time_groups, t->n_time_groups) : Py_NewRef(Py_None),
                          "equalization_scales", floats_or_none(state, t->equalization_scales, t->n_equalization_scales), "input_scales",
                          floats_or_none(state, t->equalization_scales, t->equalization_folded ? 0 : t->n_equalization_scales), "equalization_folded",
-                         t->equalization_folded ? Py_True : Py_False, "hadamard_group", (unsigned)t->hadamard_group, "smoothing_alpha",
-                         (double)t->smoothing_alpha, "activation_stats", stats);
+                         t->equalization_folded ? Py_True : Py_False, "folded_shift",
+                         floats_or_none(state, t->folded_shift, t->folded_shift ? t->n_equalization_scales : 0), "hadamard_group", (unsigned)t->hadamard_group,
+                         "smoothing_alpha", (double)t->smoothing_alpha, "activation_stats", stats);
 }
 
 static PyObject *info(PyObject *self, PyObject *args) {

@@ -14,9 +14,16 @@ static double square(float v) { return (double)v * (double)v; }
 /* Rotated inputs are sums of many, nearly normal: what lies beyond so many root mean squares is clipped. */
 #define ROTATED_RANGE 6.0F
 
+/* One channel less its shift. */
+static void add_channel(const aq_calib_stats *c, uint64_t i, const float *equalization, const float *shift, aq_time_stats *out) {
+    double m = shift ? (double)shift[i] : 0, n = (double)c->count, sum = c->sum[i] - n * m, sum_sq = c->sum_sq[i] - 2 * m * c->sum[i] + n * m * m;
+    float min = c->min[i] - (float)m, max = c->max[i] - (float)m;
+    aq_activation_channels(c->count, &sum, &sum_sq, &min, &max, equalization ? equalization + i : NULL, 1, out);
+}
+
 /* Statistics per channel of the inputs as the codes see them, in the time groups [first, end) of the collection. Returns how many parts there are. */
-static size_t gather(const quantize_run *run, size_t layer, uint32_t first, uint32_t end, const float *equalization, const float *rms, aq_time_stats *parts,
-                     aq_time_stats *raw) {
+static size_t gather(const quantize_run *run, size_t layer, uint32_t first, uint32_t end, const float *equalization, const float *shift, const float *rms,
+                     aq_time_stats *parts, aq_time_stats *raw) {
     uint64_t n = aq_calib_n_inputs(run->calib, layer);
     size_t used = 0;
     *raw = (aq_time_stats){0};
@@ -32,19 +39,19 @@ static size_t gather(const quantize_run *run, size_t layer, uint32_t first, uint
             if (rms)
                 *part = (aq_time_stats){.count = c.count, .std = (double)rms[i], .min = -ROTATED_RANGE * rms[i], .max = ROTATED_RANGE * rms[i]};
             else
-                aq_activation_channels(c.count, c.sum + i, c.sum_sq + i, c.min + i, c.max + i, equalization ? equalization + i : NULL, 1, part);
+                add_channel(&c, i, equalization, shift, part);
         }
     }
     return used;
 }
 
 /* Group `at` of the table: a pair by clip search over the channels, and the statistics of the inputs as they are. False: nothing was seen. */
-static bool fill_group(const quantize_run *run, size_t layer, size_t at, size_t n, const float *equalization, const float *rms, aq_time_stats *parts,
-                       layer_activations *out) {
+static bool fill_group(const quantize_run *run, size_t layer, size_t at, size_t n, const float *equalization, const float *shift, const float *rms,
+                       aq_time_stats *parts, layer_activations *out) {
     size_t n_seen = aq_calib_settings(run->calib)->n_groups;
     uint32_t first = (uint32_t)(at * n_seen / n), end = (uint32_t)((at + 1) * n_seen / n), start = 0, stop = 0, unused;
     aq_time_stats raw, all = {0};
-    size_t n_parts = gather(run, layer, first, end, equalization, rms, parts, &raw);
+    size_t n_parts = gather(run, layer, first, end, equalization, shift, rms, parts, &raw);
     for (size_t i = 0; i < n_parts; i++) aq_time_stats_combine(&all, &parts[i]);
     aq_activation_clip(parts, n_parts, &all.min, &all.max);
     aq_calib_group_range(run->calib, first, &start, &unused);
@@ -83,8 +90,8 @@ static aq_status smooth(const quantize_run *run, layer_activations *a, aq_error 
                                  (uint32_t)aq_config_int(run->config, "smoothing_window", 5), curve(run), err);
 }
 
-aq_status aq_activations(const quantize_run *run, size_t index, const float *equalization, const float *rms, layer_activations *out, char problem[160],
-                         aq_error *err) {
+aq_status aq_activations(const quantize_run *run, size_t index, const float *equalization, const float *shift, const float *rms, layer_activations *out,
+                         char problem[160], aq_error *err) {
     *out = (layer_activations){0};
     problem[0] = 0;
     size_t layer = 0;
@@ -102,7 +109,7 @@ aq_status aq_activations(const quantize_run *run, size_t index, const float *equ
         if (!make_arrays(out, n)) break;
         complete = true;
         for (size_t k = 0; k < n; k++) {
-            if (fill_group(run, layer, k, n, equalization, rms, parts, out) || n == 1) continue;
+            if (fill_group(run, layer, k, n, equalization, shift, rms, parts, out) || n == 1) continue;
             if (complete) snprintf(problem, 160, "no inputs were recorded for timesteps %d to %d", (int)out->groups[k].start, (int)out->groups[k].end - 1);
             complete = false;
         }
@@ -128,4 +135,9 @@ double aq_activations_noise(const layer_activations *a) {
         sum += square(a->groups[i].scale) / 12 * weight;
     }
     return a->n ? sum / (double)a->n : 0;
+}
+
+double aq_relative_error(const quantize_run *run, const aq_output_error *output, double code_sq, const layer_activations *a) {
+    bool eight = aq_config_int(run->config, "act_bits", 16) == 8;
+    return (output->err + (eight ? code_sq * aq_activations_noise(a) : 0)) / output->ref;
 }

@@ -10,12 +10,15 @@ typedef struct layer_activations {
     size_t n;
 } layer_activations;
 
-/* For the inputs as the codes see them, x s R (equalization [n] may be NULL; rms [n]: root mean squares of the rotated inputs, NULL when they are not rotated).
- * Nothing (n = 0) without calibration, with one that knows no ranges (an importance matrix), or with time awareness off. *problem: "" or why this layer has to
- * do with one pair for all timesteps, which is then what it gets. AQ_ERR_MEMORY. */
-aq_status aq_activations(const quantize_run *run, size_t index, const float *equalization, const float *rms, layer_activations *out, char problem[160],
-                         aq_error *err);
+/* For the inputs as the codes see them, (x - m) s R (equalization and shift [n] may be NULL; rms [n]: root mean squares of the rotated inputs, NULL when they
+ * are not rotated). Nothing (n = 0) without calibration, with one that knows no ranges (an importance matrix), or with time
+ * awareness off. *problem: "" or why this layer has to do with one pair for all timesteps,
+ * which is then what it gets. AQ_ERR_MEMORY. */
+aq_status aq_activations(const quantize_run *run, size_t index, const float *equalization, const float *shift, const float *rms, layer_activations *out,
+                         char problem[160], aq_error *err);
 void aq_activations_free(layer_activations *a);
+/* The relative error of a layer's output: of codes whose values' squares sum to code_sq, and of 8-bit inputs where the settings ask for them. */
+double aq_relative_error(const quantize_run *run, const aq_output_error *output, double code_sq, const layer_activations *a);
 /* Mean square of what 8-bit codes with these parameters add to an input value; 0 without groups. */
 double aq_activations_noise(const layer_activations *a);
 

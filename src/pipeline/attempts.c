@@ -4,7 +4,7 @@
  *   auto, image and audio   search, gptq; gptq on equalized channels (spatial)
  *   auto, text and code     search, gptq; at 2 bits r2q
  *   --rotate hadamard       the main method once more on rotated inputs
- *   --act-bits 8            more of the inputs' range moved to the weights, as far as the noise of 8-bit inputs is worth it
+ *   --act-bits 8            the widest inputs scaled down, as far as the noise of 8-bit inputs is worth it
  * The better one stays. A method that is named is taken as it is, with rotation and equalization tried where asked for. Without a second moment nothing can
  * be compared: gptq is the search, r2q its own fit with every input counting the same.
  */
@@ -70,10 +70,20 @@ static void add_bases(const quantize_run *run, size_t index, list *l, const aq_q
     if (!spatial || asked || !spatial_is_tried(run, index) || want < INPUTS_METRIC) return;
     add(l, spec, main, want, AQ_EQUALIZE_HALF, 0);
     if (aq_config_int(run->config, "act_bits", 16) != 8) return;
-    add(l, spec, main, want, AQ_EQUALIZE_MORE, 0);
-    add(l, spec, main, want, AQ_EQUALIZE_ALL, 0);
-    add(l, spec, main, want, AQ_EQUALIZE_INPUT_QUARTER, 0);
-    add(l, spec, main, want, AQ_EQUALIZE_INPUT_HALF, 0);
+    for (int k = AQ_EQUALIZE_LIMIT_1; k <= AQ_EQUALIZE_LIMIT_6; k++) add(l, spec, main, want, (aq_equalize)k, 0);
+}
+
+/* Where the equalization is folded, what is left to try is in its basis. */
+static size_t keep_folded(const quantize_run *run, size_t index, attempt *attempts, size_t n) {
+    const aq_fold *fold = aq_fold_of(&run->folds, index, NULL);
+    size_t kept = 0;
+    if (!fold) return n;
+    for (size_t i = 0; i < n; i++) {
+        if (attempts[i].basis.equalized != fold->strength) continue;
+        attempts[kept] = attempts[i];
+        attempts[kept++].basis.fold = fold;
+    }
+    return kept;
 }
 
 aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spatial, attempt out[MOST_ATTEMPTS], size_t *n, aq_error *err) {
@@ -105,12 +115,13 @@ aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spat
     } else {
         add_bases(run, index, &l, &spec, AQ_METHOD_SEARCH, known, spatial, cols);
     }
-    *n = l.n;
+    *n = keep_folded(run, index, out, l.n);
     return AQ_OK;
 }
 
 const char *aq_attempt_name(const attempt *a, char out[48]) {
-    snprintf(out, 48, "%s%s%s", aq_method_name(a->spec.method), a->basis.equalized ? " + spatial" : "", a->basis.hadamard_group > 1 ? " + hadamard" : "");
+    snprintf(out, 48, "%s%s%s", aq_method_name(a->spec.method), a->basis.equalized || a->basis.fold ? " + spatial" : "",
+             a->basis.hadamard_group > 1 ? " + hadamard" : "");
     return out;
 }
 
@@ -120,9 +131,7 @@ uint64_t aq_attempts_bytes(const attempt *attempts, size_t n, uint64_t n_inputs,
     for (size_t i = 0; i < n; i++) {
         uint64_t extra, bytes = aq_inputs_bytes(attempts[i].want, n_inputs, &extra);
         bool seen = false;
-        for (size_t k = 0; k < i; k++)
-            seen |= attempts[k].want == attempts[i].want && attempts[k].basis.equalized == attempts[i].basis.equalized &&
-                    attempts[k].basis.hadamard_group == attempts[i].basis.hadamard_group;
+        for (size_t k = 0; k < i; k++) seen |= attempts[k].want == attempts[i].want && aq_same_basis(&attempts[k].basis, &attempts[i].basis);
         if (seen) continue;
         sum = sum > UINT64_MAX - bytes ? UINT64_MAX : sum + bytes;
         if (extra > *making) *making = extra;

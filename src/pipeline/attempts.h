@@ -12,7 +12,7 @@ typedef struct attempt {
     inputs_basis basis;
 } attempt;
 
-enum { MOST_ATTEMPTS = 8 };
+enum { MOST_ATTEMPTS = 11 };
 
 /* Attempts for tensor `index` at `bits`, which must be quantized; the first is the plain one that others are compared with, and the one whose result stays
  * on a draw. spatial: with equalization where the settings have it. AQ_ERR_*: as aq_spec_at. */

@@ -33,6 +33,7 @@ static uint64_t calibrated_bytes(const quantize_run *run, size_t index, const aq
     aq_store_predicted with = {.name = t->name, .shape = &t->shape, .spec = spec, .file_bytes = run->source_bytes}, without = with;
     with.n_time_groups = timed ? (uint64_t)aq_config_int(run->config, "num_time_groups", 10) : 0;
     with.n_equalization_scales = aq_spatial_is_possible(run, index) ? cols : 0;
+    if (aq_config_bool(run->config, "fold_equalization")) with.n_folded_shift = with.n_equalization_scales;
     return aq_store_predict(&with) - aq_store_predict(&without) + REPORT_BYTES;
 }
 

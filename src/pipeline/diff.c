@@ -95,6 +95,8 @@ aq_status aq_diff(const char *a, const char *b, const aq_model_options *options,
     aq_job_init(&d.job, hooks, 0, 0);
     aq_status status = aq_source_open(&d.a, a, options, err);
     if (status == AQ_OK) status = aq_source_open(&d.b, b, options, err);
+    if (status == AQ_OK) status = d.b.store ? aq_source_align_folds(&d.a, &d.b, err) : aq_source_align_folds(&d.b, &d.a, err);
+    if (status == AQ_OK) d.a.unfolds = d.b.unfolds = true;
     if (status == AQ_OK) status = pair_up(&d, err);
     if (status == AQ_OK) status = aq_compare(&d.a, &d.b, d.pairs, d.n_pairs, d.results, &d.job, "diff", n_threads, err);
     if (status == AQ_OK && d.a.model) status = aq_model_check_unchanged(d.a.model, err);

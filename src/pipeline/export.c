@@ -94,7 +94,7 @@ aq_status aq_export_row_at(const exporting *x, size_t tensor, uint64_t row, expo
 
 /* A matching tensor of --source may stand for the container's weights: the same name and shape. */
 static bool source_has(const exporting *x, const aq_source_tensor *t) {
-    int64_t at = x->options->source && t->stored->quantized && !t->stored->equalization_folded ? aq_source_find(&x->original, t->name) : -1;
+    int64_t at = x->options->source && t->stored->quantized ? aq_source_find(&x->original, t->name) : -1;
     aq_source_tensor other;
     if (at < 0) return false;
     aq_source_tensor_at(&x->original, (size_t)at, &other);
@@ -120,10 +120,7 @@ static aq_status plan_all(exporting *x, aq_error *err) {
         aq_status status = x->target->plan(x, i, &t, err);
         if (status != AQ_OK) return status;
         if (x->options->source && x->target->recodes && t.stored->quantized && x->plans[i].from == EXPORT_RECODED && !x->plans[i].use_source)
-            aq_sentences_add(&x->warnings,
-                             t.stored->equalization_folded ? "%s: its equalization is folded into the layer before it, so --source is not used for it"
-                                                           : "%s is not in --source with this shape",
-                             t.name);
+            aq_sentences_add(&x->warnings, "%s is not in --source with this shape", t.name);
     }
     for (size_t i = 0; i < x->n_outs; i++) x->job.bytes_total += x->outs[i].size_bytes;
     x->job.n_total = n;
@@ -183,6 +180,8 @@ static aq_status read_values(exporting *x, const export_slab *s, export_scratch 
     t->values = t->reference;
     if (status != AQ_OK || !s->plan->use_source) return status;
     status = aq_source_read_f32(&x->original, (size_t)aq_source_find(&x->original, s->t.name), s->row, s->n_rows, t->source, err);
+    if (status == AQ_OK && s->t.stored->equalization_folded) /* what the container's layer stands for: W / s */
+        aq_scale_columns(t->source, s->n_rows, s->t.cols, s->t.stored->equalization_scales, true);
     t->values = t->source;
     return status;
 }
@@ -341,6 +340,19 @@ static aq_status check_adapters(const exporting *x, aq_error *err) {
     if (!x->options->source || n == 0 || (x->original.model && aq_model_n_adapters(x->original.model) == n)) return AQ_OK;
     aq_fail(err, AQ_ERR_USAGE, "the container holds %zu merged adapters, which --source lacks", n);
     aq_hint(err, "give the same --lora options that it was made with");
+    return AQ_ERR_USAGE;
+}
+
+/* The original weights in the form that the container's folds give them. */
+static aq_status check_folds(exporting *x, aq_error *err) {
+    size_t n = json_array_size(json_object_get(x->metadata, "folds"));
+    if (!x->options->source || n == 0) return AQ_OK;
+    aq_status status = x->original.model ? aq_folds_open(&x->original.folds, x->source.store, x->original.model, err) : AQ_OK;
+    bool complete = x->original.model;
+    for (size_t i = 0; i < x->original.folds.n; i++) complete &= x->original.folds.items[i].scales != NULL;
+    if (status != AQ_OK || complete) return status;
+    aq_fail(err, AQ_ERR_USAGE, "the container has equalization folded into %zu operations, which --source cannot follow", n);
+    aq_hint(err, "give the whole model that it was made of, not a container or a part");
     return AQ_ERR_USAGE;
 }
 
@@ -538,6 +550,7 @@ aq_status aq_export(const char *path, const char *out_path, const aq_export_opti
     if (status == AQ_OK && options->source) status = aq_source_open(&x->original, options->source, options->model, err);
     if (status == AQ_OK) x->metadata = aq_report_parsed(aq_store_metadata_json(x->source.store));
     if (status == AQ_OK) status = check_adapters(x, err);
+    if (status == AQ_OK) status = check_folds(x, err);
     if (status == AQ_OK) status = check_target(x, err);
     if (status == AQ_OK) status = plan_all(x, err);
     if (status == AQ_OK) status = x->single_file ? aq_export_weights(x, out_path, err) : aq_export_folder(x, err);

@@ -56,10 +56,16 @@ static aq_status write_codes(work *w, const candidate *c, aq_store_record *recor
     return status;
 }
 
-/* A kept tensor whose values are computed: fp8 with a scale, GGUF blocks. */
+/* What a fold computes keeps the precision it is computed in. */
+static aq_dtype kept_dtype_of(const quantize_run *run, size_t index) {
+    return aq_folds_change(&run->folds, index) ? AQ_F32 : aq_model_tensor(run->model, index)->kept_dtype;
+}
+
+/* A kept tensor whose values are computed: fp8 with a scale, GGUF blocks, what a fold changes. */
 static aq_status write_computed(work *w, size_t index, aq_store_record *record, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    const uint64_t size = aq_dtype_size(t->kept_dtype), step = AQ_STORE_PART_BYTES / size, chunk = AQ_SLAB_VALUES;
+    const aq_dtype kept_dtype = kept_dtype_of(w->run, index);
+    const uint64_t size = aq_dtype_size(kept_dtype), step = AQ_STORE_PART_BYTES / size, chunk = AQ_SLAB_VALUES;
     uint64_t most = t->count < step ? t->count : step;
     uint8_t *kept = aq_alloc(size * most);
     float *values = aq_alloc(4 * chunk);
@@ -68,8 +74,8 @@ static aq_status write_computed(work *w, size_t index, aq_store_record *record, 
         uint64_t n = t->count - at < step ? t->count - at : step;
         for (uint64_t i = 0; i < n && status == AQ_OK; i += chunk) {
             uint64_t m = n - i < chunk ? n - i : chunk;
-            status = aq_model_read_f32(w->run->model, index, at + i, m, values, err);
-            if (status == AQ_OK) aq_f32_to_elements(values, m, t->kept_dtype, kept + i * size);
+            status = aq_run_read_f32(w->run, index, at + i, m, values, err);
+            if (status == AQ_OK) aq_f32_to_elements(values, m, kept_dtype, kept + i * size);
         }
         record->row_begin = at;
         record->row_count = n;
@@ -106,6 +112,8 @@ static void describe_basis(const candidate *c, aq_store_record *record) {
     const layer_activations *a = &c->activations;
     record->equalization_scales = c->equalization;
     record->n_equalization_scales = c->equalization ? c->layout.cols : 0;
+    record->equalization_folded = c->attempt.basis.fold != NULL;
+    record->folded_shift = c->attempt.basis.fold ? c->attempt.basis.fold->shift : NULL;
     record->hadamard_group = c->attempt.basis.hadamard_group;
     record->time_groups = a->groups;
     record->n_time_groups = a->n;
@@ -138,11 +146,12 @@ aq_status aq_layer_write(work *w, const layer *l, size_t index, aq_error *err) {
     }
     record.quality.cosine = record.quality.sqnr_db = (double)NAN;
     record.quality.method = "keep";
-    const char *word = t->is_computed ? aq_dtype_name(t->kept_dtype) : t->dtype_name;
+    bool is_computed = t->is_computed || aq_folds_change(&w->run->folds, index);
+    const char *word = is_computed ? aq_dtype_name(kept_dtype_of(w->run, index)) : t->dtype_name;
     size_t i = 0;
     for (; word[i] && i + 1 < sizeof type; i++) type[i] = word[i] >= 'A' && word[i] <= 'Z' ? (char)(word[i] - 'A' + 'a') : word[i];
     type[i] = 0;
-    return t->is_computed ? write_computed(w, index, &record, err) : write_raw(w, index, &record, err);
+    return is_computed ? write_computed(w, index, &record, err) : write_raw(w, index, &record, err);
 }
 
 /* "gptq + hadamard (34.1 dB; search 25.3 dB)": the method, and where it was measured its output and what did worse. */

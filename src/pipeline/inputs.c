@@ -54,28 +54,53 @@ uint64_t aq_inputs_bytes(inputs_want want, uint64_t n, uint64_t *making) {
 
 /* ---- making ---- */
 
-/* Largest magnitude per input over the weights of the layers that share them, and over all timesteps of the inputs. */
+aq_status aq_run_read_f32(const quantize_run *run, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err) {
+    return aq_folds_read(&run->folds, run->model, index, begin, count, out, err);
+}
+
+aq_status aq_weight_ranges(const quantize_run *run, size_t index, float *out, aq_error *err) {
+    uint64_t rows, n;
+    aq_shape_matrix(&aq_model_tensor(run->model, index)->shape, &rows, &n);
+    uint64_t slab = aq_slab_rows(1 << 20, n, 1);
+    float *w = aq_alloc(slab * n * sizeof *w);
+    aq_status status = w ? AQ_OK : aq_fail_memory(err, slab * n * sizeof *w, "equalization scales");
+    for (uint64_t row = 0; row < rows && status == AQ_OK; row += slab) {
+        uint64_t m = rows - row < slab ? rows - row : slab;
+        if ((status = aq_run_read_f32(run, index, row * n, m * n, w, err)) == AQ_OK) aq_column_absmax(w, m, n, out);
+    }
+    aq_free(w);
+    return status;
+}
+
+/* From the first timesteps of sampling, the noisiest, to the last. */
+void aq_input_ranges(const quantize_run *run, size_t layer, const float *shift, float *out) {
+    bool averages = strcmp(aq_config_string(run->config, "temporal_aggregation"), "momentum") == 0, is_first = true;
+    double momentum = averages ? aq_config_float(run->config, "aggregation_momentum") : -1;
+    uint64_t n = aq_calib_n_inputs(run->calib, layer);
+    for (uint32_t g = aq_calib_settings(run->calib)->n_groups; g-- > 0;) {
+        aq_calib_stats stats = aq_calib_group(run->calib, layer, g);
+        for (uint64_t i = 0; stats.count && i < n; i++) {
+            float a = shift ? fmaxf(fabsf(stats.max[i] - shift[i]), fabsf(stats.min[i] - shift[i])) : stats.absmax[i];
+            aq_temporal_absmax(&a, 1, is_first, momentum, &out[i]);
+        }
+        is_first &= stats.count == 0;
+    }
+}
+
+/* Scales of the layers that share the inputs. */
 static aq_status make_equalization(const quantize_run *run, const entry *e, size_t layer, float *scales, aq_error *err) {
-    uint64_t n = e->inputs.n, slab = aq_slab_rows(1 << 20, n, 1);
-    float *w = aq_alloc(slab * n * sizeof *w), *of_weights = aq_calloc(n, sizeof *of_weights), *of_inputs = aq_calloc(n, sizeof *of_inputs);
-    aq_status status = w && of_weights && of_inputs ? AQ_OK : aq_fail_memory(err, slab * n * sizeof *w, "equalization scales");
+    uint64_t n = e->inputs.n;
+    float *of_weights = aq_calloc(n, sizeof *of_weights), *of_inputs = aq_calloc(n, sizeof *of_inputs);
+    aq_status status = of_weights && of_inputs ? AQ_OK : aq_fail_memory(err, 2 * n * sizeof *scales, "equalization scales");
     for (size_t i = e->first; i <= e->last && status == AQ_OK; i++) {
-        uint64_t rows, cols;
         size_t other;
         if (!run->choices[i].quantize || aq_inputs_known(run, i, &other) == INPUTS_NONE) continue;
-        if (aq_calib_source(run->calib, other) != aq_calib_source(run->calib, layer)) continue;
-        aq_shape_matrix(&aq_model_tensor(run->model, i)->shape, &rows, &cols);
-        for (uint64_t row = 0; row < rows && status == AQ_OK; row += slab) {
-            uint64_t m = rows - row < slab ? rows - row : slab;
-            if ((status = aq_model_read_f32(run->model, i, row * n, m * n, w, err)) == AQ_OK) aq_column_absmax(w, m, n, of_weights);
-        }
+        if (aq_calib_source(run->calib, other) == aq_calib_source(run->calib, layer)) status = aq_weight_ranges(run, i, of_weights, err);
     }
-    for (uint32_t g = 0; status == AQ_OK && g < aq_calib_settings(run->calib)->n_groups; g++) {
-        aq_calib_stats stats = aq_calib_group(run->calib, layer, g);
-        for (uint64_t i = 0; stats.count && i < n; i++) of_inputs[i] = stats.absmax[i] > of_inputs[i] ? stats.absmax[i] : of_inputs[i];
+    if (status == AQ_OK) {
+        aq_input_ranges(run, layer, NULL, of_inputs);
+        aq_equalization_scales_by(e->basis.equalized, of_weights, of_inputs, n, scales);
     }
-    if (status == AQ_OK) aq_equalization_scales_by(e->basis.equalized, of_weights, of_inputs, n, scales);
-    aq_free(w);
     aq_free(of_weights);
     aq_free(of_inputs);
     return status;
@@ -90,7 +115,7 @@ static aq_status output_power(const quantize_run *run, size_t index, const float
     aq_output_error sum = {0};
     for (uint64_t row = 0; row < rows && status == AQ_OK; row += slab) {
         uint64_t m = rows - row < slab ? rows - row : slab;
-        status = aq_model_read_f32(run->model, index, row * n, m * n, w, err);
+        status = aq_run_read_f32(run, index, row * n, m * n, w, err);
         if (status == AQ_OK) status = aq_output_error_add(w, w, m, n, h, 1, &sum, err);
     }
     aq_free(w);
@@ -123,9 +148,40 @@ static bool is_balanced(const quantize_run *run) {
     return o && strcmp(aq_config_string(run->config, "time_weighting"), "balanced") == 0 && !o->hessian_pooled && o->n_groups > 1 && o->n_groups <= 128;
 }
 
+/* Mean of the inputs, the groups of timesteps weighted as in H. */
+static aq_status make_mean(const quantize_run *run, size_t layer, const double *weights, layer_inputs *in, aq_error *err) {
+    double *sum = aq_calloc(in->n, sizeof *sum), total = 0;
+    if (!(in->mean = aq_alloc(in->n * sizeof *in->mean)) || !sum) {
+        aq_free(sum);
+        return aq_fail_memory(err, in->n * sizeof *sum, "means of a layer's inputs");
+    }
+    for (uint32_t g = 0; g < aq_calib_settings(run->calib)->n_groups; g++) {
+        aq_calib_stats c = aq_calib_group(run->calib, layer, g);
+        double weight = weights ? weights[g] : (double)c.count;
+        if (c.count == 0 || weight == 0) continue;
+        for (uint64_t i = 0; i < in->n; i++) sum[i] += weight * (c.sum[i] / (double)c.count);
+        total += weight;
+    }
+    for (uint64_t i = 0; i < in->n; i++) in->mean[i] = total > 0 ? (float)(sum[i] / total) : 0;
+    aq_free(sum);
+    return AQ_OK;
+}
+
+/* E (x - m)(x - m)^T from H and the mean a; what rounding leaves of a diagonal is kept above nothing. */
+static void shift_basis(const layer_inputs *in, float *h) {
+    uint64_t n = in->n;
+    for (uint64_t i = 0; i < n; i++) {
+        double a = (double)in->mean[i], m = (double)in->shift[i], least = 1e-6 * (double)h[i * n + i];
+        for (uint64_t k = 0; k < n; k++)
+            h[i * n + k] = (float)((double)h[i * n + k] - a * (double)in->shift[k] - m * (double)in->mean[k] + m * (double)in->shift[k]);
+        if ((double)h[i * n + i] < least) h[i * n + i] = (float)least;
+    }
+}
+
 static void change_basis(const entry *e, float *h) {
     uint64_t n = e->inputs.n;
     const float *s = e->inputs.equalization;
+    if (e->inputs.shift) shift_basis(&e->inputs, h);
     for (uint64_t i = 0; s && i < n; i++)
         for (uint64_t k = 0; k < n; k++) h[i * n + k] = h[i * n + k] * s[i] * s[k];
     if (e->basis.hadamard_group > 1) aq_hadamard_hessian(h, n, e->basis.hadamard_group);
@@ -144,6 +200,7 @@ static aq_status make_second_moment(const quantize_run *run, size_t index, size_
         if (balanced) status = make_balance(run, index, layer, in->h, n, weights, &balanced, err);
         if (status == AQ_OK) status = aq_calib_hessian(run->calib, layer, balanced ? weights : NULL, in->h, err);
     }
+    if (status == AQ_OK && in->shift) status = make_mean(run, layer, balanced ? weights : NULL, in, err);
     if (status == AQ_OK) change_basis(e, in->h);
     for (uint64_t i = 0; status == AQ_OK && i < n; i++) in->importance[i] = in->h[i * n + i];
     return status;
@@ -188,7 +245,11 @@ static aq_status make(const quantize_run *run, size_t index, entry *e, aq_error 
     in->made_up = aq_inputs_known(run, index, &layer) == INPUTS_NONE;
     if (!(in->importance = aq_calloc(in->n, sizeof *in->importance))) return aq_fail_memory(err, in->n * sizeof *in->importance, "importances");
     aq_status status = AQ_OK;
-    if (e->basis.equalized) {
+    if (e->basis.fold) {
+        if (!(in->equalization = aq_alloc(in->n * sizeof *in->equalization))) return aq_fail_memory(err, in->n * 4, "equalization scales");
+        memcpy(in->equalization, e->basis.fold->scales, in->n * sizeof *in->equalization);
+        in->shift = e->basis.fold->shift;
+    } else if (e->basis.equalized) {
         in->equalization = aq_calloc(in->n, sizeof *in->equalization);
         status = in->equalization ? make_equalization(run, e, layer, in->equalization, err) : aq_fail_memory(err, in->n * 4, "equalization scales");
     }
@@ -215,7 +276,29 @@ static void free_entry(entry *e) {
     aq_free(e->inputs.h);
     aq_hessian_free(e->inputs.hessian);
     aq_free(e->inputs.equalization);
+    aq_free(e->inputs.mean);
     aq_free(e);
+}
+
+bool aq_same_basis(const inputs_basis *a, const inputs_basis *b) {
+    return a->fold == b->fold && a->equalized == b->equalized && a->hadamard_group == b->hadamard_group;
+}
+
+aq_status aq_inputs_make(const quantize_run *run, size_t index, inputs_want want, inputs_basis basis, layer_inputs **out, aq_error *err) {
+    entry *e = aq_calloc(1, sizeof *e);
+    *out = NULL;
+    if (!e) return aq_fail_memory(err, sizeof *e, "a layer's inputs");
+    *e = (entry){.first = index, .last = index, .want = want, .basis = basis};
+    aq_status status = make(run, index, e, err);
+    if (status == AQ_OK)
+        *out = &e->inputs;
+    else
+        free_entry(e);
+    return status;
+}
+
+void aq_inputs_free(layer_inputs *inputs) {
+    if (inputs) free_entry((entry *)inputs); /* its first member */
 }
 
 /* ---- the pool ---- */
@@ -277,8 +360,7 @@ void aq_inputs_pool_free(inputs_pool *pool) {
 /* With the lock, as the two below. */
 static entry *find(inputs_pool *pool, size_t first, inputs_want want, inputs_basis basis) {
     entry *e = pool->entries;
-    while (e && !(e->first == first && e->want == want && e->basis.equalized == basis.equalized && e->basis.hadamard_group == basis.hadamard_group))
-        e = e->next;
+    while (e && !(e->first == first && e->want == want && aq_same_basis(&e->basis, &basis))) e = e->next;
     return e;
 }
 

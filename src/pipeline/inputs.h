@@ -10,8 +10,9 @@
 
 typedef enum inputs_want { INPUTS_NONE, INPUTS_DIAGONAL, INPUTS_METRIC, INPUTS_FACTOR } inputs_want;
 
-/* Which inputs: x s R. */
+/* Which inputs: x s R, or (x - m) s R of a fold. */
 typedef struct inputs_basis {
+    const aq_fold *fold; /* s and m; NULL: s by `equalized` */
     aq_equalize equalized;
     uint32_t hadamard_group; /* 0: not rotated */
 } inputs_basis;
@@ -22,6 +23,8 @@ typedef struct layer_inputs {
     float *h;            /* [n, n] with INPUTS_METRIC, or when there is no factor; NULL like the diagonal */
     aq_hessian *hessian; /* with INPUTS_FACTOR */
     float *equalization; /* s [n] of an equalized basis */
+    const float *shift;  /* m [n] of a fold, borrowed, or NULL */
+    float *mean;         /* with a shift: of the inputs, as H weights them [n] */
     bool made_up;        /* H = I: nothing is known of the inputs */
     char problem[320];   /* why there is no factor */
 } layer_inputs;
@@ -35,6 +38,16 @@ void aq_inputs_release(inputs_pool *pool, const layer_inputs *inputs);
 /* Tensor `index` will not take any more. */
 void aq_inputs_finish(inputs_pool *pool, size_t index);
 
+/* The same of no pool, for tensor `index` alone. */
+aq_status aq_inputs_make(const quantize_run *run, size_t index, inputs_want want, inputs_basis basis, layer_inputs **out, aq_error *err);
+void aq_inputs_free(layer_inputs *inputs);
+bool aq_same_basis(const inputs_basis *a, const inputs_basis *b);
+/* Largest magnitude of each input less shift [n] (NULL: 0), over the groups of timesteps as temporal_aggregation says. */
+void aq_input_ranges(const quantize_run *run, size_t layer, const float *shift, float *out);
+/* Largest magnitude per input over the weights of tensor `index`; out is raised. */
+aq_status aq_weight_ranges(const quantize_run *run, size_t index, float *out, aq_error *err);
+/* Values of tensor `index` as the run's folds make them. */
+aq_status aq_run_read_f32(const quantize_run *run, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err);
 /* What the run's calibration has for a tensor: INPUTS_NONE, INPUTS_DIAGONAL or INPUTS_METRIC. `layer` (may be NULL): its number in the collection. */
 inputs_want aq_inputs_known(const quantize_run *run, size_t index, size_t *layer);
 /* Bytes of an entry for n inputs, and what making it takes beyond that. UINT64_MAX: beyond every memory. */

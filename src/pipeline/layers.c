@@ -71,9 +71,7 @@ static aq_status start_pass(layer *l, const aq_tensor_info *t, aq_error *err) {
     return AQ_OK;
 }
 
-static bool same_inputs(const attempt *a, const attempt *b) {
-    return a->want == b->want && a->basis.equalized == b->basis.equalized && a->basis.hadamard_group == b->basis.hadamard_group;
-}
+static bool same_inputs(const attempt *a, const attempt *b) { return a->want == b->want && aq_same_basis(&a->basis, &b->basis); }
 
 /* Begins attempt l->at: by making its inputs, when those at hand are others. */
 static aq_status start_attempt(work *w, layer *l, const aq_tensor_info *t, size_t *n_parts, aq_error *err) {
@@ -92,8 +90,10 @@ static aq_status start_attempt(work *w, layer *l, const aq_tensor_info *t, size_
 /* Everything anew at l->bits. */
 static aq_status start_bits(work *w, layer *l, size_t index, size_t *n_parts, aq_error *err) {
     free_candidate(&l->best);
+    size_t consumer = 0;
+    const aq_fold *fold = aq_fold_of(&w->run->folds, index, &consumer);
     l->best = (candidate){.error = (double)NAN};
-    l->compared_with[0] = 0;
+    snprintf(l->compared_with, sizeof l->compared_with, "%s", fold && fold->compared[consumer] ? fold->compared[consumer] : "");
     l->at = 0;
     aq_status status = aq_attempts(w->run, index, l->bits, l->spatial, l->attempts, &l->n_attempts, err);
     return status == AQ_OK ? start_attempt(w, l, aq_model_tensor(w->run->model, index), n_parts, err) : status;
@@ -159,6 +159,8 @@ static aq_coder coder_of(const work *w, const layer *l) {
                       .importance = in ? in->importance : NULL,
                       .solve = w->run->solve,
                       .equalization = in ? in->equalization : NULL,
+                      .shift = in ? in->shift : NULL,
+                      .mean = in ? in->mean : NULL,
                       .hadamard_group = l->now.attempt.basis.hadamard_group};
 }
 
@@ -170,7 +172,7 @@ static aq_status code_slab(work *w, layer *l, size_t index, size_t slab, size_t 
     slab_result *result = &l->slabs[slab];
     thread_work going = {w, thread};
     aq_coder coder = coder_of(w, l);
-    aq_status status = aq_model_read_f32(run->model, index, row * cols, n_rows * cols, values, err);
+    aq_status status = aq_run_read_f32(run, index, row * cols, n_rows * cols, values, err);
     for (int pass = 0; pass < 2 && status == AQ_OK; pass++) {
         status = aq_code_rows(&coder, values, n_rows, cols, 1, c->codes + row * c->layout.row_bytes, aq_params_of_row(c, row), &result->coded, keep_going,
                               &going, err);
@@ -276,23 +278,24 @@ static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
     }
     if (c->attempt.basis.hadamard_group > 1 && !(rms = aq_alloc(n * sizeof *rms))) return aq_fail_memory(err, n * sizeof *rms, "ranges of a layer's inputs");
     for (uint64_t i = 0; rms && i < n; i++) rms[i] = in && in->importance ? sqrtf(in->importance[i] > 0 ? in->importance[i] : 0) : 1;
-    status = aq_activations(w->run, index, c->equalization, rms, &c->activations, c->time_problem, err);
+    status = aq_activations(w->run, index, c->equalization, in ? in->shift : NULL, rms, &c->activations, c->time_problem, err);
     aq_free(rms);
     bool measured = in && !in->made_up && (in->h || in->hessian) && output.ref > 0;
-    bool eight = aq_config_int(w->run->config, "act_bits", 16) == 8;
     c->sqnr_db = measured ? aq_output_sqnr_db(&output) : (double)NAN;
-    c->error = measured ? (output.err + (eight ? code_sq * aq_activations_noise(&c->activations) : 0)) / output.ref : (double)NAN;
+    c->error = measured ? aq_relative_error(w->run, &output, code_sq, &c->activations) : (double)NAN;
     return status;
 }
 
 /* Similarity of the outputs, from their relative error as that of the best scale. */
-static double output_similarity(const candidate *c) { return isnan(c->error) ? 1 : sqrt(c->error < 1 ? 1 - c->error : 0); }
+static double output_similarity(double error) { return isnan(error) ? 1 : sqrt(error < 1 ? 1 - error : 0); }
 
 /* NaN where values are beyond F32 when they are read back: that meets no floor. */
-static double similarity(const candidate *c) {
-    double weights = aq_quant_metrics_cosine(&c->metrics), output = output_similarity(c);
+double aq_similarity(const aq_quant_metrics *metrics, double error) {
+    double weights = aq_quant_metrics_cosine(metrics), output = output_similarity(error);
     return output < weights ? output : weights;
 }
+
+static double similarity(const candidate *c) { return aq_similarity(&c->metrics, c->error); }
 
 static bool meets_floor(const quantize_run *run, const candidate *c) { return similarity(c) >= run->min_accuracy; }
 
@@ -325,12 +328,12 @@ static void compare(work *w, layer *l) {
 static void describe_floor(const quantize_run *run, const candidate *c, char out[96]) {
     char got[32], floor[32];
     double weights = aq_quant_metrics_cosine(&c->metrics);
-    bool by_weights = weights <= output_similarity(c);
+    bool by_weights = weights <= output_similarity(c->error);
     if (isnan(weights)) {
         snprintf(out, 96, "values are beyond F32 when they are read back");
         return;
     }
-    aq_text_below(got, floor, by_weights ? weights : output_similarity(c), run->min_accuracy);
+    aq_text_below(got, floor, by_weights ? weights : output_similarity(c->error), run->min_accuracy);
     snprintf(out, 96, "%s %s < %s", by_weights ? "cosine" : "output cosine", got, floor);
 }
 
@@ -345,6 +348,8 @@ static aq_status judge_best(work *w, layer *l, size_t index, next_step *next, aq
             if (l->best.time_problem[0]) note_step(l, "time-aware", l->best.time_problem);
             return AQ_OK;
         }
+        if (aq_fold_of(&run->folds, index, NULL))
+            return aq_fail_at(err, AQ_ERR_INTERNAL, NULL, t->name, "met the floor when its equalization was folded, and does not now");
         if (aq_planned(run, t) && !isnan(similarity(&l->best))) return AQ_OK; /* a plan is carried out as it is; the report warns */
         describe_floor(run, &l->best, why);
     }

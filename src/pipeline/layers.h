@@ -70,6 +70,9 @@ typedef struct work {
 static inline layer **aq_layer_slot(work *w, size_t item) { return &w->open[item % AQ_ORDERED_WINDOW]; }
 void aq_layer_free(work *w, layer *l);
 
+/* What the floor is compared with: the lesser of the similarities of the weights and, by their relative error (NaN: not measured), of the outputs. */
+double aq_similarity(const aq_quant_metrics *metrics, double error);
+
 /* ---- handover.c ---- */
 
 /* Finds where the records of the writer end: w->first_tensor and w->parts_done. */

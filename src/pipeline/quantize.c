@@ -84,7 +84,8 @@ static aq_status check_strict(const quantize_run *run, aq_error *err) {
 /* From here on the writer exists; it is finished or aborted. What an interrupted or failed run computed stays for the next, unless it can't help it. */
 static aq_status write_all(quantize_run *run, aq_error *err) {
     bool go_on = aq_job_tell(&run->job, "quantize", NULL, NULL, 0, 0, 0); /* from here on a failure is one of the work */
-    aq_status status = go_on ? aq_quantize_layers(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
+    aq_status status = go_on ? aq_folds_choose(run, err) : aq_job_cancelled(err, "the state is kept; the same command continues");
+    if (status == AQ_OK) status = aq_quantize_layers(run, err);
     if (status == AQ_OK) aq_warn_fallback_rate(run);
     if (status == AQ_OK) status = check_strict(run, err);
     if (status == AQ_OK) status = aq_budget_check_outcome(run, err);
@@ -111,6 +112,7 @@ static void free_run(quantize_run *run) {
         aq_free(run->outcomes[i].fallback_from);
         aq_free(run->outcomes[i].compared_with);
     }
+    aq_folds_free(&run->folds);
     aq_calib_free(run->own_calib);
     aq_plan_free(run->own_plan);
     aq_free(run->outcomes);

@@ -2,6 +2,7 @@
  *   preflight.c  opens and checks everything, chooses what happens to each tensor, plans memory
  *   attempts.c   what is tried for a layer; inputs.c, activations.c: what calibration says about its inputs
  *   budget.c     a plan that meets the target size
+ *   fold_choose.c  equalization that is folded into the operation before (fold.h)
  *   layers.c     quantizes tensors in parallel: attempts, the best of them, the fallback ladder
  *   handover.c   hands finished tensors to the writer in order, and continues an interrupted run
  *   summary.c    metadata.json and the report
@@ -17,6 +18,7 @@
 #include <arrowquant/store.h>
 #include <jansson.h>
 
+#include "pipeline/fold.h"
 #include "pipeline/job.h"
 #include "pipeline/report.h"
 
@@ -57,6 +59,7 @@ typedef struct quantize_run {
     aq_plan *own_plan;
     bool plan_follows;      /* it was made from the settings, a budget: nobody gave it */
     aq_solve_options solve; /* from the configuration */
+    aq_folds folds;         /* producers that equalization may be folded into; chosen before the layers */
     aq_store_writer *writer;
     char *out_path;
     char *config_json; /* what determines the bytes, canonical: see aq_run_config_json */
@@ -106,6 +109,10 @@ aq_status aq_predict_stored(const quantize_run *run, size_t index, const aq_quan
 /* sensitive.c: scores the layers when that is asked for, and keeps those that score enough; again after all tensors were chosen anew. */
 aq_status aq_sensitive_find(quantize_run *run, aq_error *err);
 void aq_sensitive_keep(quantize_run *run);
+
+/* Which producers equalization may be folded into, from the model's structure and the settings; and whether it is, by measured output error. */
+aq_status aq_folds_find(quantize_run *run, aq_error *err);
+aq_status aq_folds_choose(quantize_run *run, aq_error *err);
 
 /* Quantizes or copies all tensors that the writer does not hold yet. */
 aq_status aq_quantize_layers(quantize_run *run, aq_error *err);

@@ -37,7 +37,15 @@ aq_status aq_component_check(const aq_model *model, const char *path, const aq_m
     return AQ_ERR_USAGE;
 }
 
+aq_status aq_source_align_folds(aq_source *model, aq_source *container, aq_error *err) {
+    if (container->store) container->unfolds = true;
+    if (!model->model || !container->store) return AQ_OK;
+    aq_folds_free(&model->folds);
+    return aq_folds_open(&model->folds, container->store, model->model, err);
+}
+
 void aq_source_close(aq_source *source) {
+    aq_folds_free(&source->folds);
     if (source->model) aq_model_close(source->model);
     if (source->store) aq_store_close(source->store);
     aq_free(source->indexes);
@@ -88,10 +96,15 @@ int64_t aq_source_find(const aq_source *source, const char *name) {
 }
 
 aq_status aq_source_read_f32(const aq_source *source, size_t index, uint64_t row_begin, uint64_t n_rows, float *out, aq_error *err) {
-    if (source->store) return aq_store_read_f32(source->store, index, row_begin, n_rows, out, err);
     uint64_t rows, cols;
+    if (source->store) {
+        const aq_store_tensor *t = aq_store_tensor_at(source->store, index);
+        aq_status status = aq_store_read_f32(source->store, index, row_begin, n_rows, out, err);
+        if (status == AQ_OK && source->unfolds && t->equalization_folded) aq_scale_columns(out, n_rows, t->cols, t->equalization_scales, false);
+        return status;
+    }
     aq_shape_matrix(&aq_model_tensor(source->model, source->indexes[index])->shape, &rows, &cols);
-    return aq_model_read_f32(source->model, source->indexes[index], row_begin * cols, n_rows * cols, out, err);
+    return aq_folds_read(&source->folds, source->model, source->indexes[index], row_begin * cols, n_rows * cols, out, err);
 }
 
 aq_status aq_source_raw(const aq_source *source, size_t index, size_t piece, const void **data, uint64_t *size_bytes, aq_error *err) {

@@ -6,11 +6,15 @@
 #include <arrowquant/model.h>
 #include <arrowquant/store.h>
 
+#include "pipeline/fold.h"
+
 typedef struct aq_source {
     aq_model *model; /* one of the two is set */
     aq_store *store;
     size_t n_tensors;
     size_t *indexes; /* of a model: its tensors without the scales that belong to fp8 weights */
+    aq_folds folds;  /* of a model: what a container made of it has folded; values are read as folds make them */
+    bool unfolds;    /* of a container: weights whose equalization is folded are read as W, not W / s */
 } aq_source;
 
 typedef struct aq_source_tensor {
@@ -27,6 +31,9 @@ typedef struct aq_source_tensor {
 
 /* Opens either kind. options may be NULL. */
 aq_status aq_source_open(aq_source *out, const char *path, const aq_model_options *options, aq_error *err);
+/* Makes a container comparable with its source: weights of folded equalizations are read as W there, and the model's values as the container's folds make
+ * them. AQ_ERR_FORMAT when the container's folds contradict its tensors. */
+aq_status aq_source_align_folds(aq_source *model, aq_source *container, aq_error *err);
 /* AQ_ERR_USAGE when a component was asked for and none was chosen; `model` is NULL for a container. For commands of one input: of two it may concern one. */
 aq_status aq_component_check(const aq_model *model, const char *path, const aq_model_options *options, aq_error *err);
 void aq_source_close(aq_source *source);

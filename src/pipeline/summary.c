@@ -242,10 +242,10 @@ char *aq_metadata_text(const quantize_run *run) {
                   usual_bits(&f), "cosine", aq_report_real(aq_mean_cosine(&f.mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f.mean)), "output_sqnr_db",
                   aq_report_real(output_db(&f)), "worst", aq_mean_worst_json(&f.mean), "fallbacks", f.fallbacks, "n_widened", (json_int_t)f.n_widened,
                   "nonfinite", nonfinite_json(&f), "calibrated", f.n_calibrated > 0);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION,
+    json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION,
                              "arrowquant_version", AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model),
                              "config", aq_report_parsed(run->config_json), "source", source_json(run), "calibration", calibration_json(run), "plan",
-                             plan_json(run), "summary", summary);
+                             plan_json(run), "folds", aq_folds_json(&run->folds, run->model), "summary", summary);
     json_decref(f.fallbacks);
     char *text = json ? aq_json_dump(json, false) : NULL;
     json_decref(json);
@@ -261,8 +261,8 @@ static json_t *layer_json(const aq_store_tensor *s, uint64_t source_bytes) {
         "params", aq_params_form_name(s->spec.params), "method", aq_report_text(s->quality.method), "cosine", aq_report_real(s->quality.cosine), "sqnr_db",
         aq_report_real(s->quality.sqnr_db), "output_sqnr_db", aq_report_real(s->quality.output_sqnr_db), "source_bytes", (json_int_t)source_bytes, "bytes",
         (json_int_t)s->stored_bytes, "fallback_from", aq_report_text(s->quality.fallback_from), "compared_with", aq_report_text(s->quality.compared_with));
-    json_t *basis = json_pack("{s:b, s:I, s:I}", "equalized", s->equalization_scales != NULL, "hadamard_group", (json_int_t)s->hadamard_group, "time_groups",
-                              (json_int_t)s->n_time_groups);
+    json_t *basis = json_pack("{s:b, s:b, s:I, s:I}", "equalized", s->equalization_scales != NULL, "folded", s->equalization_folded, "hadamard_group",
+                              (json_int_t)s->hadamard_group, "time_groups", (json_int_t)s->n_time_groups);
     if (json && basis && json_object_update(json, basis) == 0) {
         json_decref(basis);
         return json;
@@ -294,7 +294,7 @@ static bool list_tensors(const quantize_run *run, const aq_store *store, listing
         if (s->quantized) {
             uint64_t scale_bytes = t->scale_index >= 0 ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;
             out->layer_weights += s->num_params;
-            out->layer_bytes += s->layout.codes_bytes + s->layout.params_bytes + 4 * s->n_equalization_scales;
+            out->layer_bytes += s->layout.codes_bytes + s->layout.params_bytes + 4 * s->n_equalization_scales * (s->folded_shift ? 2 : 1);
             if (json_array_append_new(out->layers, layer_json(s, t->size_bytes + scale_bytes)) != 0) return false;
         } else {
             const char *reason = s->quality.fallback_from ? s->quality.fallback_from : run->choices[i].reason;
@@ -360,11 +360,12 @@ aq_status aq_quantize_report(quantize_run *run, char **report_json, aq_error *er
     json_t *report = NULL;
     if (listed) {
         char *config = aq_config_to_json(run->config, false);
-        report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input",
+        report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input",
                            input_json(run), "output", output_json(run, store), "config", aq_report_parsed(config), "calibration", calibration_json(run),
-                           "summary", summary_json(run, store, &list, &f), "estimates", aq_estimates_json(run), "layers", list.layers, "kept", list.kept,
-                           "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s), "memory",
-                           "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
+                           "summary", summary_json(run, store, &list, &f), "estimates", aq_estimates_json(run), "folds", aq_folds_json(&run->folds, run->model),
+                           "layers", list.layers, "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s",
+                           aq_report_real(aq_now_s() - run->job.start_s), "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes",
+                           (json_int_t)run->memory.predicted_peak_bytes);
         aq_config_free_text(config);
         json_decref(f.fallbacks);
     }

@@ -159,6 +159,7 @@ aq_status aq_verify(const char *path, const char *against, const aq_model_option
         aq_hint(err, "arrowquant inspect checks a source model; arrowquant diff compares two models");
     }
     if (status == AQ_OK && against) status = aq_source_open(&v.a, against, options, err);
+    if (status == AQ_OK && against) status = aq_source_align_folds(&v.a, &v.b, err);
     if (status == AQ_OK) status = aq_job_tell(&v.job, "verify", NULL, NULL, 0, 0, 0) ? AQ_OK : aq_job_cancelled(err, "nothing was changed");
     if (status == AQ_OK) {
         read_stored_config(&v);

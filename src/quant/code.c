@@ -62,6 +62,20 @@ static aq_status measure(const aq_coder *c, const float *w, const float *changed
     return status;
 }
 
+/* tr(W H W^T) of x beyond that of x - m: sum of 2 (w m)(w a) - (w m)^2, a the mean. */
+static double power_of_shift(const aq_coder *c, const float *w, uint64_t rows, uint64_t cols) {
+    double power = 0;
+    for (uint64_t r = 0; c->shift && r < rows; r++, w += cols) {
+        double m = 0, a = 0;
+        for (uint64_t i = 0; i < cols; i++) {
+            m += (double)w[i] * (double)c->shift[i];
+            a += (double)w[i] * (double)c->mean[i];
+        }
+        power += 2 * m * a - m * m;
+    }
+    return power;
+}
+
 aq_status aq_code_rows(const aq_coder *coder, const float *w, uint64_t rows, uint64_t cols, int n_threads, uint8_t *codes, void *params, aq_coded *out,
                        aq_going keep_going, void *user, aq_error *err) {
     *out = (aq_coded){0};
@@ -87,6 +101,7 @@ aq_status aq_code_rows(const aq_coder *coder, const float *w, uint64_t rows, uin
         status = AQ_OK;
     else if (status == AQ_OK)
         status = measure(coder, w, basis, &layout, codes, params, n_threads, out, err);
+    if (status == AQ_OK && !out->needs_f32) out->output.ref += power_of_shift(coder, w, rows, cols);
     aq_free(changed);
     return status;
 }

@@ -14,6 +14,7 @@ typedef struct aq_coder {
     const float *importance;   /* [n]: weights of the search */
     aq_solve_options solve;
     const float *equalization; /* s [n] */
+    const float *shift, *mean; /* m and the mean of x [n]: H is that of (x - m) s R; or both NULL. The output's power counts x as it is */
     uint32_t hadamard_group;   /* size of R's blocks; 0: not rotated */
 } aq_coder;
 

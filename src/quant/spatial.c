@@ -16,28 +16,39 @@ void aq_column_absmax(const float *w, uint64_t rows, uint64_t n, float *out) {
         }
 }
 
-/* Square roots alone: they round the same everywhere. */
-static double scale_by(aq_equalize strength, double w, double x) {
-    switch (strength) {
-    case AQ_EQUALIZE_NONE: return 1;
-    case AQ_EQUALIZE_HALF: return sqrt(w / x);
-    case AQ_EQUALIZE_MORE: return sqrt(sqrt(w / x) / x);
-    case AQ_EQUALIZE_INPUT_QUARTER: return 1 / sqrt(sqrt(x));
-    case AQ_EQUALIZE_INPUT_HALF: return 1 / sqrt(x);
-    default: return 1 / x;
-    }
+/* What the widest input keeps of its range: 2^(-1/4), 2^(-1/2) ... Square roots alone: they round the same everywhere. */
+static double limit_of(aq_equalize strength) {
+    double keep = 1;
+    for (int k = 0; k <= (int)strength - AQ_EQUALIZE_LIMIT_1; k++) keep *= sqrt(sqrt(0.5));
+    return keep;
 }
 
 void aq_equalization_scales_by(aq_equalize strength, const float *w_absmax, const float *x_absmax, uint64_t n, float *out) {
+    double widest = 0, keep = limit_of(strength);
+    for (uint64_t i = 0; i < n; i++) widest = fmax(widest, fabs((double)x_absmax[i]));
     for (uint64_t i = 0; i < n; i++) {
         double w = fabs((double)w_absmax[i]), x = fabs((double)x_absmax[i]);
-        out[i] = w > 0 && x > 0 ? (float)scale_by(strength, w, x) : 1;
+        out[i] = 1;
+        if (!(w > 0 && x > 0) || strength == AQ_EQUALIZE_NONE) continue;
+        out[i] = (float)(strength == AQ_EQUALIZE_HALF ? sqrt(w / x) : fmin(1, keep * widest / x));
         if (!isnormal(out[i])) out[i] = 1;
     }
 }
 
 void aq_equalization_scales(const float *w_absmax, const float *x_absmax, uint64_t n, float *out) {
     aq_equalization_scales_by(AQ_EQUALIZE_HALF, w_absmax, x_absmax, n, out);
+}
+
+void aq_temporal_absmax(const float *group, uint64_t n, bool is_first, double momentum, float *out) {
+    for (uint64_t i = 0; i < n; i++) {
+        double a = fabs((double)group[i]);
+        if (is_first)
+            out[i] = (float)a;
+        else if (momentum < 0)
+            out[i] = fmaxf(out[i], (float)a);
+        else
+            out[i] = (float)(momentum * (double)out[i] + (1 - momentum) * a);
+    }
 }
 
 void aq_scale_columns(float *x, uint64_t rows, uint64_t n, const float *s, bool divide) {

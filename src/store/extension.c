@@ -18,6 +18,9 @@ static const char *spatial_fault(const aq_store_record *r, uint64_t cols) {
     for (uint64_t i = 0; i < r->n_equalization_scales; i++)
         if (!isfinite(r->equalization_scales[i]) || r->equalization_scales[i] <= 0) return "an equalization scale is not finite and positive";
     if (r->equalization_folded && !r->n_equalization_scales) return "its equalization is folded but there are no equalization_scales";
+    if (r->folded_shift && !r->equalization_folded) return "it has a folded_shift but its equalization is not folded";
+    for (uint64_t i = 0; r->folded_shift && i < r->n_equalization_scales; i++)
+        if (!isfinite(r->folded_shift[i])) return "a value of its folded_shift is not finite";
     if (r->hadamard_group && (!is_power_of_4(r->hadamard_group) || r->hadamard_group < 4 || cols % r->hadamard_group != 0))
         return "hadamard_group is no power of 4 above 1 that divides its inputs";
     if (!(r->smoothing_alpha >= 0 && r->smoothing_alpha <= 1)) return "the smoothing alpha is not within 0..1";
@@ -63,6 +66,7 @@ void aq_extension_of(const aq_store_tensor *t, aq_store_record *out) {
     out->equalization_scales = t->equalization_scales;
     out->n_equalization_scales = t->n_equalization_scales;
     out->equalization_folded = t->equalization_folded;
+    out->folded_shift = t->folded_shift;
     out->hadamard_group = t->hadamard_group;
     out->smoothing_alpha = t->smoothing_alpha;
     out->time_groups = t->time_groups;
@@ -77,7 +81,8 @@ bool aq_extension_same(const aq_store_tensor *a, const aq_store_tensor *b) {
     bool same = a->n_equalization_scales == b->n_equalization_scales && a->equalization_folded == b->equalization_folded &&
                 a->hadamard_group == b->hadamard_group && same_bytes(&a->smoothing_alpha, &b->smoothing_alpha, sizeof a->smoothing_alpha) &&
                 a->n_time_groups == b->n_time_groups && a->n_activation_stats == b->n_activation_stats &&
-                same_bytes(a->equalization_scales, b->equalization_scales, 4 * a->n_equalization_scales) &&
+                same_bytes(a->equalization_scales, b->equalization_scales, 4 * a->n_equalization_scales) && !a->folded_shift == !b->folded_shift &&
+                (!a->folded_shift || same_bytes(a->folded_shift, b->folded_shift, 4 * a->n_equalization_scales)) &&
                 same_bytes(a->time_groups, b->time_groups, a->n_time_groups * sizeof *a->time_groups);
     for (int k = 0; same && k < 4; k++) same = same_bytes(a->activation_stats[k], b->activation_stats[k], 4 * a->n_activation_stats);
     return same;
@@ -152,12 +157,15 @@ static aq_status read_time_groups(extension_reader *x, aq_store_tensor *t, aq_er
 }
 
 static aq_status read_spatial(extension_reader *x, aq_store_tensor *t, aq_error *err) {
-    const void *scales;
+    const void *scales, *shift;
+    uint64_t n_shift;
     int enabled = next_bool(x, COL_SPATIAL_ENABLED, -1), equalized = next_bool(x, COL_SPATIAL_EQUALIZATION, -1);
     int smoothed = next_bool(x, COL_SPATIAL_SMOOTHING, -1);
     const float *alpha = aq_column_next(&x->columns[COL_SPATIAL_ALPHA]);
     aq_status status = next_list(x, COL_SPATIAL_SCALES, &scales, &t->n_equalization_scales, err);
     if (status == AQ_OK) status = keep(x, scales, t->n_equalization_scales, &t->equalization_scales, err);
+    if (status == AQ_OK) status = next_list(x, COL_SPATIAL_SHIFT, &shift, &n_shift, err);
+    if (status == AQ_OK) status = keep(x, shift, n_shift, &t->folded_shift, err);
     if (status != AQ_OK) return status;
     t->equalization_folded = next_bool(x, COL_SPATIAL_FOLDED, 0) != 0;
     const int32_t *hadamard = aq_column_next(&x->columns[COL_SPATIAL_HADAMARD]);
@@ -167,6 +175,7 @@ static aq_status read_spatial(extension_reader *x, aq_store_tensor *t, aq_error 
     bool any = t->n_equalization_scales || t->hadamard_group || t->equalization_folded;
     if (!enabled && any) return fail(x, err, "its spatial_quant is not enabled but has parts");
     if (equalized >= 0 && equalized != (t->n_equalization_scales > 0)) return fail(x, err, "channel_equalization contradicts its equalization_scales");
+    if (n_shift && n_shift != t->n_equalization_scales) return fail(x, err, "its folded_shift and its equalization_scales have different lengths");
     if (smoothed == 0 && t->smoothing_alpha > 0) return fail(x, err, "activation_smoothing contradicts its alpha");
     return AQ_OK;
 }

@@ -39,7 +39,8 @@ uint64_t aq_store_predict(const aq_store_predicted *t) {
     }
     if (parts > 1) each += 2 * 16; /* the slab */
     if (t->n_equalization_scales) each += 32;
-    uint64_t values = plus(t->data_bytes, plus(t->params_bytes, 4 * t->n_equalization_scales * parts));
+    if (t->n_folded_shift) each += 16;
+    uint64_t values = plus(t->data_bytes, plus(t->params_bytes, 4 * (t->n_equalization_scales + t->n_folded_shift) * parts));
     return plus(values, parts * each);
 }
 

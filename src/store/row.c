@@ -181,11 +181,12 @@ static bool add_time_groups(aq_row *row, const aq_store_record *r) {
 static bool add_spatial(aq_row *row, const aq_store_record *r) {
     int32_t hadamard = (int32_t)r->hadamard_group;
     bool equalized = r->n_equalization_scales > 0;
-    if (!equalized && !hadamard && !(r->smoothing_alpha > 0)) return put_nothing(row, COL_SPATIAL_ENABLED, COL_SPATIAL_HADAMARD);
+    if (!equalized && !hadamard && !(r->smoothing_alpha > 0)) return put_nothing(row, COL_SPATIAL_ENABLED, COL_SPATIAL_SHIFT);
     return put_bool(row, COL_SPATIAL_ENABLED, true) && put_bool(row, COL_SPATIAL_EQUALIZATION, equalized) &&
            put_bool(row, COL_SPATIAL_SMOOTHING, r->smoothing_alpha > 0) && put(row, COL_SPATIAL_ALPHA, &r->smoothing_alpha, 1) &&
            (equalized ? put_list(row, COL_SPATIAL_SCALES, r->equalization_scales, r->n_equalization_scales, 4) : put(row, COL_SPATIAL_SCALES, NULL, 1)) &&
-           put_bool(row, COL_SPATIAL_FOLDED, r->equalization_folded) && put(row, COL_SPATIAL_HADAMARD, hadamard ? &hadamard : NULL, 1);
+           put_bool(row, COL_SPATIAL_FOLDED, r->equalization_folded) && put(row, COL_SPATIAL_HADAMARD, hadamard ? &hadamard : NULL, 1) &&
+           (r->folded_shift ? put_list(row, COL_SPATIAL_SHIFT, r->folded_shift, r->n_equalization_scales, 4) : put(row, COL_SPATIAL_SHIFT, NULL, 1));
 }
 
 static bool add_stats(aq_row *row, const aq_store_record *r) {

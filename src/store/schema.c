@@ -44,6 +44,7 @@ const aq_column_info aq_columns[COL_COUNT] = {
     [COL_SPATIAL_SCALES] = {"spatial_quant.equalization_scales", F32, true, false},
     [COL_SPATIAL_FOLDED] = {"spatial_quant.equalization_folded", BOOL, false, false},
     [COL_SPATIAL_HADAMARD] = {"spatial_quant.hadamard_group", I32, false, false},
+    [COL_SPATIAL_SHIFT] = {"spatial_quant.folded_shift", F32, true, false},
     [COL_STATS_MEAN] = {"activation_stats.mean", F32, true, false},
     [COL_STATS_STD] = {"activation_stats.std", F32, true, false},
     [COL_STATS_MIN] = {"activation_stats.min", F32, true, false},
@@ -81,7 +82,7 @@ static bool add_spatial(carquet_schema_t *s) {
     return group >= 0 && leaf(s, "enabled", BOOL, false, true, group) && leaf(s, "channel_equalization", BOOL, false, true, group) &&
            leaf(s, "activation_smoothing", BOOL, false, true, group) && leaf(s, "alpha", F32, false, true, group) &&
            list(s, "equalization_scales", F32, group) && leaf(s, "equalization_folded", BOOL, false, true, group) &&
-           leaf(s, "hadamard_group", I32, false, true, group);
+           leaf(s, "hadamard_group", I32, false, true, group) && list(s, "folded_shift", F32, group);
 }
 
 static bool add_stats(carquet_schema_t *s) {

@@ -173,7 +173,7 @@ static aq_status write_group(aq_store_writer *w, const aq_store_record *r, aq_er
     step("row group");
     aq_free(path);
     if (status != AQ_OK) return status;
-    uint64_t bytes = r->data_bytes + (r->quantized ? r->params_bytes : 0) + 4 * r->n_equalization_scales + ROW_GROUP_OVERHEAD;
+    uint64_t bytes = r->data_bytes + (r->quantized ? r->params_bytes : 0) + 8 * r->n_equalization_scales + ROW_GROUP_OVERHEAD;
     w->row_groups++;
     w->file_bytes += bytes;
     w->since_checkpoint += bytes;

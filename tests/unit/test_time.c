@@ -345,13 +345,39 @@ static void equalization_is_1_where_a_quotient_is_no_normal_number(void **state)
     for (int i = 0; i < 5; i++) assert_true(s[i] == 1);
     for (int i = 5; i < 8; i++) assert_true(isnormal(s[i]));
     assert_true(s[7] == 2);
-    const float w2[] = {16, 1, 0, 3}, x2[] = {81, 4, 1, 0}; /* w^(1 - a) / x^a */
-    static const double of_w[] = {0, 0.5, 0.25, 0, 0, 0}, of_x[] = {0, 0.5, 0.75, 1, 0.25, 0.5};
-    for (int k = AQ_EQUALIZE_NONE; k <= AQ_EQUALIZE_INPUT_HALF; k++) {
-        aq_equalization_scales_by((aq_equalize)k, w2, x2, 4, s);
-        for (int i = 0; i < 2; i++) expect_near(s[i], pow((double)w2[i], of_w[k]) / pow((double)x2[i], of_x[k]), 1e-7);
-        assert_true(s[2] == 1 && s[3] == 1);
+}
+
+static void limits_touch_the_widest_inputs_alone(void **state) {
+    (void)state;
+    const float w[] = {16, 1, 0, 3, 2, 5}, x[] = {8, -2, 8, 0, 7, 0.25F};
+    float s[6];
+    aq_equalization_scales_by(AQ_EQUALIZE_NONE, w, x, 6, s);
+    for (int i = 0; i < 6; i++) assert_true(s[i] == 1);
+    aq_equalization_scales_by(AQ_EQUALIZE_HALF, w, x, 6, s);
+    expect_near(s[0], sqrt(2), 1e-7);
+    for (int k = 1; k <= 6; k++) {
+        double limit = 8 * pow(2, -k / 4.0);
+        aq_equalization_scales_by((aq_equalize)(AQ_EQUALIZE_LIMIT_1 + k - 1), w, x, 6, s);
+        expect_near(s[0] * x[0], limit, 1e-6);
+        expect_near(s[4] * x[4], fmin(7, limit), 1e-6);
+        expect_near(s[1], fmin(1, limit / 2), 1e-7);
+        assert_true(s[2] == 1 && s[3] == 1 && s[5] == 1); /* a dead weight, a dead input, a narrow one */
     }
+}
+
+static void temporal_aggregation_is_the_largest_or_a_running_average(void **state) {
+    (void)state;
+    const float groups[3][2] = {{4, -1}, {-2, 8}, {6, 0}};
+    float most[2], average[2], last[2];
+    for (int g = 0; g < 3; g++) {
+        aq_temporal_absmax(groups[g], 2, g == 0, -1, most);
+        aq_temporal_absmax(groups[g], 2, g == 0, 0.75, average);
+        aq_temporal_absmax(groups[g], 2, g == 0, 0, last);
+    }
+    assert_true(most[0] == 6 && most[1] == 8);
+    expect_near(average[0], 0.75 * (0.75 * 4 + 0.25 * 2) + 0.25 * 6, 1e-6);
+    expect_near(average[1], 0.75 * (0.75 * 1 + 0.25 * 8), 1e-6);
+    assert_true(last[0] == 6 && last[1] == 0); /* without a memory: the last group */
 }
 
 static void smoothing_activations_scales_the_deviation(void **state) {
@@ -530,6 +556,8 @@ int main(void) {
         cmocka_unit_test(smoothing_never_makes_a_range_smaller),
         cmocka_unit_test(equalization_keeps_the_product),
         cmocka_unit_test(equalization_is_1_where_a_quotient_is_no_normal_number),
+        cmocka_unit_test(limits_touch_the_widest_inputs_alone),
+        cmocka_unit_test(temporal_aggregation_is_the_largest_or_a_running_average),
         cmocka_unit_test(smoothing_activations_scales_the_deviation),
         cmocka_unit_test(channel_groups_are_independent_and_within_half_a_step),
         cmocka_unit_test(activations_are_coded_to_the_nearest),
