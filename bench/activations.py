@@ -189,7 +189,7 @@ def spatial(task, work, bits):
         settings = {"calib": work / f"{task.title}.aqcal", "act_bits": 8, "time_groups": GROUPS, "spatial": on} | task.settings
         aq.quantize(task.path, out, bits=bits, group=64, overwrite=True, **settings)
         model = load_into(task.candidate(), out)
-        task.integer(model, "time")
+        task.integer(model, "time", out)
         errors = task.layer_errors(model)
         found.append((float(np.mean(list(errors.values()))), 10 ** (-task.measure(model)["all"] / 10)))
     (layers, eps), (layers_spatial, eps_spatial) = found
