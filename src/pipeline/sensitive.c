@@ -50,7 +50,7 @@ bool aq_is_sensitive(const aq_config *config, const double *scores, size_t tenso
 
 aq_status aq_sensitive_find(quantize_run *run, aq_error *err) {
     aq_plan_request *requests = NULL;
-    aq_sensitivity method;
+    aq_sensitivity method = AQ_SENSITIVITY_VARIANCE;
     if (!(aq_config_float(run->config, "sensitive_layer_score") >= 0)) return AQ_OK;
     aq_status status = aq_plan_requests(&requests, run->config, run->model, true, err);
     for (size_t i = 0; i < run->n_tensors && status == AQ_OK; i++)
