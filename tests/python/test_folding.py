@@ -1,7 +1,9 @@
-"""Equalization folded into the operations before layers, on the sample DiT: the model runs without a scale at run time, in torch and as it is exported."""
+"""Equalization folded into the operations before layers, on two blocks of the sample DiT: the model runs without a scale at run time, in torch and as it
+is exported."""
 
 import json
 import pathlib
+import shutil
 
 import arrow_quant_v2 as aq
 import numpy as np
@@ -18,8 +20,28 @@ DIT = pathlib.Path(__file__).resolve().parents[2] / "examples/dit-fashion"
 BLOCK = "transformer_blocks.0"
 
 
-def model_of(path=DIT):
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads of torch wait for each other actively: on a busy machine they take many times as long as one does alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def model_of(path):
     return DiTTransformer2DModel.from_pretrained(path, subfolder="transformer").eval()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """The sample DiT's first two blocks, as a model folder."""
+    folder, model = tmp_path_factory.mktemp("source") / "dit", model_of(DIT)
+    shutil.copytree(DIT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    model.transformer_blocks = model.transformer_blocks[:2]
+    model.register_to_config(num_layers=2)
+    model.save_pretrained(folder / "transformer")
+    return folder
 
 
 def inputs(seed, n=8):
@@ -34,59 +56,59 @@ def outputs(model):
 
 
 @pytest.fixture(scope="module")
-def folded(tmp_path_factory):
+def folded(tmp_path_factory, source):
     """(container, what the original gives)"""
-    folder, model = tmp_path_factory.mktemp("folding"), model_of()
+    folder, model = tmp_path_factory.mktemp("folding"), model_of(source)
     with torch.no_grad(), Recorder(model, folder / "c.aqcal", groups=4, modality="image"):
         for seed in range(3):
             model(**inputs(seed))
-    aq.quantize(DIT, folder / "q", bits=8, group=64, calib=folder / "c.aqcal", refine_sweeps=0)
+    aq.quantize(source, folder / "q", bits=8, group=64, calib=folder / "c.aqcal", refine_sweeps=0)
     return folder / "q", outputs(model)
 
 
-def test_metadata_tells_what_was_folded(folded):
+def test_metadata_tells_what_was_folded(folded, source):
     folds = json.loads((folded[0] / "metadata.json").read_text())["folds"]
     consumers = {name for fold in folds for name in fold["consumers"]}
-    assert {fold["kind"] for fold in folds} <= {"modulation", "linear"} and len(folds) > 6
+    assert {fold["kind"] for fold in folds} <= {"modulation", "linear"} and len(folds) > 3
     with aq.open(folded[0]) as f:
         assert consumers == {name for name, t in f.items() if t.equalization_folded}
         assert all(name.rpartition(".")[0].split(".")[-1] != "2" for name in consumers)  # an activation function stands before ff.net.2
         for fold in folds:
             assert len({bytes(f[name].equalization_scales) for name in fold["consumers"]}) == 1
             assert all((f[name].folded_shift is not None) == fold["shifted"] for name in fold["consumers"])
-    report = aq.verify(folded[0], against=DIT)
+    report = aq.verify(folded[0], against=source)
     assert report["ok"] and not report["problems"]
 
 
-def test_a_folded_container_runs_without_scales_at_run_time(folded):
+def test_a_folded_container_runs_without_scales_at_run_time(folded, source):
     path, original = folded
-    model = load_into(model_of(), path)
+    model = load_into(model_of(source), path)
     with aq.open(path) as f:
         for name, layer in model.named_modules():
             if isinstance(layer, QuantLinear) and f[f"{name}.weight"].equalization_folded:
                 assert layer.qinput_scales is None
     assert aq.sqnr_db(original, outputs(model)) > 40
-    integer = load_into(model_of(), path, activations="time")
+    integer = load_into(model_of(source), path, activations="time")
     assert aq.sqnr_db(original, outputs(integer)) > 25
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16"])
-def test_an_export_of_a_folded_container_is_the_same_model(folded, tmp_path, dtype):
+def test_an_export_of_a_folded_container_is_the_same_model(folded, source, tmp_path, dtype):
     path, original = folded
     out = tmp_path / "m.safetensors"
     aq.export(path, out, to="safetensors", dtype=dtype)
-    model = model_of()
+    model = model_of(source)
     model.load_state_dict({name: value.float() for name, value in load_file(out).items()})
     assert aq.sqnr_db(original, outputs(model)) > 40
     bias = load_file(out)[f"{BLOCK}.norm1.linear.bias"].float().numpy()
-    before = load_file(DIT / "transformer/diffusion_pytorch_model.safetensors")[f"{BLOCK}.norm1.linear.bias"].numpy()
+    before = load_file(source / "transformer/diffusion_pytorch_model.safetensors")[f"{BLOCK}.norm1.linear.bias"].numpy()
     assert np.abs(bias - before).max() > 1e-3
 
 
-def test_recoded_from_the_source_a_folded_model_is_the_same(folded, tmp_path):
+def test_recoded_from_the_source_a_folded_model_is_the_same(folded, source, tmp_path):
     path, original = folded
     out = tmp_path / "m.safetensors"
-    report = aq.export(path, out, to="comfy-int8", source=DIT)
+    report = aq.export(path, out, to="comfy-int8", source=source)
     tensors = load_file(out)
     state = {}
     for name, value in tensors.items():
@@ -94,11 +116,11 @@ def test_recoded_from_the_source_a_folded_model_is_the_same(folded, tmp_path):
             continue
         scale = tensors.get(name.removesuffix("weight") + "weight_scale") if name.endswith(".weight") else None
         state[name] = value.float() if scale is None else value.float() * scale.float().reshape(-1, *[1] * (value.dim() - 1))
-    model = model_of()
+    model = model_of(source)
     model.load_state_dict(state)
     assert aq.sqnr_db(original, outputs(model)) > 30
     assert not any("not in --source" in warning for warning in report["warnings"])
-    with pytest.raises(aq.ConfigurationError, match="--source cannot follow"):
+    with pytest.raises(aq.ConfigurationError, match="source cannot follow"):
         aq.export(path, tmp_path / "n.safetensors", to="comfy-int8", source=path)
 
 
