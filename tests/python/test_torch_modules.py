@@ -198,6 +198,14 @@ def test_shapes_are_checked_before_anything_changes(container):
     assert not any(isinstance(m, QuantLinear) for m in model.modules())
 
 
+def test_a_lone_layer_is_refused_in_words_and_works_inside_a_parent():
+    layer = torch.nn.Linear(128, 64)
+    with pytest.raises(ValueError, match=r"itself the layer .* nn\.Sequential"):
+        quantize_module(layer, bits=8, modality="image")
+    assert type(layer) is torch.nn.Linear
+    assert isinstance(quantize_module(torch.nn.Sequential(layer), bits=8, modality="image")[0], QuantLinear)
+
+
 def test_quantize_module_is_the_same_job(container):
     module = quantize_module(dit(), bits=4, group=64, modality="image")
     assert torch.equal(run(module), run(load_into(dit(), container)))

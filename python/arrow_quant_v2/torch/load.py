@@ -104,7 +104,8 @@ def load_into(
     prefix: what stands before the module's own names in the container. dtype: of the kept floating tensors; None: that of the module's parameter, or where
     the module is on the meta device that of the file. strict=False leaves out what only one side has. A module on the meta device is filled.
     activations: 'time', 'static' or 'dynamic' makes the layers run on integers as integer_activations does, which also tells what `timestep` is; None: they run
-    in floating point. Raises ModelNotFoundError, FormatError; ValueError that lists the names that only one side has; ShapeMismatchError.
+    in floating point. Raises ModelNotFoundError, FormatError; ValueError that lists the names that only one side has, or where the
+    module is itself a layer, which cannot be replaced in place; ShapeMismatchError.
     """
     with Reader(path) as reader:
         container, names = reader._container, {n.removeprefix(prefix): i for n, i in reader._index.items() if n.startswith(prefix)}
@@ -121,6 +122,8 @@ def load_into(
             info, have = container.info(index), expected[name]
             if list(have.shape) != info["shape"]:
                 raise _core.ShapeMismatchError(f"{os.fspath(path)}: tensor {name!r} has the shape {info['shape']}, the module expects {list(have.shape)}")
+            if name == "weight" and info["quantized"] and isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+                raise ValueError(f"{os.fspath(path)}: the module is itself the layer that would be replaced; give its parent, such as nn.Sequential(layer)")
         for name, index in names.items():  # everything agrees: from here on the module changes
             if name in expected:
                 _load_tensor(module, name, container, index, expected[name], dtype)
