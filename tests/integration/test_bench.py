@@ -17,7 +17,7 @@ def test_every_instruction_set_is_measured(cli):
 
 
 def test_the_table_names_what_it_shows(cli, tmp_path):
-    result = cli("bench", "--threads", "2", "--progress", "never")
+    result = cli("bench")
     assert result.code == 0 and "scalar" in result.out and "x memcpy" in result.out and "memcpy" in result.out.splitlines()[-1]
     assert not list(tmp_path.iterdir())
     assert cli("bench", "somewhere").code == 2

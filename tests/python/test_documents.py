@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from files import ROOT, write_safetensors
+from files import ROOT, write_safetensors, write_short_dit
 
 DOCS = ROOT / "docs"
 
@@ -21,8 +21,10 @@ def blocks_of(name):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with the examples, and the program on the path."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples", target_is_directory=True)
+    """A folder with the examples (one block of the sample model, which is faster), and the program on the path."""
+    (tmp_path / "examples").mkdir()
+    write_short_dit(tmp_path / "examples" / "dit-fashion")
+    shutil.copy(ROOT / "examples" / "fashion-calib.npz", tmp_path / "examples")
     program = os.environ.get("ARROWQUANT_PROGRAM") or shutil.which("arrowquant") or str(ROOT / "build" / "release" / "arrowquant")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "arrowquant").symlink_to(pathlib.Path(program).resolve())
@@ -46,7 +48,7 @@ def test_every_block_runs(name, folder):
             if language == "python":
                 exec(compile("\n" * line + block, name, "exec"), names)  # noqa: S102
             elif language == "sh":
-                done = shell(block)
+                done = shell(block.replace("5MB", "1.3MB"))
                 assert done.returncode == 0, f"{name}:{line}: {block}\n{done.stderr}"
             n += language in ("python", "sh")
     assert n >= 3
