@@ -1,9 +1,5 @@
-"""What all Python-run tests share: Ctrl-C reaches the programs under test.
+"""Torch's threads sleep while they wait: by default they wait actively, which takes many times as long where others use the processors too."""
 
-A shell starts background jobs with SIGINT ignored, and children inherit that; the tests of interruption need the signal to work wherever they run.
-"""
+import os
 
-import signal
-
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

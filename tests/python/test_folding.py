@@ -2,12 +2,11 @@
 is exported."""
 
 import json
-import pathlib
-import shutil
 
 import arrow_quant_v2 as aq
 import numpy as np
 import pytest
+from files import write_short_dit
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
@@ -16,7 +15,6 @@ from arrow_quant_v2.torch import QuantLinear, Recorder, load_into  # noqa: E402
 from diffusers import DiTTransformer2DModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-DIT = pathlib.Path(__file__).resolve().parents[2] / "examples/dit-fashion"
 BLOCK = "transformer_blocks.0"
 
 
@@ -36,12 +34,7 @@ def model_of(path):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The sample DiT's first two blocks, as a model folder."""
-    folder, model = tmp_path_factory.mktemp("source") / "dit", model_of(DIT)
-    shutil.copytree(DIT, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    model.transformer_blocks = model.transformer_blocks[:2]
-    model.register_to_config(num_layers=2)
-    model.save_pretrained(folder / "transformer")
-    return folder
+    return write_short_dit(tmp_path_factory.mktemp("source") / "dit", 2)
 
 
 def inputs(seed, n=8):
