@@ -4,9 +4,9 @@ import errno
 import os
 from copy import copy
 
-from ._core import DiffusionQuantConfig, ModelNotFoundError, config_sources
+from ._core import DiffusionQuantConfig, ModelNotFoundError, config_sources, spelled
 
-__all__ = ["config_of", "loads", "log", "path_of", "require_model"]
+__all__ = ["config_of", "loads", "log", "path_of", "report_of", "require_model"]
 
 SHORT_NAMES = {
     "bits": "bit_width",
@@ -28,6 +28,17 @@ def loads(text):
     import json
 
     return json.loads(text)
+
+
+def report_of(text):
+    """A job's report as a dict. Its sentences of advice name settings as Python does: overwrite=True, not --overwrite."""
+    report = loads(text)
+    for key in ("warnings", "problems"):
+        if key in report:
+            report[key] = [spelled(sentence) for sentence in report[key]]
+    if "rule" in report:
+        report["rule"] = spelled(report["rule"])
+    return report
 
 
 def log(level, message):
@@ -89,6 +100,23 @@ def nearest(word, words):
 
     close = get_close_matches(word, words, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def suggesting(function):
+    """The function, with a suggestion in the TypeError for an unknown keyword."""
+    code = function.__code__
+    known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+    def checked(*args, **keywords):
+        for name in keywords:
+            if name not in known:
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}{nearest(name, known)}")
+        return function(*args, **keywords)
+
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
+        setattr(checked, attribute, getattr(function, attribute))
+    checked.__wrapped__ = function  # what inspect.signature() shows
+    return checked
 
 
 def config_of(config, profile, keywords, function, others=()):

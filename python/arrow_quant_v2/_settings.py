@@ -60,6 +60,9 @@ class Settings(TypedDict, total=False):
     fallback: Sequence[int]
     rotate: str
     smooth: str
+    fold_equalization: bool
+    temporal_aggregation: str
+    aggregation_momentum: float
     act_bits: int
     time_weighting: str
     damping: float

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from . import _core, _jobs
@@ -147,7 +148,7 @@ class GranularityAllocator:
         if c.num_samples != GranularityConfig.num_samples:
             warn("num_samples: set, and changes nothing: statistics hold the rows that were recorded; say how many when recording them, calibrate(samples=...)")
         with Watch(None) as watch:
-            report = _jobs.loads(
+            report = _jobs.report_of(
                 _core.run_groups(
                     _jobs.require_model(model_path),
                     base_config,
@@ -289,7 +290,7 @@ class EvolutionarySearch:
             "seed": self.seed,
         }
         with Watch(None) as watch:
-            report = _jobs.loads(
+            report = _jobs.report_of(
                 _core.run_groups(
                     _jobs.require_model(model_path), base_config, watch, _jobs.log, layers=names, start=first, evolution=settings, metric=self.target_metric
                 )
@@ -319,3 +320,9 @@ def glob_of(name):
 
 for _member in (EvolutionarySearch, GranularityAllocation, GranularityAllocator, GranularityConfig, LayerSensitivity):
     _member.__module__ = "arrow_quant_v2"
+
+# What inspect.signature() shows: the sizes, where dataclasses say "<factory>".
+_shown = signature(GranularityConfig)
+GranularityConfig.__signature__ = _shown.replace(  # type: ignore[attr-defined]
+    parameters=[p.replace(default=list(SIZES)) if p.name == "available_group_sizes" else p for p in _shown.parameters.values()]
+)

@@ -49,7 +49,7 @@ def run_quantize(mode, model_path, output_path, config, progress_callback, first
             raise metadata_error(error) from None
         raise
     told.tell("Quantization complete", 1.0)
-    return output, _jobs.loads(report)
+    return output, _jobs.report_of(report)
 
 
 def of_metadata(error, model, config):
@@ -112,7 +112,7 @@ LAYER_KEYS = ("bits", "group_size", "method", "cosine", "sqnr_db", "output_sqnr_
 def run_validate(original_path, quantized_path, keep_going=None, min_accuracy=-1.0, bit_width=None):
     original, quantized = _jobs.require_model(original_path), _jobs.require_model(quantized_path)
     tick = None if keep_going is None else lambda *_: keep_going()
-    report = _jobs.loads(_core.run_verify(quantized, original, tick, _jobs.log, min_accuracy=min_accuracy))
+    report = _jobs.report_of(_core.run_verify(quantized, original, tick, _jobs.log, min_accuracy=min_accuracy))
     summary = report["summary"]
     measured = {t["name"]: t["cosine"] for t in report["tensors"] if t["bits"] is not None and t["measured"] == "against"}
     others = [t for t in report["tensors"] if bit_width is not None and t["bits"] not in (None, bit_width)]

@@ -60,7 +60,7 @@ class Result:
     report: dict[str, Any] = field(repr=False)
 
     def to_json(self) -> str:
-        """The report as JSON text: the same object that `arrowquant quantize --json` prints.
+        """The report as JSON text: the object that `arrowquant quantize --json` prints; its warnings name settings as Python does.
 
         >>> import arrow_quant_v2 as aq
         >>> aq.Result('out', 1, 4.0, 0.9, 20.0, {}, {}, [], {'schema': 'arrowquant.quantize/1'}).to_json()

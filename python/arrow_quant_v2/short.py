@@ -57,7 +57,7 @@ def run_quantize(path, output, keywords, keep_going=None):
     source = _jobs.require_model(path)
     target = None if output is None else _jobs.path_of(output)
     with Watch(run.pop("progress", None), keep_going) as watch:
-        report = _jobs.loads(_core.run_quantize(source, target, config, watch, _jobs.log, **run))
+        report = _jobs.report_of(_core.run_quantize(source, target, config, watch, _jobs.log, **run))
     from .results import result_of
 
     return result_of(report["output"]["path"] if target is None else target, report)
@@ -100,7 +100,7 @@ def verify(path: Path, against: Path | None = None, *, min_accuracy: float | Non
     if min_accuracy is not None and not 0 <= floor <= 1:
         raise ValueError(f"Invalid accuracy threshold: {min_accuracy}. Must be between 0.0 and 1.0")
     with Watch(progress) as watch:
-        return _jobs.loads(_core.run_verify(_jobs.require_model(path), source, watch, _jobs.log, threads=threads, min_accuracy=floor))
+        return _jobs.report_of(_core.run_verify(_jobs.require_model(path), source, watch, _jobs.log, threads=threads, min_accuracy=floor))
 
 
 def diff(a: Path, b: Path, *, threads: int = 0, progress: ProgressLike = None) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def diff(a: Path, b: Path, *, threads: int = 0, progress: ProgressLike = None) -
     False
     """
     with Watch(progress) as watch:
-        return _jobs.loads(_core.run_diff(_jobs.require_model(a), _jobs.require_model(b), watch, _jobs.log, threads=threads))
+        return _jobs.report_of(_core.run_diff(_jobs.require_model(a), _jobs.require_model(b), watch, _jobs.log, threads=threads))
 
 
 def export(
@@ -161,7 +161,7 @@ def export(
     if lora is not None:
         options["lora"] = adapters_of(lora)
     with Watch(progress) as watch:
-        return _jobs.loads(_core.run_export(container, to, target, watch, _jobs.log, **options))
+        return _jobs.report_of(_core.run_export(container, to, target, watch, _jobs.log, **options))
 
 
 def inspect(path: Path, *, component: str | None = None, variant: str | None = None, **settings: Unpack[Settings]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def inspect(path: Path, *, component: str | None = None, variant: str | None = N
     'image'
     """
     config = _jobs.config_of(settings.pop("config", None), settings.pop("profile", None), settings, "inspect", ("component", "variant", "config", "profile"))
-    return _jobs.loads(_core.run_inspect(_jobs.require_model(path), config, component=component, variant=variant))
+    return _jobs.report_of(_core.run_inspect(_jobs.require_model(path), config, component=component, variant=variant))
 
 
 def report(
@@ -202,7 +202,7 @@ def report(
     target = f"{source.rstrip('/')}.html" if output is None else _jobs.path_of(output)
     sides = [None if side is None else _jobs.require_model(side) for side in (against, calib)]
     with Watch(progress) as watch:
-        return _jobs.loads(
+        return _jobs.report_of(
             _core.run_report(source, target, watch, _jobs.log, against=sides[0], calib=sides[1], layer=show, overwrite=overwrite, threads=threads)
         )
 
@@ -211,3 +211,5 @@ _jobs.show_keywords(quantize, RUN_KEYWORDS)
 _jobs.show_keywords(inspect, {"config": None, "profile": None})
 for _member in (quantize, verify, diff, export, report, inspect):
     _member.__module__ = "arrow_quant_v2"
+for _member in (verify, diff, export, report):  # the others take **settings
+    globals()[_member.__name__] = _jobs.suggesting(_member)

@@ -136,6 +136,7 @@ aq_status aq_config_check(const aq_config_def *def, const json_t *value, const c
         if (def->word) aq_hint(err, "\"%s\" makes each whole row one group", def->word);
     } else if (def->check) {
         status = def->check(value, err);
+        if (status != AQ_OK && !source && !strstr(err->message, def->field.name)) source = def->field.name;
     }
     if (status != AQ_OK && source) aq_context(err, "%s", source);
     return status;

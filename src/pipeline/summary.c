@@ -118,7 +118,7 @@ static const struct {
               {"keep", MORE_BITS},
               {"search", BETTER_H},
               {"affine", BETTER_H},
-              {"per-channel", "leave equalization out with --smooth none"},
+              {"per-channel", "leave equalization out with --smooth=none"},
               {"base", "record inputs at timesteps that cover the whole schedule, or use fewer --time-groups"}};
 
 /* More than a fifth of the layers went another way than was asked: the settings do not suit the model. */

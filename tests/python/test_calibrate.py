@@ -1,6 +1,8 @@
 """calibrate(): models run over data at levels of noise that cover the schedule."""
 
 import json
+import os
+import signal
 
 import arrow_quant_v2 as aq
 import numpy as np
@@ -296,6 +298,33 @@ def test_a_diffusers_pipeline_runs_without_its_bar(capfd):
 
 
 # ---- the cache ----
+
+
+@pytest.mark.parametrize("during", ["a pass", "progress"])
+@pytest.mark.parametrize("where", ["path", "cache_dir", "append"])
+def test_FA10_ctrl_c_stops_calibrate_and_leaves_nothing_half_written(tmp_path, where, during):
+    model = seeded_mdlm()
+    texts, target = ["some text of its own"] * 64, tmp_path / "c.aqcal"
+    options = {"path": {"path": target}, "cache_dir": {"cache_dir": tmp_path}, "append": {"path": target, "append": True}}[where]
+    if where == "append":
+        calibrate(model, texts, target, samples=64, batch_size=16)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def press(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    model.train()
+    pressed, told = model.head.register_forward_hook(press) if during == "a pass" else None, press if during == "progress" else None
+    model.seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, texts, samples=64, batch_size=8, progress=told, **options)
+    assert len(model.seen) == 1 and model.training  # stopped at once, and the model is as it was
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    if pressed:
+        pressed.remove()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    again, alone = calibrate(model, texts, samples=64, batch_size=8, **options), calibrate(seeded_mdlm(), texts, samples=64, batch_size=8)
+    assert where == "append" or again.fingerprint() == alone.fingerprint()
 
 
 def test_FA14_a_result_is_found_again_by_the_hash_of_model_data_and_options_and_a_damaged_or_foreign_one_is_refused(dit, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 
 import arrow_quant_v2 as aq
 import pytest
+from arrow_quant_v2 import _core
 from files import SAMPLE, tree_bytes, write_model
 
 PROGRAM = os.environ.get("ARROWQUANT_PROGRAM", "")
@@ -19,8 +20,16 @@ def cli(*args, code=0):
     return run
 
 
+def spelled(text):
+    """As the module names settings: overwrite=True, where the program says --overwrite."""
+    return _core.spelled(text)
+
+
 def without_time(report):
-    return {key: value for key, value in report.items() if key not in ("time", "memory", "path", "output", "input", "against", "a", "b")}
+    report = {key: value for key, value in report.items() if key not in ("time", "memory", "path", "output", "input", "against", "a", "b")}
+    for sentences in {"warnings", "problems"} & set(report):
+        report[sentences] = [spelled(sentence) for sentence in report[sentences]]
+    return report | {"rule": spelled(report["rule"])} if "rule" in report else report
 
 
 @pytest.mark.parametrize(
@@ -73,4 +82,4 @@ def test_reports_exports_and_errors_are_the_same(tmp_path):
     with pytest.raises(aq.ValidationError) as e:
         aq.quantize(SAMPLE, tmp_path / "x", bits=2, min_accuracy=0.999, fail_fast=True)
     error = json.loads(cli("quantize", SAMPLE, "-o", tmp_path / "x", "--bits", "2", "--min-accuracy", "0.999", "--fail-fast", "--json", code=4).stdout)["error"]
-    assert (e.value.code, e.value.hint) == (error["code"], error["hint"]) and str(e.value) == f"{error['message']}. Hint: {error['hint']}"
+    assert (e.value.code, e.value.hint) == (error["code"], spelled(error["hint"])) and str(e.value) == f"{error['message']}. Hint: {spelled(error['hint'])}"

@@ -150,9 +150,9 @@ def test_numbers_are_checked_by_validate_only():
         ("max_memory_limit_mb", 0, "Invalid max_memory_limit_mb: 0. Must be at least 1"),
         ("smoothing_window", 21, "Invalid smoothing_window: 21. Must be between 1 and 20"),
         ("layer_bit_widths", {"a": 5}, 'Invalid bit width of layer "a" in layer_bit_widths: 5. Must be 2, 4, 8, or 16'),
-        ("sensitive_layer_patterns", ["(a"], 'Invalid pattern "(a": a group is not closed, at byte 3'),
-        ("sensitive_layer_patterns", [r"(a)\1"], 'Invalid pattern "(a)\\1": back-references are not allowed, at byte 5'),
-        ("exclude", ["[a"], 'Invalid pattern "[a": a bracket is not closed'),
+        ("sensitive_layer_patterns", ["(a"], 'sensitive_layer_patterns: Invalid pattern "(a": a group is not closed, at byte 3'),
+        ("sensitive_layer_patterns", [r"(a)\1"], 'sensitive_layer_patterns: Invalid pattern "(a)\\1": back-references are not allowed, at byte 5'),
+        ("exclude", ["[a"], 'exclude: Invalid pattern "[a": a bracket is not closed'),
     ],
 )
 def test_validate_names_field_value_and_range(name, value, text):

@@ -1,6 +1,7 @@
 """plan(), GranularityAllocator, EvolutionarySearch."""
 
 import dataclasses
+import inspect
 import json
 import math
 import pickle
@@ -127,6 +128,7 @@ def test_defaults_are_those_of_the_first_api():
     c = aq.GranularityConfig()
     assert dataclasses.astuple(c) == ("gradient", 32, 10.0, 0.70, [32, 64, 128, 256], 0.7)
     assert aq.GranularityConfig().available_group_sizes is not c.available_group_sizes
+    assert inspect.signature(aq.GranularityConfig).parameters["available_group_sizes"].default == [32, 64, 128, 256]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,12 @@ def test_an_unknown_keyword_is_a_type_error_with_a_suggestion(small, tmp_path, k
     assert str(e.value) == f"quantize() got an unexpected keyword argument '{keyword}'; did you mean '{suggestion}'?"
     with pytest.raises(TypeError, match=r"inspect\(\) got an unexpected keyword argument 'xyzzyxyz'$"):
         aq.inspect(small, xyzzyxyz=1)
+    for function, wrong, right in [(aq.verify, "min_acuracy", "min_accuracy"), (aq.export, "overwrit", "overwrite"), (aq.report, "agianst", "against")]:
+        with pytest.raises(TypeError) as e:
+            function(small, **{wrong: 1})
+        assert str(e.value) == f"{function.__name__}() got an unexpected keyword argument '{wrong}'; did you mean '{right}'?"
+    with pytest.raises(TypeError, match=r"diff\(\) got an unexpected keyword argument 'xyzzyxyz'$"):
+        aq.diff(small, small, xyzzyxyz=1)
 
 
 def test_field_names_and_short_names_mean_the_same(small, tmp_path):
@@ -136,7 +142,8 @@ def test_the_memory_limit_is_a_memory_error(tmp_path):
 
 def test_a_model_without_modality_is_quantized_with_a_warning(tmp_path):
     r = aq.quantize(write_model(tmp_path / "m", modality=None), tmp_path / "out")
-    assert any("modality" in w for w in r.warnings)
+    text = "the modality cannot be told from the model's files; give it with modality='text|code|image|audio' to record it"
+    assert text in r.warnings and r.report["warnings"] == r.warnings and not any("--" in w for w in r.warnings)
     with pytest.raises(aq.ValidationError, match="strict=True"):
         aq.quantize(tmp_path / "m", tmp_path / "strict", strict=True)
 

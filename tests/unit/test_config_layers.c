@@ -172,7 +172,7 @@ static void CF05_bad_patterns_are_refused(void **state) {
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char expected[256];
-        snprintf(expected, sizeof expected, "Invalid pattern \"%s\": %s", bad[i][0], bad[i][1]);
+        snprintf(expected, sizeof expected, "sensitive_layer_patterns: Invalid pattern \"%s\": %s", bad[i][0], bad[i][1]);
         aq_config *copy = aq_config_clone(c);
         assert_ok(aq_config_append(copy, "sensitive_layer_patterns", bad[i][0], NULL, &err));
         assert_refused(aq_config_validate(copy, &err), expected);
