@@ -112,7 +112,7 @@ def test_recoded_from_the_source_a_folded_model_is_the_same(folded, source, tmp_
     model = model_of(source)
     model.load_state_dict(state)
     assert aq.sqnr_db(original, outputs(model)) > 30
-    assert not any("not in --source" in warning for warning in report["warnings"])
+    assert not any("not in source" in warning for warning in report["warnings"])
     with pytest.raises(aq.ConfigurationError, match="source cannot follow"):
         aq.export(path, tmp_path / "n.safetensors", to="comfy-int8", source=path)
 
