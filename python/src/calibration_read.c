@@ -202,23 +202,27 @@ static PyObject *timesteps(PyObject *self, PyObject *layer_object) {
     return list;
 }
 
-PyDoc_STRVAR(n_inputs_doc, "n_inputs($self, layer, /)\n--\n\n"
-                           "Number of inputs of a layer.\n\n"
-                           ">>> import arrow_quant_v2 as aq\n"
-                           ">>> c = aq.Calibration()\n"
-                           ">>> c.n_inputs(c.add_layer('fc.weight', 2))\n"
-                           "2\n");
-static PyObject *n_inputs_of(PyObject *self, PyObject *layer_object) {
+/* What `ask` says of one layer. */
+static PyObject *ask_layer(PyObject *self, PyObject *layer_object, PyObject *(*ask)(const aq_calib *calib, size_t layer)) {
     aqpy_calibration *c = (aqpy_calibration *)self;
     aqpy_layer layer = {0};
     size_t index;
     PyObject *result = NULL;
     if (!aqpy_layer_read(layer_object, &layer)) return NULL;
     aqpy_calibration_enter(c);
-    if (aqpy_layer_find(c, &layer, &index)) result = PyLong_FromUnsignedLongLong(aq_calib_n_inputs(c->calib, index));
+    if (aqpy_layer_find(c, &layer, &index)) result = ask(c->calib, index);
     aqpy_calibration_leave(c);
     return result;
 }
+
+PyDoc_STRVAR(n_inputs_doc, "n_inputs($self, layer, /)\n--\n\n"
+                           "Number of inputs of a layer.\n\n"
+                           ">>> import arrow_quant_v2 as aq\n"
+                           ">>> c = aq.Calibration()\n"
+                           ">>> c.n_inputs(c.add_layer('fc.weight', 2))\n"
+                           "2\n");
+static PyObject *ask_n_inputs(const aq_calib *calib, size_t layer) { return PyLong_FromUnsignedLongLong(aq_calib_n_inputs(calib, layer)); }
+static PyObject *n_inputs_of(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_n_inputs); }
 
 PyDoc_STRVAR(source_doc, "source($self, layer, /)\n--\n\n"
                          "Name of the layer whose statistics hold for a layer: its own, or that of same_input_as.\n\n"
@@ -227,17 +231,8 @@ PyDoc_STRVAR(source_doc, "source($self, layer, /)\n--\n\n"
                          ">>> q, k = c.add_layer('to_q.weight', 2), c.add_layer('to_k.weight', 2, same_input_as='to_q.weight')\n"
                          ">>> c.source(k)\n"
                          "'to_q.weight'\n");
-static PyObject *source(PyObject *self, PyObject *layer_object) {
-    aqpy_calibration *c = (aqpy_calibration *)self;
-    aqpy_layer layer = {0};
-    size_t index;
-    PyObject *result = NULL;
-    if (!aqpy_layer_read(layer_object, &layer)) return NULL;
-    aqpy_calibration_enter(c);
-    if (aqpy_layer_find(c, &layer, &index)) result = aqpy_text(aq_calib_layer_name(c->calib, aq_calib_source(c->calib, index)));
-    aqpy_calibration_leave(c);
-    return result;
-}
+static PyObject *ask_source(const aq_calib *calib, size_t layer) { return aqpy_text(aq_calib_layer_name(calib, aq_calib_source(calib, layer))); }
+static PyObject *source(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_source); }
 
 PyDoc_STRVAR(has_hessian_doc, "has_hessian($self, layer, /)\n--\n\n"
                               "Whether the second moment of a layer's input is kept.\n\n"
@@ -245,17 +240,8 @@ PyDoc_STRVAR(has_hessian_doc, "has_hessian($self, layer, /)\n--\n\n"
                               ">>> c = aq.Calibration(hessian=False)\n"
                               ">>> c.has_hessian(c.add_layer('fc.weight', 2))\n"
                               "False\n");
-static PyObject *has_hessian(PyObject *self, PyObject *layer_object) {
-    aqpy_calibration *c = (aqpy_calibration *)self;
-    aqpy_layer layer = {0};
-    size_t index;
-    PyObject *result = NULL;
-    if (!aqpy_layer_read(layer_object, &layer)) return NULL;
-    aqpy_calibration_enter(c);
-    if (aqpy_layer_find(c, &layer, &index)) result = PyBool_FromLong(aq_calib_has_hessian(c->calib, index));
-    aqpy_calibration_leave(c);
-    return result;
-}
+static PyObject *ask_has_hessian(const aq_calib *calib, size_t layer) { return PyBool_FromLong(aq_calib_has_hessian(calib, layer)); }
+static PyObject *has_hessian(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_has_hessian); }
 
 /* Names of the model's layers that the collection lacks, collected without the GIL. */
 typedef struct missing_names {
