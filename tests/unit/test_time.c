@@ -349,7 +349,7 @@ static void equalization_is_1_where_a_quotient_is_no_normal_number(void **state)
 
 static void limits_touch_the_widest_inputs_alone(void **state) {
     (void)state;
-    const float w[] = {16, 1, 0, 3, 2, 5}, x[] = {8, -2, 8, 0, 7, 0.25F};
+    const float w[] = {16, 1, 0, 3, 2, 5}, x[] = {8, -2, 8, 0, -7, 0.25F};
     float s[6];
     aq_equalization_scales_by(AQ_EQUALIZE_NONE, w, x, 6, s);
     for (int i = 0; i < 6; i++) assert_true(s[i] == 1);
@@ -359,7 +359,7 @@ static void limits_touch_the_widest_inputs_alone(void **state) {
         double limit = 8 * pow(2, -k / 4.0);
         aq_equalization_scales_by((aq_equalize)(AQ_EQUALIZE_LIMIT_1 + k - 1), w, x, 6, s);
         expect_near(s[0] * x[0], limit, 1e-6);
-        expect_near(s[4] * x[4], fmin(7, limit), 1e-6);
+        expect_near(s[4] * x[4], -fmin(7, limit), 1e-6);
         expect_near(s[1], fmin(1, limit / 2), 1e-7);
         assert_true(s[2] == 1 && s[3] == 1 && s[5] == 1); /* a dead weight, a dead input, a narrow one */
     }
@@ -385,7 +385,8 @@ static void smoothing_activations_scales_the_deviation(void **state) {
     enum { N = 33 };
     float x[2 * N], out[2 * N];
     uint32_t seed = 3;
-    for (int i = 0; i < 2 * N; i++) x[i] = 100 + next(&seed);
+    for (int i = 0; i < 2 * N; i++) x[i] = (i < N ? 100 : -100) + next(&seed);
+    x[3] = -0.0f; /* alpha = 0 keeps every bit */
     for (int a = 0; a <= 4; a++) {
         float alpha = 0.25f * (float)a;
         aq_activation_smooth(x, 2, N, alpha, out);
