@@ -1,7 +1,7 @@
 """What 8-bit activations cost, by how their scale is chosen: one static pair for all timesteps, one for each group of timesteps, or dynamic per token.
 
 Usage: python bench/activations.py [--shared FOLDER] [--work FOLDER] [--images N] [--passages N] [--models dit,text] [--bits 8,4]
-                                  [--set 'smooth="none"']
+                                  [--set 'smooth="none"'] [--calib-seed S] [--spatial [--skip-images N] [--seeds K]]
 
 docs/activations.md holds what it prints.
 
@@ -10,6 +10,10 @@ and --act-bits 8, loaded into its own torch modules (load_into) and run on integ
 kinds come from the same calibration and settings; equalization is chosen by measured output error, for one static pair and for time groups each by its own.
 Image: SNR of the noise prediction against the F32 model, in dB, per tenth of the schedule (eval_dit.py). Text: KL per masked byte and cross entropy of the
 masked bytes, per tenth of the mask ratio (the passages and masks of eval_mdlm.py).
+
+--spatial: what the spatial parts are worth with 4-bit weights and 8-bit inputs, on K disjoint splits of the test images after the first N, each with noise of
+its own. Nothing was chosen by those images. Two measures: the mean over the layers of each one's relative squared output error, under the inputs that the F32
+model gives it, and the relative squared error of the noise prediction.
 """
 
 import argparse
@@ -28,6 +32,7 @@ from arrow_quant_v2.torch import IntegerLinear, Recorder, integer_activations, l
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 MODES = ("static", "time", "dynamic")
+SPATIAL_MODES = ("time", "static", "dynamic")
 LABELS = {"f32": "weights only", "static": "one static pair", "time": "10 time groups", "dynamic": "dynamic per token"}
 GROUPS = 10
 
@@ -50,7 +55,8 @@ class Image:
         self.eval, self.path = module_of(shared / "eval/eval_dit.py"), shared / "models/dit-fashion"
         self.data, self.calib = shared / "data/fashion-test2k.npz", shared / "data/fashion-calib.npz"
         self.scheduler = DDIMScheduler.from_pretrained(self.path, subfolder="scheduler")
-        self.reference, self.images = self.eval.load(str(self.path)), arguments.images
+        self.reference, self.images, self.skip = self.eval.load(str(self.path)), arguments.images, arguments.skip_images
+        self.calib_seed = arguments.calib_seed
         self.settings = {"modality": "image"}
 
     def candidate(self):
@@ -58,7 +64,7 @@ class Image:
 
     @torch.no_grad()
     def record(self, path):
-        x, t, y, eps = self.eval.noise_batch(self.calib, 512, seed=1)
+        x, t, y, eps = self.eval.noise_batch(self.calib, 512, seed=self.calib_seed)
         noisy = self.scheduler.add_noise(x, eps, t)
         with Recorder(self.reference, path, groups=GROUPS, modality="image", data_name="fashion-calib"):
             for i in range(0, 512, 64):
@@ -67,29 +73,42 @@ class Image:
     def integer(self, model, mode, path=None):
         self.context, self.folded = integer_activations(model, mode, timestep="timestep"), folded(path)
 
+    def split(self, k):
+        """The k-th split of the test images that no choice was made by: (noisy images, timesteps that cover the schedule evenly, labels), in batches of 64."""
+        z, n, first = np.load(self.data), self.images, self.skip + k * self.images
+        if first + n > len(z["images"]):
+            raise SystemExit(f"--skip-images {self.skip}: {len(z['images'])} test images hold no {k + 1} splits of {n}")
+        x = torch.from_numpy(z["images"][first : first + n]).float().reshape(-1, 1, 28, 28) / 127.5 - 1
+        t, y = torch.arange(n) * 7919 % n * 1000 // n, torch.from_numpy(z["labels"][first : first + n].astype(np.int64))
+        noisy = self.scheduler.add_noise(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(100 + k)), t)
+        return [(noisy[i : i + 64], t[i : i + 64], y[i : i + 64]) for i in range(0, n, 64)]
+
     @torch.no_grad()
-    def layer_errors(self, model, images=64):
-        """Relative squared error of each layer's output under the reference's own inputs: {name: error}."""
-        x, t, y, eps = self.eval.noise_batch(self.data, images)
+    def errors(self, model, batches):
+        """(mean relative squared error of the layers' outputs under the reference's own inputs, relative squared error of the noise prediction)"""
         scales, shifts, outputs = self.folded
         layers = {name: part for name, part in model.named_modules() if isinstance(part, IntegerLinear)}
-        error, power, handles = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0), []
+        error, power = dict.fromkeys(["model", *layers], 0.0), dict.fromkeys(["model", *layers], 0.0)
+
+        def add(name, candidate, original):
+            error[name] += (candidate - original).double().square().sum().item()
+            power[name] += original.double().square().sum().item()
 
         def hook(name):
             def compare(module, inputs, output):
                 by, plus = outputs.get(name, (1, 0))
-                error[name] += (layers[name]((inputs[0] - shifts.get(name, 0)) * scales.get(name, 1)) * by + plus - output).double().square().sum().item()
-                power[name] += output.double().square().sum().item()
+                add(name, layers[name]((inputs[0] - shifts.get(name, 0)) * scales.get(name, 1)) * by + plus, output)
 
-            return compare
+            return self.reference.get_submodule(name).register_forward_hook(compare)
 
-        for name in layers:
-            handles.append(self.reference.get_submodule(name).register_forward_hook(hook(name)))
-        with self.context.at(t):
-            self.reference(self.scheduler.add_noise(x, eps, t), timestep=t, class_labels=y)
-        for handle in handles:
-            handle.remove()
-        return {name: error[name] / power[name] for name in layers}
+        for x, t, y in batches:
+            handles = [hook(name) for name in layers]
+            with self.context.at(t):
+                original = self.reference(x, timestep=t, class_labels=y).sample
+            for handle in handles:
+                handle.remove()
+            add("model", model(x, timestep=t, class_labels=y).sample, original)
+        return np.mean([error[name] / power[name] for name in layers]), error["model"] / power["model"]
 
     def measure(self, model):
         out = self.eval.eps_error(self.reference, model, self.scheduler, self.data, self.images)
@@ -105,14 +124,14 @@ class Text:
         self.eval, self.path = module_of(shared / "eval/eval_mdlm.py"), shared / "models/mdlm-text"
         self.text, self.calib = shared / "data/text-heldout.txt", shared / "data/text-calib.jsonl"
         self.reference, self.passages = self.eval.load(str(self.path)), arguments.passages
-        self.settings = {"modality": "text"}
+        self.settings, self.calib_seed = {"modality": "text"}, arguments.calib_seed
 
     def candidate(self):
         return self.eval.load(str(self.path))
 
     @torch.no_grad()
     def record(self, path):
-        n, g = self.reference.seq_len, torch.Generator().manual_seed(1)
+        n, g = self.reference.seq_len, torch.Generator().manual_seed(self.calib_seed)
         rows = [[b for b in json.loads(line)["text"].encode() if b < 128][:n] for line in self.calib.read_text().splitlines()]
         ids = torch.tensor([row for row in rows if len(row) == n][:512])
         t = ((torch.arange(len(ids)) * 37 % len(ids)).float() + 0.5) / len(ids)
@@ -172,39 +191,50 @@ def folded(path):
     return scales, shifts, outputs
 
 
-def containers(task, work, calibration, bits, extra):
+def containers(task, work, calibration, bits, extra, suffix=""):
     """Two containers with the same weights: parameters of activations for ten groups of timesteps, and one for all."""
     found = {}
     for mode, settings in (("time", {"time_groups": GROUPS}), ("static", {"time_aware": False})):
-        found[mode] = work / f"{task.title}-int{bits}-{mode}"
+        found[mode] = work / f"{task.title}-int{bits}-{mode}{suffix}"
         aq.quantize(task.path, found[mode], bits=bits, group=64, calib=calibration, act_bits=8, overwrite=True, **settings, **task.settings, **extra)
     return found
 
 
-def spatial(task, work, bits):
-    """Output error of the layers with time groups, without the spatial parts and with them: (mean over layers, error of the noise prediction) of each."""
-    found = []
+def recorded(task, work):
+    calibration = work / f"{task.title}-{task.calib_seed}.aqcal"
+    if not calibration.exists():
+        task.record(calibration)
+    return calibration
+
+
+def spatial(task, work, bits, seeds, extra):
+    """A table: for each mode both measures without the spatial parts and with them, mean and spread over the splits, and how much less the error is."""
+    splits, found = [task.split(k) for k in range(seeds)], {}
     for on in (False, True):
-        out = work / f"{task.title}-int{bits}-spatial-{on}"
-        settings = {"calib": work / f"{task.title}.aqcal", "act_bits": 8, "time_groups": GROUPS, "spatial": on} | task.settings
-        aq.quantize(task.path, out, bits=bits, group=64, overwrite=True, **settings)
-        model = load_into(task.candidate(), out)
-        task.integer(model, "time", out)
-        errors = task.layer_errors(model)
-        found.append((float(np.mean(list(errors.values()))), 10 ** (-task.measure(model)["all"] / 10)))
-    (layers, eps), (layers_spatial, eps_spatial) = found
-    return (
-        f"W{bits}A8 with time groups, without and with the spatial parts: mean relative error of the layers' outputs {layers:.3e} and {layers_spatial:.3e} "
-        f"({100 * (1 - layers_spatial / layers):.1f} % less); relative error of the noise prediction {eps:.3e} and {eps_spatial:.3e} "
-        f"({100 * (1 - eps_spatial / eps):.1f} % less)"
-    )
+        paths = containers(task, work, recorded(task, work), bits, extra | {"spatial": on}, f"-spatial-{on}".lower())
+        for mode in SPATIAL_MODES:
+            path = paths["static" if mode == "static" else "time"]
+            model = load_into(task.candidate(), path)
+            task.integer(model, mode, path)
+            found[mode, on] = np.array([task.errors(model, batches) for batches in splits])
+    first = f"| W{bits}A8 | "
+    lines = [
+        first + " | ".join(f"{what}, {how}" for what in ("layers' outputs", "noise prediction") for how in ("without", "with", "less")) + " |",
+        "|---" * 7 + "|",
+    ]
+    for mode in SPATIAL_MODES:
+        off, on, cells = found[mode, False], found[mode, True], []
+        for i in range(2):
+            less = 100 * (1 - on[:, i] / off[:, i])
+            cells += [f"{v.mean():.3e} ± {v.std():.1e}" for v in (off[:, i], on[:, i])] + [
+                f"{less.mean():.1f} ± {less.std():.1f} % ({less.min():.1f} to {less.max():.1f})"
+            ]
+        lines.append(f"| {LABELS[mode]} | " + " | ".join(cells) + " |")
+    return f"{seeds} splits of {task.images} images after the first {task.skip}, noise of calibration from seed {task.calib_seed}:\n\n" + "\n".join(lines)
 
 
 def run(task, work, bits, extra):
-    calibration = work / f"{task.title}.aqcal"
-    if not calibration.exists():
-        task.record(calibration)
-    paths, results = containers(task, work, calibration, bits, extra), {}
+    paths, results = containers(task, work, recorded(task, work), bits, extra), {}
     model = load_into(task.candidate(), paths["time"])
     results["f32"] = task.measure(model)
     for mode in MODES:
@@ -250,7 +280,10 @@ def main():
     parser.add_argument("--passages", type=int, default=128)
     parser.add_argument("--models", default="dit,text")
     parser.add_argument("--bits", default="8,4")
-    parser.add_argument("--spatial", action="store_true", help="also what the spatial parts are worth at W4A8")
+    parser.add_argument("--calib-seed", type=int, default=1, help="seed of the noise, or the masks, of the calibration data")
+    parser.add_argument("--spatial", action="store_true", help="also what the spatial parts are worth at W4A8, on images that nothing was chosen by")
+    parser.add_argument("--skip-images", type=int, default=256, help="test images before those of --spatial")
+    parser.add_argument("--seeds", type=int, default=5, help="splits of --spatial, of --images each")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="further settings of arrow_quant_v2.quantize")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -268,7 +301,7 @@ def main():
                     section += "\n\n" + cross_entropy(bits, results)
                 print(section + "\n", flush=True)
             if name == "dit" and arguments.spatial:
-                print(spatial(task, work, 4) + "\n", flush=True)
+                print(spatial(task, work, 4, arguments.seeds, extra) + "\n", flush=True)
 
 
 if __name__ == "__main__":

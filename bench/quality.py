@@ -212,6 +212,7 @@ class Subject:
 
     def __init__(self, reference):
         self.reference, self.model, self.recorded = Remembered(reference), copy.deepcopy(reference), None
+        self.original = copy.deepcopy(self.model.state_dict())
         self.layers = [Layer(n, m) for n, m in self.model.named_modules() if isinstance(m, torch.nn.Linear) and self.counts(n)]
 
     def counts(self, name):
@@ -232,8 +233,7 @@ class Subject:
         return sum(((a - b) ** 2).sum().item() for a, b in pairs) / sum((b**2).sum().item() for _, b in pairs)
 
     def restore(self):
-        for layer in self.layers:
-            layer.put(layer.weight)
+        self.model.load_state_dict(self.original)
 
     def statistics(self):
         """The calibration file of the command: one Recorder around the same passes."""
@@ -250,11 +250,17 @@ class Subject:
     def command(self, program, options):
         """A container that the program makes of the model, and (values, stored bits) of its layers."""
         out = os.path.join(os.path.dirname(self.statistics()), "out")
-        words = [program, "quantize", self.path, "-o", out, "--overwrite", "--calib", self.recorded, *options, *self.blocks_only]
+        words = [program, "quantize", self.path, "-o", out, "--overwrite", "--calib", self.recorded, *options, *self.blocks_only, "--json"]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             raise OSError(done.stderr.strip().splitlines()[-1])
         container = aq.open(out)
+        self.report = json.loads(done.stdout)["layers"]
+
+        with torch.no_grad():  # operations before layers that equalization was folded into are not the original's
+            for name, value in self.model.state_dict().items():
+                if name in container and not container[name].quantized:
+                    value.copy_(torch.from_numpy(np.array(container[name].dequantize(), np.float32)).reshape(value.shape))
 
         def run(layer):
             tensor = container[layer.name + ".weight"]
@@ -263,13 +269,22 @@ class Subject:
         return run
 
 
+def rotations(report):
+    """How many layers were kept rotated, and how much more output error the rotation gave the others: what each layer was compared with."""
+    solved = [layer for layer in report if layer["method"] == "gptq"]
+    others = [layer for layer in solved if not layer["hadamard_group"]]
+    worse = [layer["output_sqnr_db"] - float(re.search(r"hadamard ([-\d.]+) dB", layer["compared_with"])[1]) for layer in others]
+    told = f"kept on {len(solved) - len(others)} of {len(solved)} layers"
+    return told + (f", {np.mean(worse):.1f} dB worse on the others ({min(worse):.1f} to {max(worse):.1f})" if worse else "")
+
+
 def stored_bits(tensor):
     """Codes and parameters of a tensor of a container."""
     rows, inputs = tensor.shape[0], int(np.prod(tensor.shape[1:]))
     groups = -(-inputs // (tensor.group_size or inputs))
     subs = -(-inputs // {2: 16, 4: 32}.get(tensor.bits, inputs))
     params = {"f16": 32 * groups, "f32": 64 * groups, "r2q": 48 * groups, "two-level": 32 * groups + 8 * -(-subs * 2 * {2: 4, 4: 6}.get(tensor.bits, 0) // 8)}
-    scales = 32 * inputs if tensor.equalization_scales is not None and len(tensor.equalization_scales) else 0
+    scales = sum(32 * len(v) for v in (tensor.equalization_scales, tensor.folded_shift) if v is not None)
     return rows * (8 * -(-inputs * tensor.bits // 8) + params[tensor.params]) + scales
 
 
@@ -398,6 +413,7 @@ def planned(subject, costs, width, budget):
 
 
 COMMANDS = ["--target-bpw 4.5 --min-accuracy 0", "--target-bpw 2.63 --min-accuracy 0", "--bits 4 --group 64", "--bits 2"]
+COMMANDS += [f"--method gptq --bits {bits} --group 64 --smooth none{more}" for bits in (4, 2) for more in ("", " --rotate hadamard")]
 
 
 def methods(library):
@@ -448,6 +464,8 @@ def measure(subject, library, wanted, program):
             continue
         seconds = time.perf_counter() - start
         row = {"who": who, "what": what, "bits": bits / sum(layer.weight.size for layer in subject.layers), **subject.evaluate(), "seconds": seconds}
+        if isinstance(maker, tuple) and "hadamard" in what:
+            row["rotated"] = rotations(subject.report)
         subject.restore()
         subject.reference.asked = 0
         rows.append(row)
@@ -459,7 +477,8 @@ def table(title, key, digits, rows):
     lines = [f"### {title}", "", f"| | | bits per weight | {key} |", "|---|---|---:|---:|"]
     for row in sorted(rows, key=lambda r: (-round(r["bits"], 2), r[key] if key == "kl" else -r[key])):
         bold = "**" if row["who"] == "ArrowQuant" else ""
-        lines.append(f"| {row['who']} | {row['what']} | {row['bits']:.3f} | {bold}{row[key]:.{digits}f}{bold} |")
+        what = row["what"] + (f"; {row['rotated']}" if "rotated" in row else "")
+        lines.append(f"| {row['who']} | {what} | {row['bits']:.3f} | {bold}{row[key]:.{digits}f}{bold} |")
     return "\n".join(lines) + "\n"
 
 
