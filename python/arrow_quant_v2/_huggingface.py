@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import copy
 import warnings
+from enum import StrEnum
 
 from . import _core
 
 _FIELDS = {"bits": 4, "group": 128, "params": "auto", "method": "search", "modules_to_not_convert": None, "layers": None}
+
+
+class Method(StrEnum):
+    ARROWQUANT = "arrowquant"
 
 
 class Settings:
@@ -21,6 +26,11 @@ class Settings:
     bits: 2, 4 or 8; group: 32, 64, 128 or 256; params: 'auto', 'f16', 'f32' or 'two-level'; method: 'search' or 'rtn'; modules_to_not_convert: parts of module
     names that stay as they are; layers: the stored form of each layer of a saved model (written by save_pretrained).
     """
+
+    def __init__(self, bits=4, group=128, params="auto", method="search", modules_to_not_convert=None, layers=None, quant_method=None, **unknown):
+        self.quant_method = Method.ARROWQUANT
+        values = dict(bits=bits, group=group, params=params, method=method, modules_to_not_convert=modules_to_not_convert, layers=layers)
+        self._set(values, unknown)
 
     def _set(self, values, unknown):
         if values["method"] not in ("search", "rtn"):

@@ -11,8 +11,6 @@ diffusers has no function to register a backend: two entries are put into the ta
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 try:
     import diffusers
     from diffusers.quantizers import auto as _auto
@@ -28,17 +26,8 @@ from . import _huggingface
 __all__ = ["ArrowQuantConfig", "ArrowQuantizer"]
 
 
-class _Method(StrEnum):
-    ARROWQUANT = "arrowquant"
-
-
 class ArrowQuantConfig(_huggingface.Settings, QuantizationConfigMixin):
     __doc__ = _huggingface.Settings.__doc__
-
-    def __init__(self, bits=4, group=128, params="auto", method="search", modules_to_not_convert=None, layers=None, quant_method=None, **unknown):
-        self.quant_method = _Method.ARROWQUANT
-        values = dict(bits=bits, group=group, params=params, method=method, modules_to_not_convert=modules_to_not_convert, layers=layers)
-        self._set(values, unknown)
 
 
 class ArrowQuantizer(DiffusersQuantizer):

@@ -11,7 +11,6 @@ Without this import transformers only warns about a saved folder and leaves its 
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 
 try:
     import transformers
@@ -32,17 +31,8 @@ without that import transformers leaves the quantized layers at random values, w
 """
 
 
-class _Method(StrEnum):
-    ARROWQUANT = "arrowquant"
-
-
 class ArrowQuantConfig(_huggingface.Settings, QuantizationConfigMixin):
     __doc__ = _huggingface.Settings.__doc__
-
-    def __init__(self, bits=4, group=128, params="auto", method="search", modules_to_not_convert=None, layers=None, quant_method=None, **unknown):
-        self.quant_method = _Method.ARROWQUANT
-        values = dict(bits=bits, group=group, params=params, method=method, modules_to_not_convert=modules_to_not_convert, layers=layers)
-        self._set(values, unknown)
 
 
 class _Quantize(ConversionOps):
