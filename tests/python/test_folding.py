@@ -55,7 +55,7 @@ def folded(tmp_path_factory, source):
     with torch.no_grad(), Recorder(model, folder / "c.aqcal", groups=4, modality="image"):
         for seed in range(3):
             model(**inputs(seed))
-    aq.quantize(source, folder / "q", bits=8, group=64, calib=folder / "c.aqcal", refine_sweeps=0)
+    aq.quantize(source, folder / "q", bits=8, group=64, act_bits=8, calib=folder / "c.aqcal", refine_sweeps=0)
     return folder / "q", outputs(model)
 
 
