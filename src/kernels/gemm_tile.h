@@ -45,12 +45,16 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t height, s
     V sum[ROWS][VECTORS];
     for (size_t i = 0; i < height; i++)
         for (size_t v = 0; v < VECTORS; v++) sum[i][v] = (V){0};
-    for (size_t l = 0; l < k; l++) {
-        V right[VECTORS];
-        for (size_t v = 0; v < VECTORS; v++) memcpy(&right[v], b + l * COLS + v * (COLS / VECTORS), sizeof(V));
-        for (size_t i = 0; i < height; i++) {
-            V left = a[l * ROWS + i] - (V){0};
-            for (size_t v = 0; v < VECTORS; v++) sum[i][v] = V_FMA(left, right[v], sum[i][v]);
+    for (size_t l = 0, row = 0; l < k; row++) { /* meanwhile C comes near, row after row: all at once would stand in the way of A and B */
+        size_t end = row < e->rows ? l + (k - l) / (2 * height) : k;
+        for (size_t v = 0; row < e->rows && v < VECTORS; v++) __builtin_prefetch(c + row * ldc + (v + 1) * (COLS / VECTORS) - 1, 1);
+        for (; l < end; l++) {
+            V right[VECTORS];
+            for (size_t v = 0; v < VECTORS; v++) memcpy(&right[v], b + l * COLS + v * (COLS / VECTORS), sizeof(V));
+            for (size_t i = 0; i < height; i++) {
+                V left = a[l * ROWS + i] - (V){0};
+                for (size_t v = 0; v < VECTORS; v++) sum[i][v] = V_FMA(left, right[v], sum[i][v]);
+            }
         }
     }
     if (e->rows == height && e->cols == COLS && e->diagonal + (ptrdiff_t)height <= 1) {

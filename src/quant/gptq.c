@@ -1,8 +1,9 @@
 /* GPTQ (Frantar et al., ICLR 2023, Algorithm 1) as error feedback through the factor of H (hessian.c).
  *
- * Inputs are coded one after the other; each code is chosen for w_j + sum_{i<j} e_i U_ij. What lies more than a block back arrives by one matrix product per
- * block, what lies inside it is spread at once. A group's parameters are searched when it is entered, on those updated weights and with the diagonal of H;
- * codes then are chosen on the stored form. With act_order the inputs are visited by falling H_ii and parameters come first, from the weights themselves.
+ * Inputs are coded one after the other; each code is chosen for w_j + sum_{i<j} e_i U_ij. Errors are spread at once inside a block of inputs, and by matrix
+ * products over those further on, the inputs being halved again and again. A group's parameters are searched when it is entered, on those updated weights and
+ * with the diagonal of H; codes then are chosen on the stored form. With act_order the inputs are visited by falling H_ii and parameters come first, from the
+ * weights themselves.
  */
 #include <math.h>
 #include <string.h>
@@ -84,10 +85,10 @@ static bool search_group(aq_slab *s, uint64_t group, const float *x) {
         aq_values values[AQ_LANES];
         void *slots[AQ_LANES];
         size_t n = (size_t)at_most(together, s->rows - first), stored;
+        for (uint64_t i = 0; i < size; i++)
+            for (size_t j = 0; j < n; j++) s->rows_of_group[j * size + i] = x[i * s->lanes + first + j];
         for (size_t j = 0; j < n; j++) {
-            float *row = s->rows_of_group + j * size;
-            for (uint64_t i = 0; i < size; i++) row[i] = x[i * s->lanes + first + j];
-            values[j] = (aq_values){row, importance, size, 1, size};
+            values[j] = (aq_values){s->rows_of_group + j * size, importance, size, 1, size};
             slots[j] = s->params + aq_params_offset(s->spec, s->layout, s->first + first + j, group);
         }
         if (!aq_search_batch(s->search, s->kernels, s->spec, values, n, slots, &stored)) return false;
@@ -123,22 +124,23 @@ static void code_lanes(aq_slab *s, uint64_t lane, uint64_t begin, uint64_t end, 
     }
 }
 
-/* Codes inputs [begin, end) of the order of visiting, whose updated weights are x [end - begin][lanes], and spreads each error over the rest of `x`, which
- * reaches to `last`, at most a block further on. */
-static void code_inputs(aq_slab *s, uint64_t begin, uint64_t end, uint64_t last, float *x) {
+/* Codes inputs [begin, end) of the order of visiting, at most a block, whose updated weights stand in E, and spreads each error over those behind it up to
+ * `last`. */
+static void code_inputs(aq_slab *s, uint64_t begin, uint64_t end, uint64_t last) {
     float t[AQ_SOLVE_BLOCK * AQ_LANES]; /* of 16 rows, side by side in the first cache */
     for (uint64_t lane = 0; lane < s->lanes; lane += AQ_LANES) {
-        for (uint64_t i = begin; i < last; i++) memcpy(t + (i - begin) * AQ_LANES, x + (i - begin) * s->lanes + lane, AQ_LANES * sizeof *t);
+        float *x = s->e + begin * s->lanes + lane;
+        for (uint64_t i = begin; i < last; i++) memcpy(t + (i - begin) * AQ_LANES, x + (i - begin) * s->lanes, AQ_LANES * sizeof *t);
         code_lanes(s, lane, begin, end, last, t);
-        for (uint64_t i = end; i < last; i++) memcpy(x + (i - begin) * s->lanes + lane, t + (i - begin) * AQ_LANES, AQ_LANES * sizeof *t);
+        for (uint64_t i = end; i < last; i++) memcpy(x + (i - begin) * s->lanes, t + (i - begin) * AQ_LANES, AQ_LANES * sizeof *t);
     }
 }
 
-/* x [end - begin][lanes] += U[from .. to, begin .. end)^T e[from .. to). */
-static bool feed_back(aq_slab *s, uint64_t begin, uint64_t end, uint64_t from, uint64_t to, float *x) {
+/* What stands in E of inputs [middle, end), their updated weights, takes the errors of [begin, middle). */
+static bool feed_forward(aq_slab *s, uint64_t begin, uint64_t middle, uint64_t end) {
     const aq_hessian *h = s->hessian;
-    aq_matrix_f32 u = {h->packed + from * h->n + begin, 1, h->n}, e = {s->e + from * s->lanes, s->lanes, 1};
-    if (to == from || aq_gemm_f32(end - begin, s->lanes, to - from, u, e, x, s->lanes, false, AQ_GEMM_FULL, 1)) return true;
+    aq_matrix_f32 u = {h->packed + begin * h->n + middle, 1, h->n}, e = {s->e + begin * s->lanes, s->lanes, 1};
+    if (aq_gemm_f32(end - middle, s->lanes, middle - begin, u, e, s->e + middle * s->lanes, s->lanes, false, AQ_GEMM_FULL, 1)) return true;
     s->no_memory = true;
     return false;
 }
@@ -148,30 +150,32 @@ bool aq_slab_going(aq_slab *s) {
     return !s->interrupted;
 }
 
-/* Inputs [begin, end) of the order of visiting; parameters are known. */
+/* At most a block, which holds whole groups when they get their parameters here. */
 static bool code_block(aq_slab *s, uint64_t begin, uint64_t end) {
-    for (uint64_t i = begin; i < end; i++) {
-        uint64_t input = s->hessian->order ? s->hessian->order[i] : i;
-        memcpy(s->t + (i - begin) * s->lanes, s->w + input * s->lanes, s->lanes * sizeof *s->t);
+    uint64_t size = group_size(s);
+    if (!aq_slab_going(s)) return false;
+    if (s->hessian->order || size > AQ_SOLVE_BLOCK) {
+        code_inputs(s, begin, end, end);
+        return true;
     }
-    if (!aq_slab_going(s) || !feed_back(s, begin, end, 0, begin, s->t)) return false;
-    code_inputs(s, begin, end, end, s->t);
+    for (uint64_t i = begin; i < end; i += size) {
+        if (!search_group(s, i / size, s->e + i * s->lanes)) return false;
+        code_inputs(s, i, at_most(i + size, end), end);
+    }
     return true;
 }
 
-/* A run of small groups whose feedback comes by one product, or one large group that is coded in blocks. */
-static bool enter_groups(aq_slab *s, uint64_t begin, uint64_t end) {
-    uint64_t size = group_size(s), step = size > AQ_SOLVE_BLOCK ? AQ_SOLVE_BLOCK : size;
-    memcpy(s->t, s->w + begin * s->lanes, (end - begin) * s->lanes * sizeof *s->t);
-    if (!feed_back(s, begin, end, 0, begin, s->t)) return false;
-    for (uint64_t i = begin; i < end; i += step) {
-        uint64_t next = at_most(i + step, end);
-        float *x = s->t + (i - begin) * s->lanes;
-        if (!aq_slab_going(s) || (i % size == 0 && !search_group(s, i / size, x))) return false;
-        if (size > AQ_SOLVE_BLOCK && !feed_back(s, i, next, begin, i, x)) return false;
-        code_inputs(s, i, next, size > AQ_SOLVE_BLOCK ? next : end, x);
+/* Inputs [begin, end) of the order of visiting, cut where a whole number of `unit`s begins: the first part is coded, its errors go to the second by one
+ * product, the second is coded. Nearly all of the work thus lies in products of hundreds of steps. Errors take the place of updated weights in E. */
+static bool code_range(aq_slab *s, uint64_t begin, uint64_t end, uint64_t unit) {
+    uint64_t size = group_size(s), first = unit;
+    if (unit > AQ_SOLVE_BLOCK && end - begin <= unit) { /* a group on its own */
+        if (!search_group(s, begin / size, s->e + begin * s->lanes)) return false;
+        first = unit = AQ_SOLVE_BLOCK;
     }
-    return true;
+    if (end - begin <= unit) return code_block(s, begin, end);
+    while (2 * first < end - begin) first *= 2;
+    return code_range(s, begin, begin + first, unit) && feed_forward(s, begin, begin + first, end) && code_range(s, begin + first, end, unit);
 }
 
 void aq_slab_errors(aq_slab *s, uint64_t begin, uint64_t end) {
@@ -199,16 +203,15 @@ bool aq_slab_search(aq_slab *s) {
 }
 
 bool aq_slab_gptq(aq_slab *s) {
-    uint64_t size = group_size(s), unit = size > AQ_SOLVE_BLOCK ? size : AQ_SOLVE_BLOCK / size * size;
+    uint64_t size = group_size(s);
     if (!s->hessian->order) {
-        for (uint64_t begin = 0; begin < s->n; begin += unit)
-            if (!enter_groups(s, begin, at_most(begin + unit, s->n))) return false;
-        return true;
+        memcpy(s->e, s->w, s->n * s->lanes * sizeof *s->e);
+        return code_range(s, 0, s->n, size > AQ_SOLVE_BLOCK ? size : AQ_SOLVE_BLOCK / size * size);
     }
     for (uint64_t begin = 0; begin < s->n; begin += size)
         if (!search_group(s, begin / size, s->w + begin * s->lanes)) return false;
-    for (uint64_t begin = 0; begin < s->n; begin += AQ_SOLVE_BLOCK)
-        if (!code_block(s, begin, at_most(begin + AQ_SOLVE_BLOCK, s->n))) return false;
+    for (uint64_t i = 0; i < s->n; i++) memcpy(s->e + i * s->lanes, s->w + s->hessian->order[i] * s->lanes, s->lanes * sizeof *s->e);
+    if (!code_range(s, 0, s->n, AQ_SOLVE_BLOCK)) return false;
     aq_slab_errors(s, 0, s->n);
     return true;
 }

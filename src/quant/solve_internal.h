@@ -12,7 +12,7 @@
 
 #include "quant/quant_internal.h"
 
-enum { AQ_SOLVE_BLOCK = 128 }; /* inputs between two products */
+enum { AQ_SOLVE_BLOCK = 128 }; /* inputs whose errors are spread at once */
 
 /* H = (I + U) D (I + U)^T with U strictly upper, in the order of visiting; e H e^T = sum_j d_j ((e (I + U))_j)^2. */
 struct aq_hessian {
@@ -39,8 +39,8 @@ typedef struct aq_slab {
     const aq_kernels *kernels;
     uint64_t first, rows, lanes, n;
     float *w;          /* [n] inputs in their order, 0 where dead */
-    float *e;          /* [n] w - v; in GPTQ in the order of visiting, afterwards in that of the inputs */
-    float *t;          /* [block or group] what the codes are chosen for; or E H */
+    float *e;          /* [n] w - v; in GPTQ in the order of visiting, first what the codes are chosen for; afterwards in the order of the inputs */
+    float *t;          /* [block or group] E H */
     uint8_t *q;        /* [n] codes, order of the inputs */
     aq_levels *levels; /* [pairs_per_row][lanes / 16] */
     aq_lanes *search;
