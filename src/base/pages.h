@@ -12,7 +12,7 @@ enum { AQ_PAGES_LEAST = 4 << 20 }; /* below this a region gains nothing */
 typedef struct aq_pages aq_pages;
 
 /* A region for pieces of `size` bytes in all, each counted with AQ_PIECE_EXTRA. NULL when it cannot be had: then take ordinary memory. */
-enum { AQ_PIECE_EXTRA = 4096 };
+enum { AQ_PIECE_EXTRA = 64 };
 aq_pages *aq_pages_create(uint64_t size);
 /* The next `size` bytes (aligned to 64), of any content; NULL when they do not fit. By one thread at a time. */
 void *aq_pages_take(aq_pages *pages, uint64_t size);
