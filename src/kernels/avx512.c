@@ -53,12 +53,12 @@ static inline void codes_pack4(uint8_t *p, const vf *q) {
 }
 #include "kernels/codes_x86.h"
 #define HAS_CODES_64
-/* Packing saturates: what lies below 0 becomes 0. */
+/* Packing saturates: what lies below 0 becomes 0, what lies above 255 that. */
 static inline void codes_64(uint8_t *p, const vf *t, int bits) {
     __m512i low = _mm512_packus_epi32(_mm512_cvtps_epi32(t[0]), _mm512_cvtps_epi32(t[1]));
     __m512i high = _mm512_packus_epi32(_mm512_cvtps_epi32(t[2]), _mm512_cvtps_epi32(t[3]));
     __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); /* word 4 i + k holds codes 4 i to 4 i + 3 of t[k] */
-    __m512i codes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(low, high));
+    __m512i codes = _mm512_permutexvar_epi32(in_order, _mm512_min_epu8(_mm512_packus_epi16(low, high), _mm512_set1_epi8((char)((1 << bits) - 1))));
     if (bits == 8) {
         _mm512_storeu_si512(p, codes);
     } else if (bits == 4) {

@@ -115,6 +115,10 @@ typedef struct aq_kernels {
     /* The same codes, q_max 3 and 15, packed as pack2 and pack4 do. */
     void (*quantize2)(const float *x, size_t n, float s, float z, uint8_t *packed);
     void (*quantize4)(const float *x, size_t n, float s, float z, uint8_t *packed);
+    /* The same codes of n <= 16 groups of `size` values that follow each other, group j with s[j] and z[j], size * bits whole bytes, x / s below 2^30; and
+     * `ranges` of the n_next <= 16 groups from `next` on, which so come from memory in the meantime: false when one of these is not finite. */
+    bool (*quantize_groups)(const float *x, size_t size, size_t n, const float *s, const float *z, int bits, uint8_t *packed, const float *next, size_t n_next,
+                            float *lo, float *hi);
     /* out[i] = ((float)codes[i] - z) * s */
     void (*dequantize)(const uint8_t *codes, size_t n, float s, float z, float *out);
     /* One code a byte <-> 8 / bits codes a byte, little-endian; unused bits of the last byte are 0. */

@@ -80,6 +80,13 @@ static void quantize_packed(const float *x, size_t n, float s, float z, size_t b
 static void quantize2(const float *x, size_t n, float s, float z, uint8_t *packed) { quantize_packed(x, n, s, z, 2, packed); }
 static void quantize4(const float *x, size_t n, float s, float z, uint8_t *packed) { quantize_packed(x, n, s, z, 4, packed); }
 
+static bool quantize_groups(const float *x, size_t size, size_t n, const float *s, const float *z, int bits, uint8_t *codes, const float *next, size_t n_next,
+                            float *lo, float *hi) {
+    size_t rate = (size_t)bits;
+    for (size_t j = 0; j < n; j++) quantize_packed(x + j * size, size, s[j], z[j], rate, codes + j * size * rate / 8);
+    return ranges(next, size, n_next, lo, hi);
+}
+
 /* s, 0 where it is left to the caller; the lower end, widened to contain 0. */
 static float rtn_scale(float lo, float hi, float q_max, float *low) {
     float a = lo < 0 ? lo : 0.0f, b = hi > 0 ? hi : 0.0f, s = (float)(((double)b - (double)a) / (double)q_max);
@@ -371,6 +378,7 @@ const aq_kernels aq_kernels_scalar = {
     .quantize = quantize,
     .quantize2 = quantize2,
     .quantize4 = quantize4,
+    .quantize_groups = quantize_groups,
     .rtn_f32 = rtn_f32,
     .rtn_f16 = rtn_f16,
     .dequantize = dequantize,

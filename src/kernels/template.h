@@ -7,7 +7,7 @@
  *                            where HAS_REDUCE_16 says so: of 16 registers at once, + 0
  *   codes_store, codes_pack4, codes_pack2
  *                            16 floats 1.5 * 2^23 + code, whose lowest byte is the code, -> 16, 8 or 4 bytes
- *   codes_64                 where HAS_CODES_64 says so: 64 floats at most 2^bits - 1, not yet rounded nor clamped at 0, -> their codes, packed
+ *   codes_64                 where HAS_CODES_64 says so: 64 floats below 2^31, not yet rounded nor clamped, -> their codes, packed
  *   codes_load               16 bytes -> 16 floats
  *   half_load, half_store    one register of floats <-> halves
  *   vd, vd_load, vd_low, vd_high, vd_max, vd_abs
@@ -86,46 +86,54 @@ static size_t find_nonfinite(const float *x, size_t n) {
     return i;
 }
 
-/* Per lane the smallest and largest of n >= W values, and marks that are 0 as long as all are finite. What is left behind the last whole step is seen
- * together with values in front of it, which changes neither. */
+enum { AHEAD = 8192 }; /* bytes: two pages of memory, which the hardware's own prefetching does not cross */
+
+/* Per lane the smallest and largest of n >= W values, and marks that stay finite as long as all are, and as no product of two exceeds F32. What is left behind
+ * the last whole step is seen together with values in front of it, which changes neither. What comes later is asked for, into the second-level cache: more
+ * requests can wait there. */
 static inline __attribute__((always_inline)) void range_lanes(const float *x, size_t n, vf *low, vf *high, vf *marks) {
-    vf a[4], b[4];
-    size_t wide = n < 4 * W ? 1 : 4, step = wide * W;
-    for (size_t u = 0; u < 4; u++) a[u] = b[u] = v_load(x + (n < 4 * W ? 0 : u * W));
+    vf a[2], b[2];
+    size_t step = n < 4 * W ? W : 4 * W;
+    for (size_t u = 0; u < 2; u++) a[u] = b[u] = v_load(x);
     for (size_t i = 0; i < n; i += step) {
         const float *at = x + (i + step <= n ? i : n - step);
-        if (wide == 4) {
-            for (size_t u = 0; u < 4; u++) {
-                vf v = v_load(at + u * W);
-                a[u] = v_min(v, a[u]);
-                b[u] = v_max(v, b[u]);
-                marks[u % 2] = v_fma(v, (vf){0}, marks[u % 2]);
-            }
-        } else {
+        if (step == W) {
             vf v = v_load(at);
             a[0] = v_min(v, a[0]);
             b[0] = v_max(v, b[0]);
-            marks[0] = v_fma(v, (vf){0}, marks[0]);
+            marks[0] = v_fma(v, v, marks[0]);
+            continue;
+        }
+        for (size_t u = 0; u < 2; u++) {
+            vf first = v_load(at + 2 * u * W), second = v_load(at + (2 * u + 1) * W);
+            for (size_t r = 0; r < 2 * VECTOR_BYTES; r += 64) __builtin_prefetch((const void *)((uintptr_t)(at + 2 * u * W) + AHEAD + r), 0, 2);
+            /* Where one is NaN, the second one comes out: here the one, there the other. */
+            vf less = v_min(first, second), more = v_max(second, first);
+            a[u] = v_min(less, a[u]);
+            b[u] = v_max(more, b[u]);
+            marks[u] = v_fma(less, more, marks[u]);
         }
     }
-    *low = v_min(v_min(a[0], a[1]), v_min(a[2], a[3]));
-    *high = v_max(v_max(b[0], b[1]), v_max(b[2], b[3]));
+    *low = v_min(a[0], a[1]);
+    *high = v_max(b[0], b[1]);
 }
 
+/* Whether the n values that left these marks are finite. */
+static inline bool marks_finite(const vf *marks, const float *x, size_t n) { return v_all_zero((marks[0] + marks[1]) * 0.0f) || find_nonfinite(x, n) == n; }
+
 static bool range(const float *x, size_t n, float *lo, float *hi) {
-    float low = x[0], high = x[0], marks = 0;
     if (n >= W) {
-        vf a, b, c[2] = {{0}, {0}};
-        range_lanes(x, n, &a, &b, c);
-        low = v_reduce_min(a);
-        high = v_reduce_max(b);
-        marks = v_all_zero(c[0] + c[1]) ? 0.0f : NAN;
-    } else {
-        for (size_t i = 0; i < n; i++) {
-            low = x[i] < low ? x[i] : low;
-            high = x[i] > high ? x[i] : high;
-            marks += x[i] * 0.0f;
-        }
+        vf low, high, marks[2] = {{0}, {0}};
+        range_lanes(x, n, &low, &high, marks);
+        *lo = v_reduce_min(low) + 0.0f;
+        *hi = v_reduce_max(high) + 0.0f;
+        return marks_finite(marks, x, n);
+    }
+    float low = x[0], high = x[0], marks = 0;
+    for (size_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        marks += x[i] * 0.0f;
     }
     *lo = low + 0.0f;
     *hi = high + 0.0f;
@@ -141,21 +149,26 @@ static inline void v_reduce_max_16(const vf v[AQ_LANES], float *out) {
 }
 #endif
 
+/* The ends of n groups, a register of each group's lanes folded to one value. */
+static inline void fold_ranges(const vf low[AQ_LANES], const vf high[AQ_LANES], size_t n, float *lo, float *hi) {
+    float a[AQ_LANES], b[AQ_LANES];
+    v_reduce_min_16(low, a);
+    v_reduce_max_16(high, b);
+    memcpy(lo, a, n * sizeof *lo);
+    memcpy(hi, b, n * sizeof *hi);
+}
+
 static bool ranges(const float *x, size_t n, size_t n_groups, float *lo, float *hi) {
     if (n < W) {
         bool finite = true;
         for (size_t j = 0; j < n_groups; j++) finite &= range(x + j * n, n, lo + j, hi + j);
         return finite;
     }
-    vf a[AQ_LANES], b[AQ_LANES], c[2] = {{0}, {0}};
-    float low[AQ_LANES], high[AQ_LANES];
-    for (size_t j = 0; j < n_groups; j++) range_lanes(x + j * n, n, &a[j], &b[j], c);
+    vf a[AQ_LANES], b[AQ_LANES], marks[2] = {{0}, {0}};
     for (size_t j = n_groups; j < AQ_LANES; j++) a[j] = b[j] = (vf){0};
-    v_reduce_min_16(a, low);
-    v_reduce_max_16(b, high);
-    memcpy(lo, low, n_groups * sizeof *lo);
-    memcpy(hi, high, n_groups * sizeof *hi);
-    return v_all_zero(c[0] + c[1]);
+    for (size_t j = 0; j < n_groups; j++) range_lanes(x + j * n, n, &a[j], &b[j], marks);
+    fold_ranges(a, b, n_groups, lo, hi);
+    return marks_finite(marks, x, n * n_groups);
 }
 
 /* ---- column statistics ---- */
@@ -226,15 +239,19 @@ static inline __attribute__((always_inline)) void quantize_16(const float *x, bo
         codes_pack2(codes, q);
 }
 
-static inline __attribute__((always_inline)) void quantize_any(const float *x, size_t n, bool tiny, float s, float z, int bits, int q_max, uint8_t *codes) {
+/* near: no quotient is so large that it does not fit an integer of 32 bits. */
+static inline __attribute__((always_inline)) void quantize_any(const float *x, size_t n, bool tiny, bool near, float s, float z, int bits, int q_max,
+                                                               uint8_t *codes) {
     vf scale = v_set(s), inverse = v_set(1.0f / s), zero = v_set(z), top = v_set((float)q_max);
     size_t i = 0, rate = (size_t)bits;
+    (void)near; /* others clamp at no cost */
 #ifdef HAS_CODES_64
     for (; i + 64 <= n; i += 64) {
         vf t[64 / W];
         for (size_t u = 0; u < 64 / W; u++) {
             vf v = v_load(x + i + u * W);
-            t[u] = v_min((tiny ? v / scale : v * inverse) + zero, top);
+            t[u] = (tiny ? v / scale : v * inverse) + zero;
+            if (!near) t[u] = v_min(t[u], top);
         }
         codes_64(codes + i * rate / 8, t, bits);
     }
@@ -256,23 +273,63 @@ static inline __attribute__((always_inline)) void quantize_any(const float *x, s
 
 static void quantize(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes) {
     if (s < AQ_TINY_SCALE)
-        quantize_any(x, n, true, s, z, 8, q_max, codes);
+        quantize_any(x, n, true, false, s, z, 8, q_max, codes);
     else
-        quantize_any(x, n, false, s, z, 8, q_max, codes);
+        quantize_any(x, n, false, false, s, z, 8, q_max, codes);
 }
 
 static void quantize2(const float *x, size_t n, float s, float z, uint8_t *packed) {
     if (s < AQ_TINY_SCALE)
-        quantize_any(x, n, true, s, z, 2, 3, packed);
+        quantize_any(x, n, true, false, s, z, 2, 3, packed);
     else
-        quantize_any(x, n, false, s, z, 2, 3, packed);
+        quantize_any(x, n, false, false, s, z, 2, 3, packed);
 }
 
 static void quantize4(const float *x, size_t n, float s, float z, uint8_t *packed) {
     if (s < AQ_TINY_SCALE)
-        quantize_any(x, n, true, s, z, 4, 15, packed);
+        quantize_any(x, n, true, false, s, z, 4, 15, packed);
     else
-        quantize_any(x, n, false, s, z, 4, 15, packed);
+        quantize_any(x, n, false, false, s, z, 4, 15, packed);
+}
+
+/* By turns some values of the present groups and as many of the next ones, whose way from memory the former's work covers. */
+static inline __attribute__((always_inline)) bool quantize_groups_of(const float *x, size_t size, size_t n, const float *s, const float *z, int bits,
+                                                                     uint8_t *codes, const float *next, size_t n_next, float *lo, float *hi) {
+    enum { SOME = 256 };
+    size_t rate = (size_t)bits, most = n > n_next ? n : n_next;
+    vf a[AQ_LANES], b[AQ_LANES], marks[2] = {{0}, {0}};
+    for (size_t j = n_next; j < AQ_LANES; j++) a[j] = b[j] = (vf){0};
+    for (size_t j = 0; j < most; j++) {
+        for (size_t i = 0, some; i < size; i += some) {
+            some = size - i < 2 * SOME ? size - i : SOME;
+            uint8_t *packed = codes + (j * size + i) * rate / 8;
+            if (j < n && s[j] >= AQ_TINY_SCALE)
+                quantize_any(x + j * size + i, some, false, true, s[j], z[j], bits, (1 << bits) - 1, packed);
+            else if (j < n)
+                quantize_any(x + j * size + i, some, true, false, s[j], z[j], bits, (1 << bits) - 1, packed);
+            if (j >= n_next) continue;
+            vf low, high;
+            range_lanes(next + j * size + i, some, &low, &high, marks);
+            a[j] = i ? v_min(low, a[j]) : low;
+            b[j] = i ? v_max(high, b[j]) : high;
+        }
+    }
+    fold_ranges(a, b, n_next, lo, hi);
+    return marks_finite(marks, next, size * n_next);
+}
+
+static bool quantize_groups(const float *x, size_t size, size_t n, const float *s, const float *z, int bits, uint8_t *codes, const float *next, size_t n_next,
+                            float *lo, float *hi) {
+    if (size < W) {
+        for (size_t j = 0; j < n; j++) {
+            uint8_t *packed = codes + j * size * (size_t)bits / 8;
+            quantize_any(x + j * size, size, s[j] < AQ_TINY_SCALE, false, s[j], z[j], bits, (1 << bits) - 1, packed);
+        }
+        return ranges(next, size, n_next, lo, hi);
+    }
+    if (bits == 4) return quantize_groups_of(x, size, n, s, z, 4, codes, next, n_next, lo, hi);
+    if (bits == 2) return quantize_groups_of(x, size, n, s, z, 2, codes, next, n_next, lo, hi);
+    return quantize_groups_of(x, size, n, s, z, 8, codes, next, n_next, lo, hi);
 }
 
 static void dequantize(const uint8_t *codes, size_t n, float s, float z, float *out) {
@@ -876,6 +933,7 @@ const aq_kernels KERNELS = {
     .quantize = quantize,
     .quantize2 = quantize2,
     .quantize4 = quantize4,
+    .quantize_groups = quantize_groups,
     .rtn_f32 = rtn_f32,
     .rtn_f16 = rtn_f16,
     .dequantize = dequantize,

@@ -3,6 +3,7 @@
  * The matrix is cut into strips: a few thousand consecutive values of a row that hold whole groups and whole bytes of codes (axis 0: one group of
  * rows). A task is a fixed number of strips, whatever the number of threads, and sums its own part of the metrics; the parts are added in order.
  * Min-max reads a strip from memory once: ranges and pairs of 16 groups at a time, then codes, packed (and compared) while they stay in the first-level cache.
+ * Where rows are one long row and nobody asks for metrics, the ranges of the next groups are taken while the present ones are coded: memory never waits.
  * The search first finds the parameters of all groups of a task, then codes the strips.
  */
 #include "quant/quant_internal.h"
@@ -19,7 +20,6 @@
 
 enum {
     PIECE = 4096,
-    NEAR = 2048, /* of a strip of which no metrics are taken: it and the next one stay in the first-level cache (their sums are over strips of PIECE) */
     TASK_VALUES = 65536,
 };
 
@@ -37,6 +37,7 @@ typedef struct job {
     const float *w, *importance;
     uint8_t *codes, *params;
     uint64_t strip_groups, strips_per_row, strips, strips_per_task;
+    bool single_row;                    /* of whole groups and whole bytes each, rounded to nearest, without metrics */
     aq_quant_metrics *parts;            /* one per task, or NULL */
     atomic_uint_fast64_t first_failure; /* flat index * 2, + 1 when a pair there needs F32 (else the value is not finite); the lowest wins */
     atomic_bool no_memory;
@@ -65,11 +66,6 @@ static void add_sums(aq_quant_metrics *m, const aq_error_sums *sums, uint64_t n)
     aq_quant_metrics_add(m, &part);
 }
 
-/* Fetches what lies one strip further while this one is worked on; past the end of the matrix it has no effect. */
-static inline void prefetch(const float *x, uint64_t n) {
-    for (uint64_t i = 0; i < n; i += 16) __builtin_prefetch((const void *)((uintptr_t)(x + i) + NEAR * sizeof *x), 0, 3);
-}
-
 /* Codes and packs n values that start on a byte boundary, as does every pair's run of `width` values. */
 static void code_packed(job *j, const aq_pair *pair, const float *x, uint64_t n, uint64_t width, uint8_t *out) {
     const aq_kernels *k = j->kernels;
@@ -77,8 +73,6 @@ static void code_packed(job *j, const aq_pair *pair, const float *x, uint64_t n,
     for (uint64_t at = 0; at < n; at = next) {
         next = pair_end - at < PIECE ? pair_end : at + PIECE;
         next = next < n ? next : n;
-        prefetch(x + at, next - at);
-        __builtin_prefetch((const void *)((uintptr_t)(out + at * bits / 8) + NEAR), 1, 3);
         if (bits == 8)
             k->quantize(x + at, next - at, pair->s, pair->z, 255, out + at);
         else
@@ -103,7 +97,6 @@ static void code_run(job *j, scratch *t, const float *x, uint64_t n, uint64_t wi
         uint64_t end = begin + PIECE < n ? begin + PIECE : n;
         for (uint64_t at = begin, next; at < end; at = next) {
             next = pair_end < end ? pair_end : end;
-            prefetch(x + at, next - at);
             k->quantize(x + at, next - at, pair->s, pair->z, q_max, t->codes + (at - begin));
             if (m) k->dequantize(t->codes + (at - begin), next - at, pair->s, pair->z, t->values + (at - begin));
             if (next < pair_end) break;
@@ -165,14 +158,39 @@ static bool strip_is_finite(job *j, const strip *s) {
     return true;
 }
 
-/* Min-max parameters of n <= 16 groups from `first` on: side by side, and alone those that the kernels leave. */
+/* Min-max parameters of n <= 16 groups that lie `size` values apart from x on, whose ranges are known: side by side, and alone those that the kernels leave. */
+static bool round_ranges(job *j, const float *x, uint64_t size, uint64_t n, const float lo[AQ_LANES], const float hi[AQ_LANES], uint8_t *slots,
+                         aq_pair *pairs) {
+    float scale[AQ_LANES] = {0}, zero[AQ_LANES] = {0};
+    uint16_t halves[2 * AQ_LANES];
+    bool f16 = j->spec->params == AQ_PARAMS_F16;
+    if (!j->spec->symmetric && f16)
+        j->kernels->rtn_f16(lo, hi, aq_quant_q_max(j->spec), halves, scale, zero);
+    else if (!j->spec->symmetric)
+        j->kernels->rtn_f32(lo, hi, aq_quant_q_max(j->spec), scale, zero);
+    for (uint64_t i = 0; i < n; i++) {
+        pairs[i] = (aq_pair){scale[i], zero[i]};
+        if (f16 ? scale[i] >= AQ_MIN_HALF_SCALE && isfinite(scale[i]) && isfinite(zero[i]) : scale[i] > 0) {
+            if (f16)
+                memcpy(slots + 4 * i, halves + 2 * i, 4);
+            else
+                memcpy(slots + 8 * i, &pairs[i], 8);
+        } else if (!aq_rtn_pair(j->spec, (aq_range){lo[i], hi[i]}, slots + i * aq_pair_bytes(j->spec), &pairs[i])) {
+            note_failure(j, x + i * size, true);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The same from the values of n <= 16 groups of a strip, the `first` and those behind it. */
 static bool round_groups(job *j, scratch *t, const strip *s, uint64_t first, uint64_t n) {
     const aq_kernels *k = j->kernels;
-    float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0}, scale[AQ_LANES] = {0}, zero[AQ_LANES] = {0};
-    uint16_t halves[2 * AQ_LANES];
+    float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0};
+    const float *x = group_values(j, s, s->group + first).x;
     /* All but a last one that may be short, side by side. */
     uint64_t whole = s->n_rows > 1 ? 0 : n - (s->end < (s->group + first + n) * s->group_size);
-    if (whole > 0 && !k->ranges(group_values(j, s, s->group + first).x, s->group_size, whole, lo, hi)) return strip_is_finite(j, s);
+    if (whole > 0 && !k->ranges(x, s->group_size, whole, lo, hi)) return strip_is_finite(j, s);
     for (uint64_t i = whole; i < n; i++) {
         aq_values values = group_values(j, s, s->group + first + i);
         aq_range range;
@@ -180,26 +198,7 @@ static bool round_groups(job *j, scratch *t, const strip *s, uint64_t first, uin
         lo[i] = range.lo;
         hi[i] = range.hi;
     }
-    bool f16 = j->spec->params == AQ_PARAMS_F16;
-    uint8_t *slots = group_slot(j, s, s->group + first);
-    if (!j->spec->symmetric && f16)
-        k->rtn_f16(lo, hi, aq_quant_q_max(j->spec), halves, scale, zero);
-    else if (!j->spec->symmetric)
-        k->rtn_f32(lo, hi, aq_quant_q_max(j->spec), scale, zero);
-    for (uint64_t i = 0; i < n; i++) {
-        aq_pair *pair = &t->pairs[first + i];
-        *pair = (aq_pair){scale[i], zero[i]};
-        if (f16 ? scale[i] >= AQ_MIN_HALF_SCALE && isfinite(scale[i]) && isfinite(zero[i]) : scale[i] > 0) {
-            if (f16)
-                memcpy(slots + 4 * i, halves + 2 * i, 4);
-            else
-                memcpy(slots + 8 * i, pair, 8);
-        } else if (!aq_rtn_pair(j->spec, (aq_range){lo[i], hi[i]}, slots + i * aq_pair_bytes(j->spec), pair)) {
-            note_failure(j, group_values(j, s, s->group + first + i).x, true);
-            return false;
-        }
-    }
-    return true;
+    return round_ranges(j, x, s->group_size, n, lo, hi, group_slot(j, s, s->group + first), t->pairs + first);
 }
 
 static bool round_strip(job *j, scratch *t, const strip *s) {
@@ -282,8 +281,32 @@ static bool run_strips(job *j, scratch *t, batch *b, uint64_t begin, uint64_t en
     return true;
 }
 
+/* Strips [begin, end) of a single row. As many groups are rounded at once as stay in the first-level cache until they are coded. */
+static bool run_row(job *j, uint64_t begin, uint64_t end) {
+    uint64_t size = j->layout->pair_width, bits = (uint64_t)j->spec->bits, most = size * AQ_LANES <= PIECE ? AQ_LANES : size < PIECE ? PIECE / size : 1;
+    uint64_t group = begin * j->strip_groups, n = 0, last = end * j->strip_groups < j->layout->n_groups ? end * j->strip_groups : j->layout->n_groups;
+    float lo[AQ_LANES] = {0}, hi[AQ_LANES] = {0}, s[AQ_LANES], z[AQ_LANES];
+    do {
+        uint64_t next = group + n, n_next = last - next < most ? last - next : most;
+        const float *x = j->w + group * size, *behind = j->w + next * size;
+        aq_pair pairs[AQ_LANES];
+        if (!j->kernels->quantize_groups(x, size, n, s, z, j->spec->bits, j->codes + group * size * bits / 8, behind, n_next, lo, hi))
+            return all_finite(j, behind, n_next * size);
+        if (!round_ranges(j, behind, size, n_next, lo, hi, j->params + next * aq_pair_bytes(j->spec), pairs)) return false;
+        for (uint64_t i = 0; i < n_next; i++) {
+            s[i] = pairs[i].s;
+            z[i] = pairs[i].z;
+        }
+        group = next;
+        n = n_next;
+    } while (n > 0);
+    return true;
+}
+
 static bool run_task(void *context, size_t index) {
     job *j = context;
+    uint64_t begin = index * j->strips_per_task, end = j->strips_per_task < j->strips - begin ? begin + j->strips_per_task : j->strips;
+    if (j->single_row) return run_row(j, begin, end);
     bool search = j->spec->method == AQ_METHOD_SEARCH, ok = false;
     scratch *t = aq_alloc(sizeof *t);
     batch b = {.lanes = search ? aq_alloc(sizeof *b.lanes) : NULL};
@@ -291,7 +314,6 @@ static bool run_task(void *context, size_t index) {
         atomic_store(&j->no_memory, true);
     } else {
         aq_quant_metrics sum = {0};
-        uint64_t begin = index * j->strips_per_task, end = j->strips_per_task < j->strips - begin ? begin + j->strips_per_task : j->strips;
         ok = run_strips(j, t, search ? &b : NULL, begin, end, j->parts ? &sum : NULL);
         if (j->parts) j->parts[index] = sum;
     }
@@ -300,13 +322,13 @@ static bool run_task(void *context, size_t index) {
     return ok;
 }
 
-/* Strips of axis 1: as many groups as fit `values`, a multiple that ends on a byte. */
-static void plan_strips(job *j, uint64_t values) {
+/* Strips of axis 1: as many groups as fit a piece, a multiple that ends on a byte. */
+static void plan_strips(job *j) {
     const aq_quant_layout *l = j->layout;
     uint64_t strip_values;
     if (j->spec->axis == 1) {
         uint64_t size = j->spec->group_size ? j->spec->group_size : l->cols;
-        uint64_t groups = values / size, align = 8 / (uint64_t)j->spec->bits;
+        uint64_t groups = PIECE / size, align = 8 / (uint64_t)j->spec->bits;
         if (size % align) groups = groups < align ? align : groups / align * align;
         j->strip_groups = groups ? groups : 1;
         if (j->strip_groups > l->groups_per_row) j->strip_groups = l->groups_per_row;
@@ -384,6 +406,7 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
         one_row.params_bytes = layout->params_bytes;
         j.spec = &one_spec;
         j.layout = &one_row;
+        j.single_row = one_row.pair_width * (uint64_t)spec->bits % 8 == 0;
     }
 
     aq_fp_state fp = aq_fp_enter();
@@ -394,7 +417,7 @@ aq_status aq_quantize(const float *w, const aq_quant_spec *spec, const aq_quant_
         status = aq_r2q_quantize(w, spec, layout, weights, n_threads, codes, params, metrics, needs_f32, err);
     } else if (status == AQ_OK) {
         j.importance = weights;
-        plan_strips(&j, metrics || spec->method != AQ_METHOD_RTN ? PIECE : NEAR);
+        plan_strips(&j);
         status = run_job(&j, n_threads, metrics, needs_f32, err);
     }
     aq_free(weights);

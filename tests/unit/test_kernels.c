@@ -146,6 +146,46 @@ static void ranges_agree(void **state) {
         }
 }
 
+static void groups_are_quantized_as_alone(void **state) {
+    (void)state;
+    enum { WIDTH = 300, GROUPS = 2 * AQ_LANES };
+    static float x[GROUPS * 1100];
+    static uint8_t codes[2][AQ_LANES * 1100 + 1];
+    FOR_EACH_TABLE(k)
+    for (int kind = 0; kind < KINDS; kind++)
+        for (size_t turn = 0; turn < WIDTH; turn++) {
+            int bits = 1 << (1 + random_bits() % 3);
+            size_t align = 8 / (size_t)bits, size = turn < 250 ? (1 + turn / align) * align : 500 + random_bits() % 600 / 4 * 4; /* whole bytes */
+            size_t n = random_bits() % (AQ_LANES + 1), n_next = random_bits() % (AQ_LANES + 1), at = n * size * (size_t)bits / 8;
+            float lo[2][AQ_LANES + 1], hi[2][AQ_LANES + 1], s[AQ_LANES], z[AQ_LANES];
+            memset(lo, 0xEE, sizeof lo), memset(hi, 0xEE, sizeof hi), memset(codes, 0xEE, sizeof codes);
+            fill(x, size * (n + n_next), kind);
+            for (size_t j = 0; j < n; j++) {
+                float low, high;
+                aq_kernels_scalar.range(x + j * size, size, &low, &high);
+                float reach = -low > high ? -low : high;
+                s[j] = reach > 0 ? reach / (float)(1 + random_bits() % 300) : 1.0f;
+                if (s[j] == 0) s[j] = reach;
+                z[j] = (float)(random_bits() % 9);
+            }
+            assert_true(aq_kernels_scalar.quantize_groups(x, size, n, s, z, bits, codes[0], x + n * size, n_next, lo[0], hi[0]));
+            assert_true(k->quantize_groups(x, size, n, s, z, bits, codes[1], x + n * size, n_next, lo[1], hi[1]));
+            assert_memory_equal(codes[0], codes[1], at);
+            assert_int_equal(codes[1][at], 0xEE);
+            assert_memory_equal(lo[0], lo[1], sizeof lo[0]);
+            assert_memory_equal(hi[0], hi[1], sizeof hi[0]);
+            for (size_t j = 0; j < n_next; j++) {
+                float a, b;
+                assert_true(aq_kernels_scalar.range(x + (n + j) * size, size, &a, &b));
+                assert_true(a == lo[0][j] && b == hi[0][j]);
+            }
+            if (n_next == 0) continue;
+            x[n * size + random_bits() % (n_next * size)] = random_bits() & 1 ? NAN : INFINITY;
+            assert_false(aq_kernels_scalar.quantize_groups(x, size, n, s, z, bits, codes[0], x + n * size, n_next, lo[0], hi[0]));
+            assert_false(k->quantize_groups(x, size, n, s, z, bits, codes[1], x + n * size, n_next, lo[1], hi[1]));
+        }
+}
+
 static void column_stats_agree(void **state) {
     (void)state;
     enum { ROWS = 5, STRIDE = MAX + 3 };
@@ -442,6 +482,7 @@ int main(void) {
         cmocka_unit_test(finite_check_finds_the_first_index),
         cmocka_unit_test(range_agrees),
         cmocka_unit_test(ranges_agree),
+        cmocka_unit_test(groups_are_quantized_as_alone),
         cmocka_unit_test(column_stats_agree),
         cmocka_unit_test(codes_agree),
         cmocka_unit_test(min_max_pairs_agree),
