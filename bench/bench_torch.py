@@ -1,6 +1,6 @@
-"""Layers over packed codes in torch: speed of the forward pass as ratios to torch's own layers in the same run, and memory of a loaded model.
+"""Layers over packed codes in torch: speed of the forward pass as ratios to torch's own layers in the same run, what 16-bit inputs cost, and memory.
 
-Usage: python bench/bench_torch.py [--size 1024] [--seconds N] [--skip-memory]
+Usage: python bench/bench_torch.py [--size 1024] [--seconds N] [--skip-speed] [--skip-memory]
 For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs, as the table of bench/README.md. All take
 turns of about a millisecond for `seconds`, so that a slow moment of the machine meets all of them; every figure is the best turn.
 """
@@ -69,6 +69,67 @@ def bench_call():
     print("\na call of a layer of 64 x 64, one row: " + ", ".join(f"{name} {1e6 * best[name]:.1f} us" for name in wanted))
 
 
+def decibels(exact, got):
+    return float(10 * torch.log10((exact**2).sum() / ((got.double() - exact) ** 2).sum()))
+
+
+def inputs_of(kind, rows, size):
+    """Rows as layers see them: normal; normal with a few channels 100 times as wide; normal with single values 1000 times as large; spread over 12 octaves."""
+    x = torch.randn(rows, size)
+    if kind == "100-fold channels":
+        x[:, ::97] *= 100
+    elif kind == "1000-fold values":
+        x[torch.rand(rows, size) < 1 / 512] *= 1000
+    elif kind == "heavy tails":
+        x *= torch.exp2(12 * torch.rand(rows, size))
+    return x
+
+
+@torch.no_grad()
+def bench_accuracy(size, rows=256):
+    """How far y is from the exact product with the values that the codes stand for: ours, and torch's layers of F32 and BF16 on the same values."""
+    torch.manual_seed(1)
+    kinds = ("normal", "100-fold channels", "1000-fold values", "heavy tails")
+    print("\nSNR of the product against that in F64, dB\n\n| | " + " | ".join(kinds) + " |\n|" + "---|" * (len(kinds) + 1))
+    inputs = [inputs_of(kind, rows, size) for kind in kinds]
+    linear = torch.nn.Linear(size, size, bias=False)
+    for bits, group, params in ((8, 128, "f16"), (4, 128, "f16"), (4, 256, "two-level"), (2, 256, "two-level")):
+        layer = QuantLinear.from_linear(linear, StoredForm(bits, group, params), "rtn")
+        cells = (f"{decibels(x.double() @ layer.matrix().double().T, layer(x)):.1f}" for x in inputs)
+        print(f"| ours INT{bits} {params} | " + " | ".join(cells) + " |", flush=True)
+    weight = layer.matrix()
+    for name, function in (("F32", lambda x: x @ weight.T), ("BF16", lambda x: (x.bfloat16() @ weight.bfloat16().T).float())):
+        print(f"| {name} F.linear | " + " | ".join(f"{decibels(x.double() @ weight.double().T, function(x)):.1f}" for x in inputs) + " |", flush=True)
+
+
+@torch.no_grad()
+def bench_model(images=64):
+    """SNR of the sample DiT's noise prediction against the F32 model: with our layers, and with F32 layers on the values that the same codes stand for."""
+    from arrow_quant_v2.torch import quantize_module
+    from diffusers import DiTTransformer2DModel
+
+    here = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples", "dit-fashion")
+    torch.manual_seed(2)
+    x, steps, labels = torch.randn(images, 1, 28, 28), torch.arange(images) * 1000 // images, torch.arange(images) % 10
+
+    def predict(model):
+        return model(x, timestep=steps, class_labels=labels).sample.double()
+
+    exact = predict(DiTTransformer2DModel.from_pretrained(here, subfolder="transformer"))
+    for bits, group, params in ((8, 64, "f16"), (4, 64, "f16"), (2, 64, "f16")):
+        model = DiTTransformer2DModel.from_pretrained(here, subfolder="transformer")
+        quantize_module(model, bits=bits, group=group, params=params, modality="image")
+        ours = decibels(exact, predict(model))
+        for name, part in list(model.named_modules()):
+            if isinstance(part, QuantLinear):
+                plain = torch.nn.Linear(part.in_features, part.out_features, bias=part.bias is not None)
+                plain.weight.copy_(part.matrix())
+                if part.bias is not None:
+                    plain.bias.copy_(part.bias)
+                setattr(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], plain)
+        print(f"noise prediction of the sample DiT, INT{bits}: {ours:.3f} dB, with F32 layers on the same values {decibels(exact, predict(model)):.3f} dB")
+
+
 LOAD = """
 import resource, sys, torch
 import arrow_quant_v2 as aq
@@ -108,10 +169,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=4, help="for each number of rows and threads")
+    parser.add_argument("--skip-speed", action="store_true")
     parser.add_argument("--skip-memory", action="store_true")
     args = parser.parse_args()
-    bench_speed(args.size, args.seconds)
-    bench_call()
+    if not args.skip_speed:
+        bench_speed(args.size, args.seconds)
+        bench_call()
+    bench_accuracy(args.size)
+    bench_model()
     if not args.skip_memory:
         bench_memory()
 

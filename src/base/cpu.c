@@ -15,9 +15,11 @@ bool aq_cpu_has_avx512(void) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && aq_cpu_has_avx2();
 }
+bool aq_cpu_has_avx512_vnni(void) { return __builtin_cpu_supports("avx512vnni") && aq_cpu_has_avx512(); }
 #else
 bool aq_cpu_has_avx2(void) { return false; }
 bool aq_cpu_has_avx512(void) { return false; }
+bool aq_cpu_has_avx512_vnni(void) { return false; }
 #endif
 
 #if defined(__aarch64__)

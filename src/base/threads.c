@@ -70,6 +70,11 @@ static void *thread_main(void *arg) {
     return NULL;
 }
 
+void aq_wait_for(atomic_uint_fast64_t *counter, uint64_t value) {
+    for (unsigned tries = 0; atomic_load_explicit(counter, memory_order_acquire) < value; tries++)
+        if (tries > 64) sched_yield();
+}
+
 bool aq_parallel_for(size_t n_tasks, int n_threads, bool (*task)(void *context, size_t index), void *context) {
     enum { MAX_THREADS = 256 };
     pthread_t threads[MAX_THREADS];

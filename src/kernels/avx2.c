@@ -66,6 +66,10 @@ static inline float v_fold(const vf *lanes) {
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
-enum { TILE_ROWS = 4, TILE_VECTORS = 3, DOT_OUTPUTS = 2 };
+enum { TILE_ROWS = 4, TILE_VECTORS = 3, DOT_OUTPUTS = 2, WORD_ROWS = 4, WORD_VECTORS = 2 };
+
+typedef vi v_sum;
+#define v_add_products(sum, a, b) ((sum) = (vi)_mm256_add_epi32((__m256i)(sum), _mm256_madd_epi16((__m256i)(a), (__m256i)(b))))
+#define v_sum_of(sum) (sum)
 
 #include "kernels/template.h"

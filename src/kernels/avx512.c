@@ -96,6 +96,22 @@ static inline float v_fold(const vf *lanes) {
 
 static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
-enum { TILE_ROWS = 12, TILE_VECTORS = 2, DOT_OUTPUTS = 4 };
+enum { TILE_ROWS = 12, TILE_VECTORS = 2, DOT_OUTPUTS = 4, WORD_ROWS = 12, WORD_VECTORS = 2 };
+
+typedef vi v_sum;
+#define v_add_products(sum, a, b) ((sum) = (vi)_mm512_add_epi32((__m512i)(sum), _mm512_madd_epi16((__m512i)(a), (__m512i)(b))))
+#define v_sum_of(sum) (sum)
 
 #include "kernels/template.h"
+
+/* The same kernels, with one instruction for the products of integers. In assembly language: the file is compiled for CPUs without it, and GCC 12 spills the
+ * sums that it passes to the intrinsic. */
+#define SUM vi
+#define ADD_PRODUCTS(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
+#define SUM_OF(sum) (sum)
+#define NAME(x) x##_vnni
+#include "kernels/words_tile.h"
+
+#define KERNELS aq_kernels_avx512_vnni
+#define WORDS kernels_vnni
+#include "kernels/table.h"

@@ -19,7 +19,8 @@ static bool known(const char *isa) {
 const aq_kernels *aq_kernels_find(const char *isa) {
     if (strcmp(isa, "scalar") == 0) return &aq_kernels_scalar;
 #if defined(__x86_64__)
-    if (strcmp(isa, "avx512") == 0 && aq_cpu_has_avx512()) return &aq_kernels_avx512;
+    if (strcmp(isa, "avx512") == 0 && aq_cpu_has_avx512()) return aq_cpu_has_avx512_vnni() ? &aq_kernels_avx512_vnni : &aq_kernels_avx512;
+    if (strcmp(isa, "avx512-bw") == 0 && aq_cpu_has_avx512()) return &aq_kernels_avx512;
     if (strcmp(isa, "avx2") == 0 && aq_cpu_has_avx2()) return &aq_kernels_avx2;
 #elif defined(__aarch64__)
     if (strcmp(isa, "neon") == 0 && aq_cpu_has_neon()) return &aq_kernels_neon;

@@ -6,7 +6,6 @@
  */
 #include "kernels/gemm.h"
 
-#include <sched.h>
 #include <stdatomic.h>
 
 #include "base/cpu.h"
@@ -50,11 +49,6 @@ static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static uint64_t ceil_div(uint64_t a, uint64_t b) { return (a + b - 1) / b; /* NOLINT(clang-analyzer-core.DivideZero): never 0 */ }
 static uint64_t round_up(uint64_t a, uint64_t unit) { return ceil_div(a, unit) * unit; }
 
-static void wait_for(atomic_uint_fast64_t *counter, uint64_t value) {
-    for (unsigned tries = 0; atomic_load_explicit(counter, memory_order_acquire) < value; tries++)
-        if (tries > 64) sched_yield();
-}
-
 typedef struct phase {
     uint64_t index, j, width, l, depth; /* columns [j, j + width) of C, steps [l, l + depth) */
 } phase;
@@ -82,7 +76,7 @@ static uint64_t panel_size(const product *p, uint64_t depth) { return p->kernels
 static void pack_b(product *p, const phase *f, uint64_t part) {
     uint64_t panels = ceil_div(f->width, p->kernels->cols), size = panel_size(p, f->depth);
     char *out = p->packed_b[f->index & 1];
-    wait_for(&p->multiplied[f->index & 1], f->index / 2 * p->row_tasks * p->groups);
+    aq_wait_for(&p->multiplied[f->index & 1], f->index / 2 * p->row_tasks * p->groups);
     for (uint64_t q = panels * part / p->packs; q < panels * (part + 1) / p->packs; q++) pack_panel(p, f, q, out + q * size);
     atomic_fetch_add_explicit(&p->packed[f->index & 1], 1, memory_order_release);
 }
@@ -115,8 +109,8 @@ static void multiply(product *p, const phase *f, uint64_t task) {
     uint64_t height = least(p->mc, p->m - row), panels = ceil_div(f->width, p->kernels->cols);
     uint64_t first = panels * group / p->groups, end = panels * (group + 1) / p->groups;
     if (p->upper && row > f->j) first = first > (row - f->j) / p->kernels->cols ? first : (row - f->j) / p->kernels->cols;
-    wait_for(&p->packed[parity], (f->index / 2 + 1) * p->packs);
-    wait_for(&p->phases[task], f->index);
+    aq_wait_for(&p->packed[parity], (f->index / 2 + 1) * p->packs);
+    aq_wait_for(&p->phases[task], f->index);
     if (first < end) {
         uint64_t buffer = 0;
         while (atomic_exchange_explicit(&p->taken[buffer], true, memory_order_acquire)) buffer = (buffer + 1) % p->buffers;

@@ -78,17 +78,47 @@ typedef struct aq_code_rows {
     size_t n_pairs, lines;
 } aq_code_rows;
 
-/* Codes of `width` rows, `depth` steps (inputs) of each. Steps [0, first) take the pairs s[i], z[i] of row i, those behind them the next ones, s[cols + i], of
- * `pair_width` steps each. Pairs begin on a word. */
+/* Codes of `width` rows, `depth` steps (inputs) of each. */
 typedef struct aq_code_panel {
     const uint8_t *codes; /* step 0 of the first row */
     uint64_t row_bytes;   /* from row to row */
     size_t bytes;         /* that may be read of each row from `codes` on */
     size_t width, depth;
     int bits;
-    const float *s, *z;
-    size_t first, pair_width;
 } aq_code_panel;
+
+/* ---- products of integers ----
+ *
+ * Inputs of 16 bits times codes. Two integers of 16 bits make a word; arrays of words are arrays of float of which only the bits count. The 32 / bits codes of
+ * a word of codes become words of which number t holds code t below and code t + 16 / bits above: a shift and a mask. Inputs are paired in the same way. */
+
+/* Inputs of a block, whose sums of products fit 32 bits: 32767 (an input's size) * 255 (a code) * 256 < 2^31. */
+enum { AQ_WORD_BLOCK = 256, AQ_INPUT_TOP = 32767 };
+_Static_assert((int64_t)AQ_INPUT_TOP * 255 * AQ_WORD_BLOCK <= INT32_MAX, "sums of a block fit 32 bits");
+
+/* How the words of a block fall into segments, each of one pair of parameters: words [0, first), then `width` each. */
+typedef struct aq_segments {
+    size_t words, first, width;
+} aq_segments;
+
+/* A block of some rows of x and of some outputs, laid out for a tile. */
+typedef struct aq_word_block {
+    aq_segments segments;
+    const float *x, *x_scales, *x_sums; /* [words][rows], [rows], [segments][rows] */
+    const float *w, *s, *o;             /* [words][cols], lines w = s q + o [segments][cols] */
+} aq_word_block;
+
+typedef struct aq_word_kernels {
+    size_t rows, cols; /* of a tile */
+    /* Steps [0, depth), depth <= AQ_WORD_BLOCK, of `rows` rows of finite inputs (NULL: zeros) as integers X = rint(x / scale), 0 behind the last. The scale of
+     * a row is the power of two, 2^-126 or more, with which the largest |X| lies between 2^14 and 32767. sums: those of X over each segment. */
+    void (*pack_inputs)(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums);
+    /* Words of the codes of a panel. Columns from its width on are not defined. */
+    void (*unpack_codes)(const aq_code_panel *panel, float *words);
+    /* Rows [0, height) and outputs [0, width) of y += the product: with I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments,
+     * I rounded to float; then p = fma(o, sum of X, p) over them; y = fma(p, scale, y), where `start` [cols], when not NULL, takes the place of the old y. */
+    void (*tile)(const aq_word_block *block, const float *start, size_t height, size_t width, float *y, uint64_t y_stride);
+} aq_word_kernels;
 
 typedef struct aq_kernels {
     const char *name;
@@ -156,8 +186,6 @@ typedef struct aq_kernels {
 
     /* ---- matrix products ---- */
     const aq_gemm_kernels *gemm_f32, *gemm_f64;
-    /* out[l * cols + i] = (q - z) * s of row i < width, step l: a panel for gemm_f32->tile. Columns from `width` on are not defined. */
-    void (*unpack_panel)(const aq_code_panel *panel, float *out);
     /* Lines w = s q + o of n pairs of finite halves s, o, which need no alignment. */
     void (*half_lines)(const uint8_t *stored, size_t n, float *s, float *o);
     /* Lines of n full records of two-level parameters (params.c), 8 each at 4 bits and 16 at 2: s = S k, o = O m, S and O finite. */
@@ -169,6 +197,8 @@ typedef struct aq_kernels {
     void (*dot_codes)(const aq_code_rows *codes, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out,
                       size_t out_stride);
 
+    const aq_word_kernels *words;
+
     /* ---- solvers ---- */
 
     /* y[i] -= f[k] * x[k * stride + i] for i < n, over rising k < count; one multiplication, one subtraction each. */
@@ -178,11 +208,13 @@ typedef struct aq_kernels {
     void (*spread)(const float *e, size_t count, const float *u, size_t u_stride, size_t n, float *y, size_t stride);
 } aq_kernels;
 
-extern const aq_kernels aq_kernels_scalar, aq_kernels_avx2, aq_kernels_avx512, aq_kernels_neon;
+/* avx512_vnni: avx512 with the instruction for products of 16-bit integers. */
+extern const aq_kernels aq_kernels_scalar, aq_kernels_avx2, aq_kernels_avx512, aq_kernels_avx512_vnni, aq_kernels_neon;
 
 /* The kernels in use: the best that the CPU has, or what ARROWQUANT_ISA (scalar, avx2, avx512, neon) names; an unusable name counts as not set here. */
 const aq_kernels *aq_kernels_get(void);
-/* The table of an instruction set: "scalar", "avx2", "avx512", "neon". NULL when the name is unknown or this CPU lacks it. */
+/* The table of an instruction set: "scalar", "avx2", "avx512", "neon". NULL when the name is unknown or this CPU lacks it. "avx512" is avx512_vnni where the
+ * CPU has that; tests reach the other as "avx512-bw". */
 const aq_kernels *aq_kernels_find(const char *isa);
 /* Selects for the whole process; NULL or "": what ARROWQUANT_ISA says, else the best. AQ_ERR_USAGE when unknown or not on this CPU. A program calls it at its
  * start. */

@@ -66,6 +66,16 @@ static inline float v_fold(const vf *lanes) {
 
 static inline vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 static inline vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
-enum { TILE_ROWS = 8, TILE_VECTORS = 3, DOT_OUTPUTS = 2 };
+enum { TILE_ROWS = 8, TILE_VECTORS = 3, DOT_OUTPUTS = 2, WORD_ROWS = 4, WORD_VECTORS = 3 };
+
+/* The products stay apart until the end, four of a register's eight in each half. */
+typedef struct v_sum {
+    int32x4_t low, high;
+} v_sum;
+static inline v_sum v_add(v_sum sum, int16x8_t a, int16x8_t b) {
+    return (v_sum){vmlal_s16(sum.low, vget_low_s16(a), vget_low_s16(b)), vmlal_high_s16(sum.high, a, b)};
+}
+#define v_add_products(sum, a, b) ((sum) = v_add(sum, (int16x8_t)(a), (int16x8_t)(b)))
+static inline vi v_sum_of(v_sum sum) { return vpaddq_s32(sum.low, sum.high); }
 
 #include "kernels/template.h"

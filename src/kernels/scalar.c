@@ -308,15 +308,6 @@ static float code_at(const uint8_t *row, size_t i, int bits) {
     return (float)(row[at / 8] >> at % 8 & ((1 << bits) - 1));
 }
 
-static void unpack_panel(const aq_code_panel *p, float *out) {
-    size_t cols = gemm_f32.cols;
-    for (size_t l = 0; l < p->depth; l++) {
-        size_t pair = l < p->first ? 0 : 1 + (l - p->first) / p->pair_width;
-        for (size_t i = 0; i < p->width; i++)
-            out[l * cols + i] = (code_at(p->codes + i * p->row_bytes, l, p->bits) - p->z[pair * cols + i]) * p->s[pair * cols + i];
-    }
-}
-
 static void half_lines(const uint8_t *stored, size_t n, float *s, float *o) {
     for (size_t i = 0; i < n; i++) {
         uint16_t two[2];
@@ -365,6 +356,73 @@ static void dot_codes(const aq_code_rows *rows, const float *x, size_t x_stride,
         for (size_t i = 0; i < rows->outputs; i++) out[r * out_stride + i] = dot_one(rows, i, x + r * x_stride, sums + r * sums_stride);
 }
 
+/* ---- products of integers ---- */
+
+enum { WORD_ROWS = 4, WORD_COLS = 16 };
+
+static float word_of(int32_t below, int32_t above) { return aq_f32_from_bits(((uint32_t)below & 0xFFFF) | (uint32_t)above << 16); }
+static int32_t below(float word) { return (int16_t)(aq_f32_bits(word) & 0xFFFF); }
+static int32_t above(float word) { return (int16_t)(aq_f32_bits(word) >> 16); }
+
+/* The power of two between which and half of which the 16-bit integers of inputs lie, largest rounds to 32767 or less. */
+static float input_scale(const float *x, size_t n) {
+    float largest = 0, scale = 0x1p-126f;
+    for (size_t i = 0; i < n; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    while (rintf(largest / scale) > AQ_INPUT_TOP) scale *= 2;
+    return scale;
+}
+
+static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums) {
+    size_t half = 16 / (size_t)bits;
+    for (size_t i = 0; i < WORD_ROWS; i++) {
+        int32_t integers[AQ_WORD_BLOCK] = {0};
+        scales[i] = x[i] ? input_scale(x[i], depth) : 0.0f;
+        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = (int32_t)rintf(x[i][l] / scales[i]);
+        for (size_t word = 0; word < segments->words; word++) {
+            const int32_t *first = integers + word / half * 2 * half + word % half;
+            words[word * WORD_ROWS + i] = word_of(first[0], first[half]);
+        }
+        for (size_t at = 0, k = 0, end = segments->first; at < segments->words; k++, end += segments->width) {
+            int32_t sum = 0;
+            for (; at < end && at < segments->words; at++) sum += below(words[at * WORD_ROWS + i]) + above(words[at * WORD_ROWS + i]);
+            sums[k * WORD_ROWS + i] = (float)sum;
+        }
+    }
+}
+
+static void unpack_codes(const aq_code_panel *p, float *words) {
+    size_t half = 16 / (size_t)p->bits, n = (p->depth + 2 * half - 1) / (2 * half) * half, readable = p->bytes * 8 / (size_t)p->bits;
+    for (size_t word = 0; word < n; word++)
+        for (size_t i = 0; i < p->width; i++) {
+            const uint8_t *row = p->codes + i * p->row_bytes;
+            size_t first = word / half * 2 * half + word % half, second = first + half;
+            words[word * WORD_COLS + i] =
+                word_of(first < readable ? (int32_t)code_at(row, first, p->bits) : 0, second < readable ? (int32_t)code_at(row, second, p->bits) : 0);
+        }
+}
+
+static float word_product(const aq_word_block *b, size_t i, size_t j, float y) {
+    float part = 0;
+    for (size_t at = 0, k = 0, end = b->segments.first; at < b->segments.words; k++, end += b->segments.width) {
+        int32_t sum = 0;
+        for (; at < end && at < b->segments.words; at++) {
+            float x = b->x[at * WORD_ROWS + i], w = b->w[at * WORD_COLS + j];
+            sum += below(x) * below(w) + above(x) * above(w);
+        }
+        part = fmaf((float)sum, b->s[k * WORD_COLS + j], part);
+    }
+    for (size_t at = 0, k = 0; at < b->segments.words; at = b->segments.first + k * b->segments.width, k++)
+        part = fmaf(b->o[k * WORD_COLS + j], b->x_sums[k * WORD_ROWS + i], part);
+    return fmaf(part, b->x_scales[i], y);
+}
+
+static void word_tile(const aq_word_block *b, const float *start, size_t height, size_t width, float *y, uint64_t y_stride) {
+    for (size_t i = 0; i < height; i++)
+        for (size_t j = 0; j < width; j++) y[i * y_stride + j] = word_product(b, i, j, start ? start[j] : y[i * y_stride + j]);
+}
+
+static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, word_tile};
+
 const aq_kernels aq_kernels_scalar = {
     .name = "scalar",
     .f16_to_f32 = f16_to_f32,
@@ -396,10 +454,10 @@ const aq_kernels aq_kernels_scalar = {
     .pair_error = pair_error,
     .gemm_f32 = &gemm_f32,
     .gemm_f64 = &gemm_f64,
-    .unpack_panel = unpack_panel,
     .half_lines = half_lines,
     .two_level = two_level,
     .dot_codes = dot_codes,
+    .words = &words,
     .subtract_rows = subtract_rows,
     .spread = spread,
 };

@@ -18,6 +18,8 @@
  *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
  *   TILE_ROWS, TILE_VECTORS  of matrix products (gemm_tile.h): what fills the registers
  *   DOT_OUTPUTS              of products on codes at once: what the registers hold
+ *   WORD_ROWS, WORD_VECTORS, v_sum, v_add_products, v_sum_of
+ *                            of products of integers (words_tile.h)
  *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
  * The rest is the vector extension of GCC and clang: + - * / and comparisons on whole registers. Each lane performs exactly the operations of the
  * scalar code in the same order, which is why the results are the same bits.
@@ -741,46 +743,6 @@ static inline void transpose_words(const uint8_t *const rows[4], size_t bytes, f
     for (size_t u = 0; u < 4; u++) memcpy(out + u * stride, &words[u], sizeof words[u]);
 }
 
-static inline __attribute__((always_inline)) void unpack_panel_of(const aq_code_panel *p, int bits, float *out) {
-    enum { COLS = TILE_VECTORS * W };
-    const size_t per = 32 / (size_t)bits;
-    for (size_t v = 0; v < COLS && v < p->width; v += W) {
-        const uint8_t *rows[W];
-        for (size_t i = 0; i < W; i++) rows[i] = p->codes + (v + i < p->width ? v + i : p->width - 1) * p->row_bytes;
-        size_t pair_end = p->first, pair = v;
-        vf s = v_load(p->s + pair), z = v_load(p->z + pair);
-        for (size_t l = 0, at = 0; l < p->depth; at += 16) {
-            float words[4 * W];
-            for (size_t i = 0; i < W; i += 4) {
-                const uint8_t *four[4] = {rows[i] + at, rows[i + 1] + at, rows[i + 2] + at, rows[i + 3] + at};
-                transpose_words(four, p->bytes - at, words + i, W);
-            }
-            for (size_t u = 0; u < 4 && l < p->depth; u++, l += per) {
-                if (l >= pair_end) {
-                    pair += COLS;
-                    pair_end += p->pair_width;
-                    s = v_load(p->s + pair), z = v_load(p->z + pair);
-                }
-                vi word = (vi)v_load(words + u * W);
-                float *to = out + l * COLS + v;
-                if (l + per <= p->depth)
-                    for (size_t t = 0; t < per; t++) v_store(to + t * COLS, (v_code_at(word, (int)t, bits) - z) * s);
-                else
-                    for (size_t t = 0; l + t < p->depth; t++) v_store(to + t * COLS, (v_code_at(word, (int)t, bits) - z) * s);
-            }
-        }
-    }
-}
-
-static void unpack_panel(const aq_code_panel *p, float *out) {
-    if (p->bits == 4)
-        unpack_panel_of(p, 4, out);
-    else if (p->bits == 2)
-        unpack_panel_of(p, 2, out);
-    else
-        unpack_panel_of(p, 8, out);
-}
-
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint16_t halves8 __attribute__((vector_size(16)));
 typedef float floats8 __attribute__((vector_size(32)));
@@ -920,41 +882,15 @@ static void dot_codes(const aq_code_rows *rows, const float *x, size_t x_stride,
     }
 }
 
-const aq_kernels KERNELS = {
-    .name = KERNELS_NAME,
-    .f16_to_f32 = f16_to_f32,
-    .f32_to_f16 = f32_to_f16,
-    .bf16_to_f32 = bf16_to_f32,
-    .f32_to_bf16 = f32_to_bf16,
-    .find_nonfinite = find_nonfinite,
-    .range = range,
-    .ranges = ranges,
-    .column_stats = column_stats,
-    .quantize = quantize,
-    .quantize2 = quantize2,
-    .quantize4 = quantize4,
-    .quantize_groups = quantize_groups,
-    .rtn_f32 = rtn_f32,
-    .rtn_f16 = rtn_f16,
-    .dequantize = dequantize,
-    .pack2 = pack2,
-    .pack4 = pack4,
-    .unpack2 = unpack2,
-    .unpack4 = unpack4,
-    .error_sums = error_sums,
-    .transpose = transpose,
-    .lane_range = lane_range,
-    .fit = fit,
-    .fit_sums = fit_sums,
-    .fit_lines = fit_lines,
-    .grid_try = grid_try,
-    .pair_error = pair_error,
-    .gemm_f32 = &gemm_f32,
-    .gemm_f64 = &gemm_f64,
-    .unpack_panel = unpack_panel,
-    .half_lines = half_lines,
-    .two_level = two_level,
-    .dot_codes = dot_codes,
-    .subtract_rows = subtract_rows,
-    .spread = spread,
-};
+/* ---- products of integers ---- */
+
+#include "kernels/words.h"
+
+#define SUM v_sum
+#define ADD_PRODUCTS v_add_products
+#define SUM_OF v_sum_of
+#define NAME(x) x##_words
+#include "kernels/words_tile.h"
+
+#define WORDS kernels_words
+#include "kernels/table.h"

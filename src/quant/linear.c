@@ -1,8 +1,8 @@
-/* Products of activations with packed codes (see linear.h).
+/* Products of activations with packed codes (see linear.h): which way, and the way of few rows.
  *
- * Few rows: x is laid out as the words of codes are read (dot_codes in kernels.h), then tasks of outputs run over their codes. More rows: a matrix product
- * whose B is made panel by panel. Both read codes as words of 32 bits, so pairs have to begin on a word; where they do not (odd group sizes, R2Q), rows are
- * dequantized a block at a time and packed like any matrix.
+ * Few rows: x is laid out as the words of codes are read (dot_codes in kernels.h), then tasks of outputs run over their codes. More rows: products of integers
+ * (linear_words.c). Both read codes as words of 32 bits, so pairs have to begin on a word; where they do not (odd group sizes, R2Q), panels of the weight are
+ * dequantized (linear_panels.c).
  */
 #include <arrowquant/linear.h>
 
@@ -11,32 +11,20 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
-#include "kernels/gemm.h"
+#include "quant/linear_internal.h"
 #include "quant/quant_internal.h"
-#include "quant/r2q.h"
 
 enum {
-    MOST_COLS = 64,           /* of a panel, on any instruction set */
     TASK_WEIGHTS = 1 << 16,   /* of a task of outputs: some 5 µs a row of x, or more */
     START_WEIGHTS = 2 << 20,  /* that make a thread worth its start */
     THREAD_WEIGHTS = 1 << 18, /* that make one worth sending that stands ready */
     PADDING = 16              /* floats that kernels may read behind the last line */
 };
 
-static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
-
-static uint64_t param_row(const aq_linear_weight *w, uint64_t row) {
-    uint64_t height = w->spec.group_size ? w->spec.group_size : w->layout.rows;
-    return w->spec.axis == 1 ? row : row / height;
-}
-
-static bool row_pairs_are_halves(const aq_linear_weight *w) {
-    return w->spec.axis == 1 && (w->spec.params == AQ_PARAMS_F16 || w->spec.params == AQ_PARAMS_TWO_LEVEL);
-}
+/* ---- parameters ---- */
 
 /* Sub-groups [first, first + n) of an output of two-level parameters. Full records, the rule, are read where they lie, the others by way of copies. */
 static void load_two_level(const aq_kernels *k, const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, float *s, float *o) {
@@ -55,7 +43,7 @@ static void load_two_level(const aq_kernels *k, const aq_linear_weight *w, uint6
     for (; n > 0; record += bytes) {
         uint8_t copy[MOST_BYTES] = {0};
         float all[2][AQ_TWO_LEVEL_MAX_SUB];
-        uint64_t skipped = first % subs, held = least(subs, w->layout.pairs_per_row - first + skipped), taken = least(held - skipped, n);
+        uint64_t skipped = first % subs, held = aq_least(subs, w->layout.pairs_per_row - first + skipped), taken = aq_least(held - skipped, n);
         memcpy(copy, record, aq_two_level_record_bytes(bits, held));
         k->two_level(copy, bits, 1, all[0], all[1]);
         memcpy(s, all[0] + skipped, taken * sizeof *s);
@@ -68,128 +56,28 @@ static void load_two_level(const aq_kernels *k, const aq_linear_weight *w, uint6
 }
 
 /* Lines w = s q + o of pairs [first, first + n) of an output whose parameters are halves. */
-static void load_half_lines(const aq_kernels *k, const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, float *s, float *o) {
+void aq_linear_half_lines(const aq_kernels *k, const aq_linear_weight *w, uint64_t row, uint64_t first, uint64_t n, float *s, float *o) {
     if (w->spec.params == AQ_PARAMS_TWO_LEVEL)
         load_two_level(k, w, row, first, n, s, o);
     else
         k->half_lines((const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, row, first), n, s, o);
 }
 
-static bool pairs_begin_on_words(const aq_linear_weight *w) {
-    return w->spec.params != AQ_PARAMS_R2Q && (w->layout.pairs_per_row == 1 || w->layout.pair_width * (uint64_t)w->spec.bits % 32 == 0);
-}
-
-/* ---- panels ---- */
-
-typedef struct source {
-    const aq_linear_weight *weight;
-    const aq_kernels *kernels;
-    bool by_words;
-} source;
-
-static const uint8_t *codes_at(const aq_linear_weight *w, uint64_t row, uint64_t step) {
-    return w->codes + row * w->layout.row_bytes + step * (uint64_t)w->spec.bits / 8;
-}
-
-/* Pairs [first, first + n) of an output. */
-static void load_pairs(const source *s, uint64_t row, uint64_t first, uint64_t n, float *scale, float *zero) {
-    const aq_linear_weight *w = s->weight;
-    if (row_pairs_are_halves(w)) {
-        load_half_lines(s->kernels, w, row, first, n, scale, zero);
-        for (uint64_t p = 0; p < n; p++) zero[p] = (0.0f - zero[p]) / scale[p];
-        return;
-    }
-    for (uint64_t p = 0; p < n; p++) {
-        aq_pair pair;
-        aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row), first + p, 1, &pair);
-        scale[p] = pair.s;
-        zero[p] = pair.z;
-    }
-}
-
-/* The pair of each group of steps, for all columns of the panel side by side. */
-static void fill_by_words(const source *s, uint64_t column, size_t width, uint64_t step, size_t depth, float *out) {
-    enum { MOST_PAIRS = AQ_GEMM_BLOCK / 4 + 1 }; /* a pair covers a word, of at least 4 codes */
-    const aq_linear_weight *w = s->weight;
-    float scales[MOST_PAIRS * MOST_COLS], zeros[MOST_PAIRS * MOST_COLS];
-    float scale[MOST_PAIRS], zero[MOST_PAIRS];
-    uint64_t pair_width = w->layout.pairs_per_row == 1 ? w->layout.cols : w->layout.pair_width, cols = s->kernels->gemm_f32->cols;
-    uint64_t first = step / pair_width, n = (step + depth - 1) / pair_width - first + 1;
-    for (size_t i = 0; i < width; i++) {
-        load_pairs(s, column + i, first, n, scale, zero);
-        for (uint64_t p = 0; p < n; p++) {
-            scales[p * cols + i] = scale[p];
-            zeros[p * cols + i] = zero[p];
+void aq_linear_lines(const aq_kernels *k, const aq_linear_weight *w, uint64_t row, uint64_t n_rows, float *s, float *o) {
+    uint64_t n = w->layout.pairs_per_row;
+    bool full = w->spec.params == AQ_PARAMS_F16 || (w->spec.group_size == 256 && w->layout.cols % 256 == 0);
+    if (aq_linear_half_pairs(w) && full) { /* the outputs' parameters lie one after the other */
+        aq_linear_half_lines(k, w, row, 0, n_rows * n, s, o);
+    } else if (aq_linear_half_pairs(w)) {
+        for (uint64_t i = 0; i < n_rows; i++) aq_linear_half_lines(k, w, row + i, 0, n, s + i * n, o + i * n);
+    } else {
+        for (uint64_t i = 0; i < n_rows * n; i++) { /* groups of rows have one pair a row */
+            aq_pair pair;
+            aq_pairs_load(&w->spec, &w->layout, w->params, aq_linear_param_row(w, row + i / n), i % n, 1, &pair);
+            s[i] = pair.s;
+            o[i] = -(pair.z * pair.s);
         }
     }
-    for (uint64_t p = 0; p < n; p++) /* columns that the kernel computes besides */
-        for (size_t i = width; i < cols; i++) scales[p * cols + i] = zeros[p * cols + i] = 0;
-    aq_code_panel panel = {.codes = codes_at(w, column, step),
-                           .row_bytes = w->layout.row_bytes,
-                           .bytes = w->layout.row_bytes - step * (uint64_t)w->spec.bits / 8,
-                           .width = width,
-                           .depth = depth,
-                           .bits = w->spec.bits,
-                           .s = scales,
-                           .z = zeros,
-                           .first = (first + 1) * pair_width - step,
-                           .pair_width = pair_width};
-    if (width < cols) memset(out, 0, depth * cols * sizeof *out);
-    s->kernels->unpack_panel(&panel, out);
-}
-
-static void unpack(const aq_kernels *k, int bits, const uint8_t *packed, size_t n, uint8_t *out) {
-    if (bits == 8)
-        memcpy(out, packed, n);
-    else
-        (bits == 4 ? k->unpack4 : k->unpack2)(packed, n, out);
-}
-
-/* Steps [step, step + n) of an output, which begin on a byte, one after the other. */
-static void dequantize_part(const source *s, uint64_t row, uint64_t step, size_t n, float *out) {
-    const aq_linear_weight *w = s->weight;
-    uint8_t codes[AQ_GEMM_BLOCK];
-    uint64_t pair_width = w->layout.pairs_per_row == 1 ? w->layout.cols : w->layout.pair_width;
-    unpack(s->kernels, w->spec.bits, codes_at(w, row, step), n, codes);
-    for (size_t at = 0, next; at < n; at = next) {
-        uint64_t pair = (step + at) / pair_width;
-        next = (size_t)least(n, (pair + 1) * pair_width - step);
-        if (w->spec.params == AQ_PARAMS_R2Q) {
-            float levels[4];
-            aq_r2q stored = aq_r2q_load((const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, param_row(w, row), pair));
-            aq_r2q_levels(&stored, levels);
-            for (size_t i = at; i < next; i++) out[i] = levels[codes[i]];
-        } else {
-            float scale, zero;
-            load_pairs(s, row, pair, 1, &scale, &zero);
-            s->kernels->dequantize(codes + at, next - at, scale, zero, out + at);
-        }
-    }
-}
-
-static void fill(void *context, uint64_t column, size_t width, uint64_t step, size_t depth, float *out) {
-    const source *s = context;
-    if (s->by_words) {
-        fill_by_words(s, column, width, step, depth, out);
-        return;
-    }
-    float rows[MOST_COLS * AQ_GEMM_BLOCK];
-    for (size_t i = 0; i < width; i++) dequantize_part(s, column + i, step, depth, rows + i * depth);
-    s->kernels->gemm_f32->pack_cols(out, rows, depth, 1, width, depth);
-}
-
-static aq_status multiply_panels(const aq_linear_weight *w, const float *x, uint64_t n_rows, float *y, int n_threads, aq_error *err) {
-    source s = {w, aq_kernels_get(), pairs_begin_on_words(w)};
-    uint64_t outputs = w->layout.rows, inputs = w->layout.cols;
-    for (uint64_t r = 0; r < n_rows; r++) {
-        if (w->bias)
-            memcpy(y + r * outputs, w->bias, outputs * sizeof *y);
-        else
-            memset(y + r * outputs, 0, outputs * sizeof *y);
-    }
-    if (!aq_gemm_filled_f32(n_rows, outputs, inputs, (aq_matrix_f32){x, inputs, 1}, fill, &s, y, outputs, n_threads))
-        return aq_fail_memory(err, 0, "panels of a layer's weights");
-    return AQ_OK;
 }
 
 /* ---- few rows ---- */
@@ -217,26 +105,7 @@ static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, u
             }
     for (uint64_t p = 0; p < n_sums; p++) {
         sums[p] = 0;
-        for (uint64_t i = p * width; i < least((p + 1) * width, inputs); i++) sums[p] += x[i];
-    }
-}
-
-/* w = s q + o of each pair of outputs [row, row + n_rows), output after output. */
-static void load_lines(const dots *d, uint64_t row, uint64_t n_rows, float *s, float *o) {
-    const aq_linear_weight *w = d->weight;
-    uint64_t n = w->layout.pairs_per_row;
-    bool full = w->spec.params == AQ_PARAMS_F16 || (w->spec.group_size == 256 && w->layout.cols % 256 == 0);
-    if (row_pairs_are_halves(w) && full) { /* the outputs' parameters lie one after the other */
-        load_half_lines(d->kernels, w, row, 0, n_rows * n, s, o);
-    } else if (row_pairs_are_halves(w)) {
-        for (uint64_t i = 0; i < n_rows; i++) load_half_lines(d->kernels, w, row + i, 0, n, s + i * n, o + i * n);
-    } else {
-        for (uint64_t i = 0; i < n_rows * n; i++) { /* groups of rows have one pair a row */
-            aq_pair pair;
-            aq_pairs_load(&w->spec, &w->layout, w->params, param_row(w, row + i / n), i % n, 1, &pair);
-            s[i] = pair.s;
-            o[i] = -(pair.z * pair.s);
-        }
+        for (uint64_t i = p * width; i < aq_least((p + 1) * width, inputs); i++) sums[p] += x[i];
     }
 }
 
@@ -251,25 +120,25 @@ static bool dot_task(void *context, size_t index) {
     dots *d = context;
     const aq_linear_weight *w = d->weight;
     uint64_t n = w->layout.pairs_per_row, spread = d->words >> d->shift, outputs = w->layout.rows;
-    uint64_t begin = index * d->outputs_per_task, end = least(begin + d->outputs_per_task, outputs);
+    uint64_t begin = index * d->outputs_per_task, end = aq_least(begin + d->outputs_per_task, outputs);
     uint64_t lines = (end - begin) * n + PADDING, extra = spread + n + PADDING;
     float *s = aq_calloc(2 * lines + extra, sizeof *s), *o = s ? s + lines : NULL, *one_s = s ? o + lines : NULL;
     if (!s) {
         atomic_store(&d->no_memory, true);
         return false;
     }
-    load_lines(d, begin, end - begin, s, o);
+    aq_linear_lines(d->kernels, w, begin, end - begin, s, o);
     uint64_t x_stride = d->words * (32 / (uint64_t)w->spec.bits), at_once = d->copies == 1 ? end - begin : 1;
     aq_code_rows codes = {.outputs = at_once, .bytes = w->layout.row_bytes, .bits = w->spec.bits, .shift = d->shift, .n_pairs = n, .lines = n};
     for (uint64_t row = begin; row < end; row += at_once) {
-        codes.codes = codes_at(w, row, 0);
+        codes.codes = aq_linear_codes_at(w, row, 0);
         codes.readable = (outputs - row) * w->layout.row_bytes;
         codes.s = s + (row - begin) * n;
         codes.o = o + (row - begin) * n;
         if (d->copies != 1) codes.s = repeat(one_s, codes.s, n, d->copies ? d->copies : spread, spread);
         for (uint64_t r = 0; r < d->n_rows; r += 4)
-            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->n_sums, d->n_sums, least(4, d->n_rows - r), d->y + r * outputs + row,
-                                  outputs);
+            d->kernels->dot_codes(&codes, d->x + r * x_stride, x_stride, d->sums + r * d->n_sums, d->n_sums, aq_least(4, d->n_rows - r),
+                                  d->y + r * outputs + row, outputs);
     }
     for (uint64_t r = 0; w->bias && r < d->n_rows; r++)
         for (uint64_t row = begin; row < end; row++) d->y[r * outputs + row] += w->bias[row];
@@ -306,10 +175,10 @@ static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint6
     aq_fp_leave(fp);
     d.x = memory;
     d.sums = sums;
-    d.outputs_per_task = least(w->layout.rows, TASK_WEIGHTS / inputs + 1);
+    d.outputs_per_task = aq_least(w->layout.rows, TASK_WEIGHTS / inputs + 1);
     uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), worth = aq_threads_ready() ? THREAD_WEIGHTS : START_WEIGHTS;
     uint64_t work = w->layout.rows * inputs / worth * aq_div_up(n_rows, 4);
-    threads = least(threads, work ? work : 1);
+    threads = aq_least(threads, work ? work : 1);
     bool ok = aq_parallel_for((size_t)aq_div_up(w->layout.rows, d.outputs_per_task), (int)threads, dot_task, &d);
     aq_free(memory);
     return ok ? AQ_OK : aq_fail_memory(err, 0, "the parameters of a layer's outputs");
@@ -317,6 +186,7 @@ static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint6
 
 aq_status aq_linear(const aq_linear_weight *weight, const float *x, uint64_t n_rows, float *y, int n_threads, aq_error *err) {
     if (n_rows == 0 || weight->layout.rows == 0) return AQ_OK;
-    if (n_rows <= AQ_LINEAR_FEW && weight->layout.cols > 0 && pairs_begin_on_words(weight)) return multiply_codes(weight, x, n_rows, y, n_threads, err);
-    return multiply_panels(weight, x, n_rows, y, n_threads, err);
+    if (weight->layout.cols == 0 || !aq_linear_words_fit(weight)) return aq_linear_panels(weight, x, n_rows, y, n_threads, err);
+    if (n_rows <= AQ_LINEAR_FEW) return multiply_codes(weight, x, n_rows, y, n_threads, err);
+    return aq_linear_words(weight, x, n_rows, y, n_threads, err);
 }

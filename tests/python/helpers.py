@@ -54,3 +54,26 @@ def same(a, b):
         and a[k]["shape"] == b[k]["shape"]
         for k in a
     )
+
+
+def layer_inputs(x):
+    """What a layer on packed codes multiplies in place of x [..., inputs] (linear.h): of more than 8 rows, each 256 inputs become integers of 16 bits times the
+    least power of two that keeps them within 32767."""
+    x = np.ascontiguousarray(x, np.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) <= 8:
+        return x
+    out = np.empty_like(rows)
+    for begin in range(0, rows.shape[1], 256):
+        block = rows[:, begin : begin + 256].astype(np.float64)
+        largest = np.abs(block).max(1, keepdims=True)
+        scale = 2.0 ** (np.frexp(np.maximum(largest, 2.0**-112))[1] - 15)
+        scale = np.where(np.rint(largest / scale) > 32767, 2 * scale, scale)
+        out[:, begin : begin + 256] = np.rint(block / scale) * scale
+    return out.reshape(x.shape)
+
+
+def decibels(expected, got):
+    """Signal-to-noise ratio of `got`."""
+    expected, got = (np.asarray(v, np.float64) for v in (expected, got))
+    return 10 * np.log10((expected**2).sum() / max(((got - expected) ** 2).sum(), 1e-300))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from arrow_quant_v2 import _core
+from helpers import layer_inputs
 
 OUTPUTS, INPUTS = 37, 200
 
@@ -23,7 +24,7 @@ def test_it_is_the_product_with_the_dequantized_weight(bits, params, rows):
     out = np.full((rows, OUTPUTS), np.nan, np.float32)
     for threads in (1, 2):
         assert _core._linear_stored(x, codes, parameters, bias, out, rows, OUTPUTS, INPUTS, bits, 64, form, threads) is None
-        np.testing.assert_allclose(out, x.astype(np.float64) @ values.T.astype(np.float64) + bias, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(out, layer_inputs(x).astype(np.float64) @ values.T.astype(np.float64) + bias, rtol=0, atol=1e-4)
 
 
 def test_sizes_that_disagree_are_refused():

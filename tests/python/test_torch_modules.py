@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 import arrow_quant_v2 as aq  # noqa: E402
 from arrow_quant_v2 import _core  # noqa: E402
 from arrow_quant_v2.torch import QuantConv, QuantLinear, StoredForm, load_into, ops, quantize_module, stored  # noqa: E402
+from helpers import decibels, layer_inputs  # noqa: E402
 
 SAMPLE = pathlib.Path(__file__).resolve().parents[2] / "examples" / "dit-fashion"
 FORMS = [
@@ -65,7 +66,7 @@ def test_a_linear_layer_multiplies_by_the_values_it_stands_for(form, rows):
     linear = torch.nn.Linear(300, 40)
     layer = QuantLinear.from_linear(linear, form)
     x = torch.randn(rows, 300)
-    exact = x.double() @ layer.matrix().double().T + linear.bias.double()
+    exact = torch.from_numpy(layer_inputs(x.numpy())).double() @ layer.matrix().double().T + linear.bias.double()
     torch.testing.assert_close(layer(x).double(), exact, rtol=1e-5, atol=1e-4)
     assert layer(x.view(rows, 1, 300)).shape == (rows, 1, 40)
 
@@ -85,7 +86,8 @@ def test_other_devices_multiply_in_torch_operations_alone(form):
     g = torch.Generator().manual_seed(4)
     layer = QuantLinear.from_linear(torch.nn.Linear(256, 96), form).requires_grad_(False)
     x = torch.randn((5, 7, 256), generator=g)
-    anywhere = ops._linear_anywhere(x, layer.qweight, layer.qparams, layer.bias, form.bits, form.group_size, form.params)
+    rounded = torch.from_numpy(layer_inputs(x.numpy()))
+    anywhere = ops._linear_anywhere(rounded, layer.qweight, layer.qparams, layer.bias, form.bits, form.group_size, form.params)
     torch.testing.assert_close(anywhere, layer(x), rtol=1e-5, atol=1e-5)
     there = copy.deepcopy(layer).to("meta")(x.to("meta", torch.bfloat16))
     assert there.device.type == "meta" and there.shape == (5, 7, 96) and there.dtype == torch.bfloat16
@@ -161,7 +163,21 @@ def test_load_into_gives_the_model_that_the_container_stands_for(container):
     with aq.open(container) as reader:
         values = {name: torch.from_numpy(np.array(reader[name].dequantize())) for name in reader}
     plain.load_state_dict(values)
-    torch.testing.assert_close(run(model), run(plain), rtol=1e-4, atol=1e-5)
+
+    def check(name):
+        def compare(layer, inputs, output):
+            expected = torch.nn.functional.linear(torch.from_numpy(layer_inputs(inputs[0].numpy())), values[name + ".weight"], layer.bias)
+            torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+            checked.add(name)
+
+        return compare
+
+    checked = set()
+    hooks = [part.register_forward_hook(check(name)) for name, part in model.named_modules() if isinstance(part, QuantLinear)]
+    got = run(model)
+    assert len(checked) == 42 and decibels(run(plain), got) > 70
+    for hook in hooks:
+        hook.remove()
     assert not torch.equal(run(model), run(dit()))
 
 

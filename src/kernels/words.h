@@ -1,0 +1,106 @@
+/* Words of inputs and of codes for products of integers (aq_word_kernels): a part of template.h. WORD_ROWS and WORD_VECTORS say what a tile holds. */
+enum { WORD_COLS = WORD_VECTORS * W };
+
+/* The words of whole groups of 2 * half integers, half = 16 / bits. */
+#define PAIR_UP(half)                                                                                                                                          \
+    {                                                                                                                                                          \
+        typedef uint32_t some __attribute__((vector_size(4 * (half))));                                                                                        \
+        for (size_t i = 0; i < n; i += 2 * (half)) {                                                                                                           \
+            some below, above;                                                                                                                                 \
+            memcpy(&below, integers + i, sizeof below);                                                                                                        \
+            memcpy(&above, integers + i + (half), sizeof above);                                                                                               \
+            some word = (below & 0xFFFF) | above << 16;                                                                                                        \
+            memcpy(words + i / 2, &word, sizeof word);                                                                                                         \
+        }                                                                                                                                                      \
+    }
+
+static void pair_up(const int32_t *integers, size_t n, int bits, float *words) {
+    if (bits == 4)
+        PAIR_UP(4)
+    else if (bits == 2)
+        PAIR_UP(8)
+    else
+        PAIR_UP(2)
+}
+
+/* The exponent that gives inputs of at most `largest` 15 bits, rounding included, and the factor that takes them there. */
+static inline float input_scale(float largest, float *factor) {
+    uint32_t exponent = (aq_f32_bits(largest) + 0x100) >> 23;
+    if (exponent < 15) exponent = 15;
+    *factor = aq_f32_from_bits((268 - exponent) << 23);
+    return aq_f32_from_bits((exponent - 14) << 23);
+}
+
+/* Integers are the lowest bits of 1.5 * 2^23 + x / scale, rounded by that addition (the division is exact where anything is left of it). */
+static float pack_input_row(const float *x, size_t depth, int bits, float *words) {
+    enum { FLOATS = AQ_WORD_BLOCK };
+    float copy[FLOATS], factor;
+    int32_t integers[FLOATS];
+    size_t padded = (depth + AQ_LANES - 1) / AQ_LANES * AQ_LANES;
+    if (padded > depth) {
+        memset(copy + padded - AQ_LANES, 0, AQ_LANES * sizeof *copy);
+        x = memcpy(copy, x, depth * sizeof *copy);
+    }
+    vf most[2] = {{0}, {0}};
+    for (size_t i = 0, u = 0; i < padded; i += W, u ^= 1) most[u] = v_max((vf)((vi)v_load(x + i) & 0x7FFFFFFF), most[u]);
+    float scale = input_scale(v_reduce_max(v_max(most[0], most[1])), &factor);
+    for (size_t i = 0; i < padded; i += W) {
+        vf shifted = v_load(x + i) * factor + 12582912.0f;
+        memcpy(integers + i, &shifted, sizeof shifted);
+    }
+    pair_up(integers, padded, bits, words);
+    return scale;
+}
+
+static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums) {
+    enum { MOST = AQ_WORD_BLOCK / 2 };
+    float rows[WORD_ROWS * MOST];
+    for (size_t i = 0; i < WORD_ROWS; i++) {
+        scales[i] = 0;
+        if (x[i])
+            scales[i] = pack_input_row(x[i], depth, bits, rows + i * MOST);
+        else
+            memset(rows + i * MOST, 0, MOST * sizeof *rows);
+    }
+    pack_f32(WORD_ROWS, words, rows, MOST, 1, WORD_ROWS, segments->words);
+    for (size_t at = 0, end = segments->first; at < segments->words; end += segments->width, sums += WORD_ROWS) {
+        int32_t sum[WORD_ROWS] = {0};
+        for (; at < end && at < segments->words; at++)
+            for (size_t i = 0; i < WORD_ROWS; i++) {
+                int32_t word;
+                memcpy(&word, words + at * WORD_ROWS + i, sizeof word);
+                sum[i] += (int16_t)word + (word >> 16);
+            }
+        for (size_t i = 0; i < WORD_ROWS; i++) sums[i] = (float)sum[i];
+    }
+}
+
+static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_panel *p, int bits, float *out) {
+    const size_t half = 16 / (size_t)bits, n = (p->depth + 2 * half - 1) / (2 * half); /* words of codes */
+    const int32_t ones = ((1 << bits) - 1) * 0x10001;
+    const vi mask = ones - (vi){0};
+    for (size_t v = 0; v < WORD_COLS && v < p->width; v += W) {
+        const uint8_t *rows[W];
+        for (size_t i = 0; i < W; i++) rows[i] = p->codes + (v + i < p->width ? v + i : p->width - 1) * p->row_bytes;
+        for (size_t word = 0; word < n; word += 4) {
+            float words[4 * W];
+            for (size_t i = 0; i < W; i += 4) {
+                const uint8_t *four[4] = {rows[i] + 4 * word, rows[i + 1] + 4 * word, rows[i + 2] + 4 * word, rows[i + 3] + 4 * word};
+                transpose_words(four, p->bytes - 4 * word, words + i, W);
+            }
+            for (size_t u = 0; u < 4 && word + u < n; u++) {
+                vi codes = (vi)v_load(words + u * W);
+                for (size_t t = 0; t < half; t++) v_store(out + ((word + u) * half + t) * WORD_COLS + v, (vf)(codes >> (int)t * bits & mask));
+            }
+        }
+    }
+}
+
+static void unpack_codes(const aq_code_panel *p, float *words) {
+    if (p->bits == 4)
+        unpack_codes_of(p, 4, words);
+    else if (p->bits == 2)
+        unpack_codes_of(p, 2, words);
+    else
+        unpack_codes_of(p, 8, words);
+}

@@ -1,0 +1,78 @@
+/* The tile of a product of integers (aq_word_kernels), written once for every instruction set. A file defines, then includes this:
+ *   SUM                       a register of sums on their way, at first all zero
+ *   ADD_PRODUCTS(sum, a, b)   sum += the two products of each word of a and b
+ *   SUM_OF(sum)               the register of 32-bit sums
+ *   NAME(x)                   x_words, or another name where an instruction set has two
+ * WORD_ROWS * WORD_VECTORS sums stay in registers. Integer sums are exact, so that their order is free; what follows them is the contract of kernels.h.
+ */
+static inline __attribute__((always_inline)) void NAME(sums_of)(size_t height, size_t n, const float *x, const float *w, vi *out) {
+    SUM sum[WORD_ROWS][WORD_VECTORS];
+    for (size_t i = 0; i < height; i++)
+        for (size_t v = 0; v < WORD_VECTORS; v++) sum[i][v] = (SUM){0};
+    for (size_t l = 0; l < n; l++) {
+        vi right[WORD_VECTORS];
+        for (size_t v = 0; v < WORD_VECTORS; v++) memcpy(&right[v], w + l * WORD_COLS + v * W, sizeof(vi));
+        for (size_t i = 0; i < height; i++) {
+            int32_t word;
+            memcpy(&word, x + l * WORD_ROWS + i, sizeof word);
+            vi left = word - (vi){0};
+            for (size_t v = 0; v < WORD_VECTORS; v++) ADD_PRODUCTS(sum[i][v], left, right[v]);
+        }
+    }
+    for (size_t i = 0; i < height; i++)
+        for (size_t v = 0; v < WORD_VECTORS; v++) out[i * WORD_VECTORS + v] = SUM_OF(sum[i][v]);
+}
+
+static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, const aq_word_block *b, const float *start, size_t height, size_t width, float *y,
+                                                                uint64_t y_stride) {
+    vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS];
+    size_t segment = 0;
+    for (size_t at = 0, end = b->segments.first; at < b->segments.words; at = end, end += b->segments.width, segment++) {
+        vi sums[WORD_ROWS * WORD_VECTORS];
+        if (end > b->segments.words) end = b->segments.words;
+        NAME(sums_of)(rows, end - at, b->x + at * WORD_ROWS, b->w + at * WORD_COLS, sums);
+        for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->s + segment * WORD_COLS + v * W);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t v = 0; v < WORD_VECTORS; v++) {
+                size_t k = i * WORD_VECTORS + v;
+                part[k] = v_fma(__builtin_convertvector(sums[k], vf), line[v], at == 0 ? (vf){0} : part[k]);
+            }
+    }
+    vf total[WORD_ROWS][WORD_VECTORS];
+    for (size_t i = 0; i < rows; i++)
+        for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = part[i * WORD_VECTORS + v];
+    for (size_t k = 0; k < segment; k++) {
+        for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->o + k * WORD_COLS + v * W);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = v_fma(line[v], v_set(b->x_sums[k * WORD_ROWS + i]), total[i][v]);
+    }
+    bool whole = height == rows && width == WORD_COLS;
+    float edge[WORD_ROWS * WORD_COLS], *out = whole ? y : edge;
+    uint64_t stride = whole ? y_stride : WORD_COLS;
+    if (!whole && !start) {
+        memset(edge, 0, sizeof edge);
+        for (size_t i = 0; i < height; i++) memcpy(edge + i * WORD_COLS, y + i * y_stride, width * sizeof *y);
+    }
+    for (size_t i = 0; i < rows; i++)
+        for (size_t v = 0; v < WORD_VECTORS; v++) {
+            vf old = v_load(start ? start + v * W : out + i * stride + v * W);
+            v_store(out + i * stride + v * W, v_fma(total[i][v], v_set(b->x_scales[i]), old));
+        }
+    for (size_t i = 0; !whole && i < height; i++) memcpy(y + i * y_stride, edge + i * WORD_COLS, width * sizeof *y);
+}
+
+static void NAME(tile)(const aq_word_block *b, const float *start, size_t height, size_t width, float *y, uint64_t y_stride) {
+    if (height > 8 && WORD_ROWS > 8)
+        NAME(tile_of)(WORD_ROWS, b, start, height, width, y, y_stride);
+    else if (height > 4 && WORD_ROWS > 4)
+        NAME(tile_of)(WORD_ROWS < 8 ? WORD_ROWS : 8, b, start, height, width, y, y_stride);
+    else
+        NAME(tile_of)(4, b, start, height, width, y, y_stride);
+}
+
+static const aq_word_kernels NAME(kernels) = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, NAME(tile)};
+
+#undef SUM
+#undef ADD_PRODUCTS
+#undef SUM_OF
+#undef NAME
