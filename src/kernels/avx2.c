@@ -68,6 +68,20 @@ static inline vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 enum { TILE_ROWS = 4, TILE_VECTORS = 3, DOT_OUTPUTS = 2, WORD_ROWS = 4, WORD_VECTORS = 2 };
 
+#define HAS_TRANSPOSE_WORDS
+static inline void v_transpose_words(const uint8_t *const rows[8], size_t at, vi words[4]) {
+    __m256i r[4];
+    for (size_t j = 0; j < 4; j++)
+        r[j] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows[j] + at))),
+                                       _mm_loadu_si128((const __m128i *)(rows[4 + j] + at)), 1);
+    __m256i a = _mm256_unpacklo_epi32(r[0], r[1]), b = _mm256_unpacklo_epi32(r[2], r[3]);
+    __m256i c = _mm256_unpackhi_epi32(r[0], r[1]), d = _mm256_unpackhi_epi32(r[2], r[3]);
+    words[0] = (vi)_mm256_unpacklo_epi64(a, b);
+    words[1] = (vi)_mm256_unpackhi_epi64(a, b);
+    words[2] = (vi)_mm256_unpacklo_epi64(c, d);
+    words[3] = (vi)_mm256_unpackhi_epi64(c, d);
+}
+
 typedef vi v_sum;
 #define v_add_products(sum, a, b) ((sum) = (vi)_mm256_add_epi32((__m256i)(sum), _mm256_madd_epi16((__m256i)(a), (__m256i)(b))))
 #define v_sum_of(sum) (sum)

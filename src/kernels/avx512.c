@@ -98,6 +98,24 @@ static inline vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 static inline vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 enum { TILE_ROWS = 12, TILE_VECTORS = 2, DOT_OUTPUTS = 4, WORD_ROWS = 12, WORD_VECTORS = 2 };
 
+#define HAS_TRANSPOSE_WORDS
+/* Lane k of r[j] takes row 4 k + j; then each lane is a square of its own. */
+static inline void v_transpose_words(const uint8_t *const rows[16], size_t at, vi words[4]) {
+    __m512i r[4];
+    for (size_t j = 0; j < 4; j++) {
+        r[j] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(rows[j] + at)));
+        r[j] = _mm512_mask_broadcast_i32x4(r[j], 0x00F0, _mm_loadu_si128((const __m128i *)(rows[4 + j] + at)));
+        r[j] = _mm512_mask_broadcast_i32x4(r[j], 0x0F00, _mm_loadu_si128((const __m128i *)(rows[8 + j] + at)));
+        r[j] = _mm512_mask_broadcast_i32x4(r[j], 0xF000, _mm_loadu_si128((const __m128i *)(rows[12 + j] + at)));
+    }
+    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpacklo_epi32(r[2], r[3]);
+    __m512i c = _mm512_unpackhi_epi32(r[0], r[1]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    words[0] = (vi)_mm512_unpacklo_epi64(a, b);
+    words[1] = (vi)_mm512_unpackhi_epi64(a, b);
+    words[2] = (vi)_mm512_unpacklo_epi64(c, d);
+    words[3] = (vi)_mm512_unpackhi_epi64(c, d);
+}
+
 typedef vi v_sum;
 #define v_add_products(sum, a, b) ((sum) = (vi)_mm512_add_epi32((__m512i)(sum), _mm512_madd_epi16((__m512i)(a), (__m512i)(b))))
 #define v_sum_of(sum) (sum)

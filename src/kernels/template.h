@@ -18,6 +18,7 @@
  *   v_fma, vd_fma            a b + c with one rounding, of floats and of doubles
  *   TILE_ROWS, TILE_VECTORS  of matrix products (gemm_tile.h): what fills the registers
  *   DOT_OUTPUTS              of products on codes at once: what the registers hold
+ *   v_transpose_words        where HAS_TRANSPOSE_WORDS says so: 16 bytes of each of W rows -> four registers of words
  *   WORD_ROWS, WORD_VECTORS, v_sum, v_add_products, v_sum_of
  *                            of products of integers (words_tile.h)
  *   KERNELS_NAME, KERNELS    "avx2", aq_kernels_avx2
@@ -726,22 +727,6 @@ static void spread(const float *e, size_t count, const float *u, size_t u_stride
 }
 
 /* ---- products on codes ---- */
-
-/* The 16 bytes of each of 4 rows, or what is left of them, as four words of four lanes. */
-static inline void transpose_words(const uint8_t *const rows[4], size_t bytes, float *out, size_t stride) {
-    v4 r[4] = {{0}, {0}, {0}, {0}};
-    for (size_t u = 0; u < 4; u++) {
-        if (bytes >= sizeof r[u])
-            memcpy(&r[u], rows[u], sizeof r[u]);
-        else
-            memcpy(&r[u], rows[u], bytes);
-    }
-    v4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-    v4 c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-    v4 words[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7), __builtin_shufflevector(c, d, 0, 1, 4, 5),
-                   __builtin_shufflevector(c, d, 2, 3, 6, 7)};
-    for (size_t u = 0; u < 4; u++) memcpy(out + u * stride, &words[u], sizeof words[u]);
-}
 
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 typedef uint16_t halves8 __attribute__((vector_size(16)));

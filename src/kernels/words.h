@@ -75,6 +75,38 @@ static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_
     }
 }
 
+/* The 16 bytes of each of 4 rows, or what is left of them, as four words of four lanes. */
+static inline void transpose_4_rows(const uint8_t *const rows[4], size_t bytes, float *out, size_t stride) {
+    v4 r[4] = {{0}, {0}, {0}, {0}};
+    for (size_t u = 0; u < 4; u++) {
+        if (bytes >= sizeof r[u])
+            memcpy(&r[u], rows[u], sizeof r[u]);
+        else
+            memcpy(&r[u], rows[u], bytes);
+    }
+    v4 a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+    v4 c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+    v4 words[4] = {__builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7), __builtin_shufflevector(c, d, 0, 1, 4, 5),
+                   __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+    for (size_t u = 0; u < 4; u++) memcpy(out + u * stride, &words[u], sizeof words[u]);
+}
+
+/* Four words of each of W rows, those behind the first `bytes` bytes 0. */
+static inline __attribute__((always_inline)) void words_of_rows(const uint8_t *const rows[W], size_t at, size_t bytes, vi words[4]) {
+#ifdef HAS_TRANSPOSE_WORDS
+    if (bytes >= 16) {
+        v_transpose_words(rows, at, words);
+        return;
+    }
+#endif
+    float out[4 * W];
+    for (size_t i = 0; i < W; i += 4) {
+        const uint8_t *four[4] = {rows[i] + at, rows[i + 1] + at, rows[i + 2] + at, rows[i + 3] + at};
+        transpose_4_rows(four, bytes, out + i, W);
+    }
+    memcpy(words, out, sizeof out);
+}
+
 static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_panel *p, int bits, float *out) {
     const size_t half = 16 / (size_t)bits, n = (p->depth + 2 * half - 1) / (2 * half); /* words of codes */
     const int32_t ones = ((1 << bits) - 1) * 0x10001;
@@ -83,15 +115,10 @@ static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_
         const uint8_t *rows[W];
         for (size_t i = 0; i < W; i++) rows[i] = p->codes + (v + i < p->width ? v + i : p->width - 1) * p->row_bytes;
         for (size_t word = 0; word < n; word += 4) {
-            float words[4 * W];
-            for (size_t i = 0; i < W; i += 4) {
-                const uint8_t *four[4] = {rows[i] + 4 * word, rows[i + 1] + 4 * word, rows[i + 2] + 4 * word, rows[i + 3] + 4 * word};
-                transpose_words(four, p->bytes - 4 * word, words + i, W);
-            }
-            for (size_t u = 0; u < 4 && word + u < n; u++) {
-                vi codes = (vi)v_load(words + u * W);
-                for (size_t t = 0; t < half; t++) v_store(out + ((word + u) * half + t) * WORD_COLS + v, (vf)(codes >> (int)t * bits & mask));
-            }
+            vi words[4];
+            words_of_rows(rows, 4 * word, p->bytes - 4 * word, words);
+            for (size_t u = 0; u < 4 && word + u < n; u++)
+                for (size_t t = 0; t < half; t++) v_store(out + ((word + u) * half + t) * WORD_COLS + v, (vf)(words[u] >> (int)t * bits & mask));
         }
     }
 }
