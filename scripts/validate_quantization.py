@@ -31,6 +31,7 @@ def arguments():
     parser.add_argument("--bit-width", type=int, choices=sorted(BY_BITS), help="takes the least mean of that width: 0.70, 0.90 or 0.95")
     parser.add_argument("--per-layer-threshold", type=float, help="least cosine similarity of each layer (default: the stored configuration's)")
     parser.add_argument("--report", type=Path, metavar="FILE.json")
+    parser.add_argument("--html-report", type=Path, metavar="FILE.html", help="one page of sizes, errors and histograms, measured against the source")
     parser.add_argument("--fail-on-threshold", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="every layer")
     parser.add_argument("--quiet", action="store_true", help="errors only")
@@ -77,6 +78,8 @@ def main():
     args = arguments()
     try:
         report = report_of(args)
+        if args.html_report:
+            aq.report(args.quantized, args.html_report, against=args.original, overwrite=True)
     except (aq.ArrowQuantError, OSError, MemoryError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

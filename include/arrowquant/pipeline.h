@@ -57,7 +57,8 @@ typedef struct aq_plan_job {
     const char *weights_path;      /* JSON object {layer: weight}, what a relative error of 1 in the layer costs the model; NULL: computed */
     const char *cache_dir;         /* measured figures are kept here; NULL: not */
     uint64_t sample_values;        /* weights of a layer that are measured; 0: 65536; UINT64_MAX: all */
-    uint64_t reserve_bytes;        /* of a size budget, for what is stored beside codes and parameters */
+    uint64_t config_bytes;         /* of the configuration's text that the container will hold; 0: about 2 KB */
+    uint64_t reserve_bytes;        /* what else the caller stores in the container, and the planner does not know of */
     const aq_evolution *evolution; /* goes on from the knapsack's answer; NULL: does not */
 } aq_plan_job;
 

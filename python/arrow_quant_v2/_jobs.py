@@ -81,6 +81,26 @@ def require_model(path):
     return text
 
 
+def whole(value, name):
+    """An int, NumPy's among them, as int; TypeError for anything else."""
+    from operator import index
+
+    if not isinstance(value, bool):
+        try:
+            return index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+
+
+def one_of(value, allowed, what):
+    """A whole number among the allowed ones: `Invalid bit_width: 3. Must be 2, 4, or 8`."""
+    if whole(value, what) not in allowed:
+        *first, last = map(str, allowed)
+        raise ValueError(f"Invalid {what}: {value}. Must be {', '.join(first)}, or {last}")
+    return int(value)
+
+
 def bytes_of(size):
     """Bytes of a size in words: "6.5GB" (10**9), "4GiB" (2**30), or a number of bytes."""
     if isinstance(size, (int, float)) and not isinstance(size, bool):

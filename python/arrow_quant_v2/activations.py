@@ -69,11 +69,7 @@ class SpatialQuantizer:
     """
 
     def __init__(self, group_size: int = 64):
-        if isinstance(group_size, bool) or not isinstance(group_size, int):
-            raise TypeError(f"group_size must be an int, not {type(group_size).__name__}")
-        if group_size not in (32, 64, 128, 256):
-            raise ValueError(f"Invalid group size: {group_size}. Must be 32, 64, 128, or 256")
-        self.group_size = group_size
+        self.group_size = _jobs.one_of(group_size, (32, 64, 128, 256), "group size")
 
     def per_group_quantize(self, weights: Array) -> ChannelGroups:
         """8-bit codes of weights [channels, features], each group of consecutive channels for itself; the last group may be short.
@@ -128,8 +124,7 @@ class TimeAwareQuantizer:
     """
 
     def __init__(self, num_time_groups: int = 10):
-        if isinstance(num_time_groups, bool) or not isinstance(num_time_groups, int):
-            raise TypeError(f"num_time_groups must be an int, not {type(num_time_groups).__name__}")
+        num_time_groups = _jobs.whole(num_time_groups, "num_time_groups")
         if not 1 <= num_time_groups <= 100:
             raise ValueError(f"Invalid number of time groups: {num_time_groups}. Must be between 1 and 100")
         self.num_time_groups = num_time_groups
@@ -142,6 +137,7 @@ class TimeAwareQuantizer:
         >>> aq.TimeAwareQuantizer().group_timesteps(4)
         [(0, 1), (1, 2), (2, 3), (3, 4)]
         """
+        num_timesteps = _jobs.whole(num_timesteps, "num_timesteps")
         if num_timesteps < 1:
             raise ValueError(f"Invalid number of timesteps: {num_timesteps}. Must be 1 or more")
         return _core._time_split(num_timesteps, self.num_time_groups)
@@ -186,7 +182,7 @@ class TimeAwareQuantizer:
         if not rows:
             raise ValueError("there are no statistics to compute time groups from")
         last = max(row[0] for row in rows)
-        return _core._time_params(rows, last + 1 if num_timesteps is None else num_timesteps, self.num_time_groups, bool(clip))
+        return _core._time_params(rows, last + 1 if num_timesteps is None else _jobs.whole(num_timesteps, "num_timesteps"), self.num_time_groups, bool(clip))
 
     def smooth(self, params: Sequence[TimeGroupParams], threshold: float = 0.3, window: int = 5, interpolation: str = "linear") -> list[TimeGroupParams]:
         """Limits jumps between neighbouring groups: where the scale jumps by more than threshold, up to `window` groups of the smaller side rise towards the
@@ -257,6 +253,8 @@ def _rows_of(stats) -> Iterable[tuple[str, Mapping[str, Any]]]:
         for i in range(lengths["mean"]):
             yield f"timestep {i}", {key: column[i] for key, column in columns.items()}
     else:
+        if not hasattr(stats, "__iter__"):
+            raise TypeError(f"stats must be a list of dicts, a dict of arrays or a path, not {type(stats).__name__}")
         for i, row in enumerate(stats):
             if not hasattr(row, "keys"):
                 raise TypeError(f"stats must be a list of dicts, a dict of arrays or a path, not a list of {type(row).__name__}")

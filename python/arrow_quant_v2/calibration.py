@@ -62,9 +62,9 @@ class CalibrationLoader:
     __module__ = "arrow_quant_v2"
 
     def __init__(self, max_samples: int = 128, cache_dir: Any = None) -> None:
-        if isinstance(max_samples, bool) or not isinstance(max_samples, int) or max_samples < 1:
-            raise ValueError(f"Invalid max_samples: {max_samples!r}. Must be an int of at least 1")
-        self.max_samples = max_samples
+        self.max_samples = _jobs.whole(max_samples, "max_samples")
+        if self.max_samples < 1:
+            raise ValueError(f"Invalid max_samples: {max_samples}. Must be at least 1")
         self.cache_dir = None if cache_dir is None else _jobs.path_of(cache_dir)
 
     def load_from_file(self, path: Any) -> CalibrationData:
@@ -94,7 +94,7 @@ class CalibrationLoader:
                 write_entry(entry, key, samples, timesteps, texts, synthetic)
         return CalibrationData(samples, timesteps, texts, statistics_of(samples, timesteps), synthetic, data.path, data.sha256)
 
-    def generate_synthetic_data(self, num_samples: int, sample_shape: Any, num_timesteps: int, seed: int = 0) -> CalibrationData:
+    def generate_synthetic_data(self, num_samples: int, sample_shape: Any, num_timesteps: int, *, seed: int = 0) -> CalibrationData:
         """Standard normal samples, each with a timestep, spread evenly over the schedule; marked synthetic in everything made from them.
 
         num_samples: 32 to 1024; sample_shape: an int or a sequence; num_timesteps: T of the schedule. The same seed gives the same samples.
@@ -104,11 +104,14 @@ class CalibrationLoader:
         >>> sorted(set(data.timesteps)), len(data.statistics)
         ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 10)
         """
+        num_samples, num_timesteps, seed = (
+            _jobs.whole(value, name) for value, name in ((num_samples, "num_samples"), (num_timesteps, "num_timesteps"), (seed, "seed"))
+        )
         if not LEAST_SYNTHETIC <= num_samples <= MOST_SYNTHETIC:
             raise ValueError(f"Invalid num_samples: {num_samples}. Must be between {LEAST_SYNTHETIC} and {MOST_SYNTHETIC}")
         if num_timesteps < 1:
             raise ValueError(f"Invalid num_timesteps: {num_timesteps}. Must be at least 1")
-        shape = (int(sample_shape),) if np.ndim(sample_shape) == 0 else tuple(int(n) for n in sample_shape)
+        shape = tuple(_jobs.whole(n, "sample_shape") for n in ([sample_shape] if np.ndim(sample_shape) == 0 else sample_shape))
         if any(n < 1 for n in shape):
             raise ValueError(f"Invalid sample_shape: {shape}. Sizes must be at least 1")
         generator = np.random.default_rng(seed)

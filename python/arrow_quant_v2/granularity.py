@@ -27,8 +27,16 @@ def check(holds, text):
         raise ConfigurationError(text)
 
 
+def is_whole(value, least):
+    """NumPy's ints are ints too."""
+    try:
+        return _jobs.whole(value, "") >= least
+    except TypeError:
+        return False
+
+
 def is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return hasattr(value, "__float__") and not isinstance(value, bool) and value == value
 
 
 @dataclass
@@ -59,7 +67,7 @@ class GranularityConfig:
         >>> aq.GranularityConfig(sensitivity_method='variance').validate()
         """
         check(self.sensitivity_method in METHODS, f"Invalid sensitivity method: {self.sensitivity_method}. Must be 'gradient', 'hessian', or 'variance'")
-        check(isinstance(self.num_samples, int) and self.num_samples >= 1, f"Invalid num_samples: {self.num_samples}. Must be at least 1")
+        check(is_whole(self.num_samples, 1), f"Invalid num_samples: {self.num_samples}. Must be at least 1")
         ratio, floor, weight = self.target_compression_ratio, self.min_accuracy, self.accuracy_weight
         check(is_number(ratio) and 0 < ratio < float("inf"), f"Invalid target_compression_ratio: {ratio}. Must be above 0")
         check(is_number(floor) and 0 <= floor <= 1, f"Invalid min_accuracy: {floor}. Must be between 0.0 and 1.0")
@@ -125,13 +133,13 @@ class GranularityAllocator:
     (42, True)
     """
 
-    def __init__(self, config: GranularityConfig | None = None) -> None:
-        self.config = GranularityConfig() if config is None else config
-        if not isinstance(self.config, GranularityConfig):
+    def __init__(self, config: GranularityConfig) -> None:
+        if not isinstance(config, GranularityConfig):
             raise TypeError(f"config must be a GranularityConfig, not {type(config).__name__}")
-        self.config.validate()
+        config.validate()
+        self.config = config
 
-    def allocate(self, model_path: "Path", base_config: DiffusionQuantConfig | None = None, layer_names: Sequence[str] | None = None) -> GranularityAllocation:
+    def allocate(self, model_path: "Path", base_config: DiffusionQuantConfig | None, layer_names: Sequence[str] | None = None) -> GranularityAllocation:
         """Sizes for all layers, or for those of layer_names (tensor names, with or without ".weight").
 
         The objective per layer is accuracy * accuracy_weight + compression / target * (1 - accuracy_weight), accuracy = 1 - estimate_accuracy_impact.
@@ -139,7 +147,7 @@ class GranularityAllocator:
 
         >>> import arrow_quant_v2 as aq
         >>> allocator = aq.GranularityAllocator(aq.GranularityConfig('variance'))
-        >>> sorted(set(allocator.allocate('examples/dit-fashion').layer_group_sizes.values()))[-1]
+        >>> sorted(set(allocator.allocate('examples/dit-fashion', None).layer_group_sizes.values()))[-1]
         256
         """
         start = time.perf_counter()
@@ -159,7 +167,7 @@ class GranularityAllocator:
                     min_accuracy=float(c.min_accuracy),
                     accuracy_weight=float(c.accuracy_weight),
                     group_sizes=list(c.available_group_sizes),
-                    layers=None if layer_names is None else list(layer_names),
+                    layers=names_of(layer_names),
                 )
             )
         bits = report["summary"]["bit_width"]
@@ -177,12 +185,12 @@ class GranularityAllocator:
         size = self.recommend_group_size(score)
         return LayerSensitivity(name, score, size, self.estimate_accuracy_impact(score, size), self.estimate_compression_ratio(size, bits))
 
-    def analyze_layer_sensitivity(self, model_path: "Path", layer_name: str, base_config: DiffusionQuantConfig | None = None) -> LayerSensitivity:
+    def analyze_layer_sensitivity(self, model_path: "Path", layer_name: str, base_config: DiffusionQuantConfig | None) -> LayerSensitivity:
         """One layer's sensitivity. Its score is its place among all layers of the model, so all of them are looked at.
 
         >>> import arrow_quant_v2 as aq
         >>> allocator = aq.GranularityAllocator(aq.GranularityConfig('variance'))
-        >>> s = allocator.analyze_layer_sensitivity('examples/dit-fashion', 'transformer_blocks.0.ff.net.2.weight')
+        >>> s = allocator.analyze_layer_sensitivity('examples/dit-fashion', 'transformer_blocks.0.ff.net.2.weight', None)
         >>> 0 <= s.sensitivity_score <= 1 and s.recommended_group_size == allocator.recommend_group_size(s.sensitivity_score)
         True
         """
@@ -202,7 +210,7 @@ class GranularityAllocator:
         >>> [allocator.recommend_group_size(score) for score in (0.9, 0.5, 0.1)]
         [32, 64, 256]
         """
-        return _core.granularity_recommend(float(score), sorted(self.config.available_group_sizes))
+        return _core.granularity_recommend(score_of(score), sorted(self.config.available_group_sizes))
 
     def estimate_accuracy_impact(self, score: float, group_size: int) -> float:
         """Estimated loss of accuracy, 0..1: 0.15 score log2(group_size / 16). A rule of thumb, not a measurement.
@@ -211,7 +219,7 @@ class GranularityAllocator:
         >>> round(aq.GranularityAllocator(aq.GranularityConfig()).estimate_accuracy_impact(0.5, 64), 3)
         0.15
         """
-        return _core.granularity_impact(float(score), int(group_size))
+        return _core.granularity_impact(score_of(score), _jobs.one_of(group_size, SIZES, "group size"))
 
     def estimate_compression_ratio(self, group_size: int, bit_width: int) -> float:
         """32 / (bit_width + 64 / group_size): against float32 with two 32-bit parameters a group. An estimate: the container stores smaller parameters.
@@ -220,7 +228,7 @@ class GranularityAllocator:
         >>> aq.GranularityAllocator(aq.GranularityConfig()).estimate_compression_ratio(32, 2)
         8.0
         """
-        return _core.granularity_compression(int(group_size), int(bit_width))
+        return _core.granularity_compression(_jobs.one_of(group_size, SIZES, "group size"), _jobs.one_of(bit_width, (2, 4, 8), "bit_width"))
 
 
 class EvolutionarySearch:
@@ -247,11 +255,12 @@ class EvolutionarySearch:
         max_evaluations: int = 200,
         seed: int = 0,
     ) -> None:
-        check(isinstance(population_size, int) and population_size >= 2, f"Invalid population_size: {population_size}. Must be at least 2")
-        check(isinstance(num_generations, int) and num_generations >= 0, f"Invalid num_generations: {num_generations}. Must be at least 0")
+        check(is_whole(population_size, 2), f"Invalid population_size: {population_size}. Must be at least 2")
+        check(is_whole(num_generations, 0), f"Invalid num_generations: {num_generations}. Must be at least 0")
         for name, value in (("mutation_rate", mutation_rate), ("crossover_rate", crossover_rate), ("elite_ratio", elite_ratio)):
             check(is_number(value) and 0 <= value <= 1, f"Invalid {name}: {value}. Must be between 0.0 and 1.0")
-        check(isinstance(max_evaluations, int) and max_evaluations >= 1, f"Invalid max_evaluations: {max_evaluations}. Must be at least 1")
+        check(is_whole(max_evaluations, 1), f"Invalid max_evaluations: {max_evaluations}. Must be at least 1")
+        check(is_whole(seed, 0), f"Invalid seed: {seed}. Must be at least 0")
         check(target_metric in METRICS, f"Invalid target_metric: {target_metric}. Must be 'cosine_similarity', 'accuracy', 'compression_ratio', or 'balanced'")
         self.population_size, self.num_generations = population_size, num_generations
         self.mutation_rate, self.crossover_rate, self.elite_ratio = mutation_rate, crossover_rate, elite_ratio
@@ -261,25 +270,24 @@ class EvolutionarySearch:
         self,
         model_path: "Path",
         output_path: "Path | None",
-        base_config: DiffusionQuantConfig | None = None,
+        base_config: DiffusionQuantConfig | None,
         layer_names: Sequence[str] | None = None,
         start: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
-        """Searches sizes for all layers, or for those of layer_names; start: sizes to begin with, {layer: size}; a target_model_size_mb of base_config is
-        the budget. With output_path the best is quantized into that folder.
+        """Searches sizes for all layers, or for those of layer_names; start: sizes to begin with, {layer: size}, where a layer that it does not name begins
+        with 256; a target_model_size_mb of base_config is the budget. With output_path the best is quantized into that folder.
 
         Returns best {layer_group_sizes, fitness, metrics}, generation_history [{generation, best_fitness, avg_fitness, worst_fitness}], total_evaluations;
         fitness is the target metric, higher is better. Raises ConfigurationError, ModelNotFoundError, BudgetError.
 
         >>> import arrow_quant_v2 as aq
-        >>> found = aq.EvolutionarySearch(population_size=4, num_generations=1).search('examples/dit-fashion', None)
+        >>> found = aq.EvolutionarySearch(population_size=4, num_generations=1).search('examples/dit-fashion', None, None)
         >>> set(found['best']['layer_group_sizes'].values())
         {32}
         """
-        names = None if layer_names is None else list(layer_names)
-        if start is not None and names is None:
-            names = list(start)
-        first = None if start is None else [int(start.get(name, max(SIZES))) for name in names or []]
+        names, first = names_of(layer_names), None
+        if start is not None:
+            names, first = begin_with(start, names, model_path, base_config)
         settings = {
             "population": self.population_size,
             "generations": self.num_generations,
@@ -299,6 +307,37 @@ class EvolutionarySearch:
         if output_path is not None:
             quantize_with(model_path, output_path, base_config, result["best"]["layer_group_sizes"])
         return result
+
+
+def names_of(layer_names):
+    """Names of layers as a list, or None for all; one str is not a list of its letters."""
+    if isinstance(layer_names, str):
+        raise TypeError("layer_names must be a list of str, not str")
+    return None if layer_names is None else list(layer_names)
+
+
+def score_of(score):
+    value = float(score)
+    if not 0 <= value <= 1:
+        raise ValueError(f"Invalid score: {value}. Must be between 0.0 and 1.0")
+    return value
+
+
+def begin_with(start, names, model_path, base_config):
+    """(names of the layers to search, their sizes to begin with)"""
+    if not hasattr(start, "items"):
+        raise TypeError(f"start must be a dict of layers and group sizes, not {type(start).__name__}")
+    for name, size in start.items():
+        check(is_whole(size, 1) and size in SIZES, f"Invalid group size of layer {name!r} in start: {size}. Must be 32, 64, 128, or 256")
+    if names is None:
+        from .short import inspect
+
+        tensors = inspect(model_path, config=base_config)["tensors"]
+        names = [t["name"] for t in tensors if t["decision"]["action"] == "quantize"]
+    plain = {name.removesuffix(".weight"): int(size) for name, size in start.items()}
+    unknown = set(plain) - {name.removesuffix(".weight") for name in names}
+    check(not unknown, f"start names layers that are not searched: {', '.join(sorted(unknown))}")
+    return names, [plain.get(name.removesuffix(".weight"), max(SIZES)) for name in names]
 
 
 def quantize_with(model_path, output_path, base_config, sizes):

@@ -95,7 +95,7 @@ def result_of(output_path, report):
         "cosine_similarity": summary["cosine"],
         "model_size_mb": summary["model_size_mb"],
         "modality": report["input"]["modality"] or "unknown",
-        "bit_width": summary["bit_width"],
+        "bit_width": summary["bit_width"] or kept_bits(layers.values()),
         "quantization_time_s": report["time"]["elapsed_s"],
         "bits_per_weight": summary["bits_per_weight"],
         "per_layer": layers,
@@ -104,6 +104,12 @@ def result_of(output_path, report):
         "target_met": summary["target_met"],
         "worst_layer": worst["name"] if worst else None,
     }
+
+
+def kept_bits(layers):
+    """Where every layer fell back to its own type: that type's bits, the most frequent ones. None without layers."""
+    bits = [layer["bits"] for layer in layers]
+    return max(sorted(set(bits)), key=bits.count, default=None)
 
 
 LAYER_KEYS = ("bits", "group_size", "method", "cosine", "sqnr_db", "output_sqnr_db", "bytes", "fallback_from", "compared_with")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _core, models
+from . import _core, _jobs, models
 
 __all__ = ["ValidationSystem"]
 
@@ -18,7 +18,7 @@ class ValidationSystem:
     """Measures quality against a floor of one's own.
 
     min_accuracy: the least cosine similarity that each layer must reach (0 to 1); bit_width: 2, 4 or 8, the bits that each quantized layer must have, or None
-    for any. Raises ConfigurationError for other values.
+    for any. Raises ConfigurationError for another floor, ValueError for another width.
 
     >>> import arrow_quant_v2 as aq
     >>> aq.ValidationSystem(min_accuracy=0.9, bit_width=4)
@@ -28,11 +28,10 @@ class ValidationSystem:
     __module__ = "arrow_quant_v2"
 
     def __init__(self, min_accuracy: float = 0.85, bit_width: int | None = None) -> None:
+        self.bit_width = None if bit_width is None else _jobs.one_of(bit_width, (2, 4, 8), "bit_width")
         config = _core.DiffusionQuantConfig(min_accuracy=min_accuracy)
-        if bit_width is not None:
-            config.bit_width = bit_width
         config.validate()
-        self.min_accuracy, self.bit_width = config.min_accuracy, None if bit_width is None else config.bit_width
+        self.min_accuracy = config.min_accuracy
 
     def __repr__(self) -> str:
         return f"ValidationSystem(min_accuracy={self.min_accuracy}, bit_width={self.bit_width})"

@@ -93,6 +93,15 @@ static json_t *path_to_json(PyObject *value) {
     return json;
 }
 
+/* NumPy's bool has no __index__ and would pass for a number. */
+static bool is_numpy_bool(PyObject *value) {
+    PyObject *name = PyType_GetName(Py_TYPE(value));
+    bool is = name && PyObject_HasAttrString(value, "dtype") &&
+              (PyUnicode_CompareWithASCIIString(name, "bool") == 0 || PyUnicode_CompareWithASCIIString(name, "bool_") == 0);
+    Py_XDECREF(name);
+    return is;
+}
+
 /* NULL with an exception set, or without one when memory is out. NumPy's numbers and tuples are fine. */
 static json_t *to_json(PyObject *value, int depth) {
     if (depth > MAX_DEPTH) {
@@ -101,6 +110,7 @@ static json_t *to_json(PyObject *value, int depth) {
     }
     if (value == Py_None) return json_null();
     if (PyBool_Check(value)) return json_boolean(value == Py_True);
+    if (is_numpy_bool(value)) return json_boolean(PyObject_IsTrue(value) == 1);
     if (PyUnicode_Check(value)) return text_to_json(value);
     if (PyIndex_Check(value)) return int_to_json(value);
     if (PyFloat_Check(value) || PyObject_HasAttrString(value, "__float__")) return float_to_json(value);
@@ -357,7 +367,9 @@ static PyObject *config_repr(PyObject *self) {
     PyObject *changed = from_text(aq_config_to_json(config_of(self), true)), *parts = PyList_New(0), *name, *value;
     for (Py_ssize_t at = 0; changed && parts && PyDict_Next(changed, &at, &name, &value);) {
         if (PyUnicode_CompareWithASCIIString(name, "target_size_is_wish") == 0) continue; /* goes with target_model_size_mb, set by the profile alone */
-        PyObject *part = PyUnicode_FromFormat("%U=%R", name, value);
+        PyObject *set = PyObject_GetAttr(self, name);                                     /* as the attribute gives it: NaN is a number there, a text in JSON */
+        PyObject *part = set ? PyUnicode_FromFormat("%U=%R", name, set) : NULL;
+        Py_XDECREF(set);
         if (!part || PyList_Append(parts, part) < 0) Py_CLEAR(parts);
         Py_XDECREF(part);
     }

@@ -2,6 +2,7 @@
  * and converts what is not float32 already. Nothing of NumPy or torch is imported: buffer protocol, __array_interface__ and DLPack say all there is to know. */
 #include "aqpy.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/half.h"
@@ -352,6 +353,10 @@ static bool fill_from_list(PyObject *object, const int64_t *shape, int ndim, flo
     if (ndim == 0) {
         double d = PyList_Check(object) || PyTuple_Check(object) ? 0 : PyFloat_AsDouble(object);
         if ((d == -1.0 && PyErr_Occurred()) || PyList_Check(object) || PyTuple_Check(object)) return fail_number(object, what);
+        if (isfinite(d) && !isfinite((float)d)) {
+            PyErr_Format(PyExc_ValueError, "%U holds %R, which float32 cannot hold", what, object);
+            return false;
+        }
         *(*next)++ = (float)d;
         return true;
     }

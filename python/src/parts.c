@@ -19,6 +19,10 @@ static bool number(PyObject *params, const char *key, Py_ssize_t group, float *o
         return false;
     }
     *out = (float)PyFloat_AsDouble(value);
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%s of time group %zd must be a number, not %R", key, group, value);
+    }
     if (PyErr_Occurred()) return false;
     if (isfinite(*out)) return true;
     PyErr_Format(PyExc_ValueError, "Invalid %s of time group %zd: %R. Must be a finite number", key, group, value);

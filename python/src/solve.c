@@ -67,6 +67,15 @@ static aq_status solve_without_gil(job *j, uint8_t *codes, void *params, bool *n
     return status;
 }
 
+/* Arrays are no files: what is wrong with their values is a wrong argument. */
+static PyObject *fail(const aqpy_state *state, const aq_error *err) {
+    if (err->code != AQ_ERR_FORMAT || PyErr_Occurred()) return aqpy_raise(state, err);
+    PyObject *text = aqpy_spelled(err->message);
+    if (text) PyErr_SetObject(PyExc_ValueError, text);
+    Py_XDECREF(text);
+    return NULL;
+}
+
 /* Codes and parameters; once more with F32 parameters where half precision does not hold them. */
 static bool run(job *j) {
     for (;;) {
@@ -74,7 +83,7 @@ static bool run(job *j) {
         bool needs_f32 = false;
         void *codes, *params;
         if (aq_quant_layout_init(&j->layout, &j->spec, j->w.rows, j->w.cols, &err) != AQ_OK) {
-            aqpy_raise(j->state, &err);
+            fail(j->state, &err);
             return false;
         }
         j->codes = aqpy_buffer_new(j->state, 'B', j->layout.codes_bytes, &codes);
@@ -83,7 +92,7 @@ static bool run(job *j) {
         aq_status status = solve_without_gil(j, codes, params, &needs_f32, &err);
         if (status == AQ_OK) return true;
         if (!needs_f32 || j->spec.params == AQ_PARAMS_F32 || j->spec.params == AQ_PARAMS_R2Q) {
-            aqpy_raise(j->state, &err);
+            fail(j->state, &err);
             return false;
         }
         j->spec.params = AQ_PARAMS_F32;
@@ -350,7 +359,7 @@ static PyObject *output_sqnr_db(PyObject *module, PyObject *args, PyObject *kwar
             Py_BEGIN_ALLOW_THREADS
             status = aq_output_error_add(j.w.data, v.data, v.rows, v.cols, j.h.data, 0, &sums, &err);
             Py_END_ALLOW_THREADS
-            result = status == AQ_OK ? PyFloat_FromDouble(aq_output_sqnr_db(&sums)) : aqpy_raise(j.state, &err);
+            result = status == AQ_OK ? PyFloat_FromDouble(aq_output_sqnr_db(&sums)) : fail(j.state, &err);
         }
     }
     aqpy_array_release(&j.w);

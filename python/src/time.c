@@ -31,6 +31,10 @@ static bool number(PyObject *group, const char *key, Py_ssize_t i, double *out) 
         return false;
     }
     *out = PyFloat_AsDouble(value);
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_TypeError)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_TypeError, "%s of time group %zd must be a number, not %R", key, i, value);
+    }
     if (PyErr_Occurred()) return false;
     if (isfinite((float)*out)) return true;
     PyErr_Format(PyExc_ValueError, "Invalid %s of time group %zd: %R. Must be a finite number", key, i, value);

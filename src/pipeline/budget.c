@@ -37,12 +37,34 @@ static uint64_t calibrated_bytes(const quantize_run *run, size_t index, const aq
     return aq_store_predict(&with) - aq_store_predict(&without) + REPORT_BYTES;
 }
 
-uint64_t aq_predict_frame(const quantize_run *run) {
-    char *config = aq_run_config_json(run->config);
-    uint64_t bytes = aq_store_predict_frame(config ? strlen(config) : 4096);
+/* The target is a number in it: as if of the most digits, so that the smallest possible size does not depend on the size that was asked for. */
+static uint64_t config_bytes(const quantize_run *run) {
+    enum { MOST_DIGITS = 24 };
+    char *config = aq_run_config_json(run->config), *target = aq_config_get_json(run->config, "target_model_size_mb");
+    uint64_t bytes = config ? strlen(config) : 4096;
+    if (target && strlen(target) < MOST_DIGITS) bytes += MOST_DIGITS - strlen(target);
+    aq_config_free_text(target);
     free(config);
     return bytes;
 }
+
+/* Of what calibration adds to its layers the planner counts time groups and equalization, not the sentence about the methods compared or a fold's shift. */
+static uint64_t uncounted_bytes(const quantize_run *run) {
+    uint64_t n = 0, rows, cols;
+    for (size_t i = 0; i < run->n_tensors; i++) {
+        const aq_tensor_info *t = aq_model_tensor(run->model, i);
+        if (t->role == AQ_ROLE_SCALE || aq_inputs_known(run, i, NULL) == INPUTS_NONE) continue;
+        n += REPORT_BYTES;
+        if (!aq_config_bool(run->config, "fold_equalization") || !aq_spatial_is_possible(run, i)) continue;
+        aq_shape_matrix(&t->shape, &rows, &cols);
+        aq_store_predicted plain = {.name = t->name, .shape = &t->shape, .data_bytes = t->count, .file_bytes = run->source_bytes}, shifted = plain;
+        shifted.n_folded_shift = cols;
+        n += aq_store_predict(&shifted) - aq_store_predict(&plain);
+    }
+    return n;
+}
+
+uint64_t aq_predict_frame(const quantize_run *run) { return aq_store_predict_frame(config_bytes(run)); }
 
 aq_status aq_predict_stored(const quantize_run *run, size_t index, const aq_quant_spec *spec, uint64_t *bytes, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(run->model, index);
@@ -71,7 +93,7 @@ static bool tell_scaled(void *user, const aq_progress *progress) {
 aq_status aq_budget_plan(quantize_run *run, aq_error *err) {
     if (run->plan || !is_budget(run->config)) return AQ_OK;
     if (!run->calib && !aq_config_bool(run->config, "enable_entropy_adaptation")) return AQ_OK; /* the planner may not go by the weights alone */
-    aq_plan_job options = {.model = run->options->model, .allow_unmatched = true, .reserve_bytes = aq_predict_frame(run)};
+    aq_plan_job options = {.model = run->options->model, .allow_unmatched = true, .config_bytes = config_bytes(run), .reserve_bytes = uncounted_bytes(run)};
     aq_job_hooks hooks = {.progress = run->job.hooks->progress ? tell_scaled : NULL, .user = run};
     aq_job job;
     aq_job_init(&job, &hooks, run->n_tensors, run->source_bytes);

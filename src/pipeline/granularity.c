@@ -325,7 +325,7 @@ static aq_status evolve(allocator *a, const aq_evolution *evolution, const uint6
     size_t *choice = aq_calloc(p->n_items + 1, sizeof *choice);
     if (!choice) return aq_fail_memory(err, p->n_items * sizeof *choice, "a plan");
     for (size_t i = 0; i < p->n_items; i++) a->source_bytes += (double)aq_model_tensor(a->model, (size_t)aq_model_find(a->model, p->items[i].name))->size_bytes;
-    uint64_t budget = aq_plan_budget(a->config, p, a->model, 0), minimum, maximum;
+    uint64_t budget = aq_plan_budget(a->config, p, a->model), minimum, maximum;
     aq_plan_extremes(p, &minimum, &maximum);
     aq_status status = AQ_OK;
     if (start)

@@ -163,6 +163,7 @@ static aq_status read_settings(planner *p, aq_error *err) {
     m->progress = progress;
     m->user = p;
     m->cache_dir = p->options->cache_dir;
+    m->frame_bytes = p->options->config_bytes;
     if (p->options->sample_values) m->sample_values = p->options->sample_values == UINT64_MAX ? 0 : p->options->sample_values;
     return p->options->weights_path ? read_weights(p, p->options->weights_path, err) : AQ_OK;
 }
@@ -185,11 +186,10 @@ static uint64_t overheads(const aq_plan_problem *problem, const aq_model *model)
     return n;
 }
 
-uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model, uint64_t reserve_bytes) {
+uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model) {
     double target_mb = aq_config_float(config, "target_model_size_mb"), bpw = aq_config_float(config, "target_bpw");
     uint64_t budget = 0;
-    if (target_mb > 0 && !aq_config_bool(config, "target_size_is_wish")) budget = (uint64_t)fmin(target_mb * (double)MIB, 1e18);
-    if (budget > 0) budget = budget > reserve_bytes ? budget - reserve_bytes : 1;
+    if (target_mb > 0 && !aq_config_bool(config, "target_size_is_wish")) budget = (uint64_t)fmin(fmax(target_mb * (double)MIB, 1), 1e18);
     if (bpw > 0) {
         double bytes = bpw / 8 * (double)open_weights(problem, model) + (double)problem->other_bytes + (double)overheads(problem, model);
         uint64_t by_bits = (uint64_t)fmin(bytes, 1e18);
@@ -290,11 +290,30 @@ static aq_status score(planner *p, aq_error *err) {
     return status;
 }
 
+/* Why the smallest size is no smaller: what the codes alone take, at the fewest bits that each layer may have. */
+static void explain(const aq_plan_problem *problem, const aq_model *model, aq_error *err) {
+    uint64_t n_weights = open_weights(problem, model);
+    double bits = 0;
+    if (!err || n_weights == 0) return;
+    for (size_t i = 0; i < problem->n_items; i++) {
+        const aq_plan_item *item = &problem->items[i];
+        int least = item->choices[0].bits;
+        for (size_t c = 1; c < item->n_choices; c++) least = item->choices[c].bits < least ? item->choices[c].bits : least;
+        bits += (double)least * (double)aq_model_tensor(model, (size_t)aq_model_find(model, item->name))->count;
+    }
+    size_t n = strlen(err->message);
+    char each[32];
+    snprintf(err->message + n, sizeof err->message - n, "; %" PRIu64 " weights at %s bits are %" PRIu64 " bytes before parameters", n_weights,
+             aq_text_fixed(each, bits / (double)n_weights, 2), (uint64_t)(bits / 8));
+}
+
 static aq_status solve(planner *p, aq_plan **out, aq_error *err) {
     const aq_plan_problem *problem = p->problem;
     if (!(p->choice = aq_calloc(problem->n_items + 1, sizeof *p->choice))) return aq_fail_memory(err, problem->n_items * sizeof *p->choice, "a plan");
-    p->budget = aq_plan_budget(p->config, problem, p->model, p->options->reserve_bytes);
+    p->problem->other_bytes += p->options->reserve_bytes;
+    p->budget = aq_plan_budget(p->config, problem, p->model);
     aq_status status = aq_plan_choose(problem, p->budget, p->choice, NULL, err);
+    if (status == AQ_ERR_BUDGET) explain(problem, p->model, err);
     p->start_error = status == AQ_OK ? aq_plan_error(problem, p->choice) : 0;
     if (status == AQ_OK && p->options->evolution) status = aq_plan_evolve(problem, p->budget, p->options->evolution, p->choice, NULL, NULL, err);
     if (status == AQ_OK) status = aq_plan_of_choice(out, problem, p->choice, err);

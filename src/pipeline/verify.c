@@ -105,7 +105,7 @@ static json_t *judge_tensor(verification *v, size_t i) {
     }
     if (quantized) {
         v->n_layers++;
-        aq_mean_add(&v->mean, t.name, t.count, cosine, sqnr, measured ? r->metrics.err_max : 0);
+        if (measured || !v->against) aq_mean_add(&v->mean, t.name, t.count, cosine, sqnr, measured ? r->metrics.err_max : 0);
     }
     if (pair->a >= 0) {
         aq_source_tensor a;

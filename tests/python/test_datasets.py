@@ -295,8 +295,8 @@ def test_synthetic_data_outside_the_bounds_is_refused(arguments):
 
 
 def test_wrong_loader_arguments_are_refused():
-    for wrong in (0, -1, 1.5, True, None):
-        with pytest.raises(ValueError, match="max_samples"):
+    for wrong, kind in ((0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError), (None, TypeError)):
+        with pytest.raises(kind, match="max_samples"):
             aq.CalibrationLoader(max_samples=wrong)
 
 

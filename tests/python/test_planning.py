@@ -199,28 +199,28 @@ def test_allocation_of_named_layers():
     a = allocator().allocate(DIT, aq.DiffusionQuantConfig(bit_width=2), names)
     assert sorted(a.layer_group_sizes) == sorted(n if n.endswith(".weight") else n + ".weight" for n in names)
     with pytest.raises(aq.ConfigurationError, match="nothing.weight"):
-        allocator().allocate(DIT, layer_names=["nothing.weight"])
+        allocator().allocate(DIT, None, ["nothing.weight"])
 
 
 def test_an_unreachable_accuracy_is_an_error():
     with pytest.raises(aq.ValidationError, match="estimated accuracy"):
-        allocator(min_accuracy=0.99).allocate(DIT)
+        allocator(min_accuracy=0.99).allocate(DIT, None)
 
 
 def test_what_a_method_needs_is_said():
     for method in ("gradient", "hessian"):
         with pytest.raises(aq.ConfigurationError, match=f'"{method}" needs .*Recorder'):
-            allocator(sensitivity_method=method).allocate(DIT)
+            allocator(sensitivity_method=method).allocate(DIT, None)
 
 
 def test_one_layer():
     a = allocator()
-    s = a.analyze_layer_sensitivity(DIT, "transformer_blocks.0.attn1.to_q")
+    s = a.analyze_layer_sensitivity(DIT, "transformer_blocks.0.attn1.to_q", None)
     assert s.layer_name == "transformer_blocks.0.attn1.to_q.weight"
     assert 0 <= s.sensitivity_score <= 1
     assert s.recommended_group_size == a.recommend_group_size(s.sensitivity_score)
     with pytest.raises(aq.ConfigurationError, match="did you mean"):
-        a.analyze_layer_sensitivity(DIT, "transformer_blocks.0.attn1.to_x.weight")
+        a.analyze_layer_sensitivity(DIT, "transformer_blocks.0.attn1.to_x.weight", None)
 
 
 def test_an_allocation_is_saved(tmp_path):

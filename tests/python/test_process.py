@@ -1,13 +1,10 @@
-"""The module inside a process: Ctrl-C, fork, worker processes, sub-interpreters, leaks, time to import."""
+"""The module inside a process: Ctrl-C, fork, worker processes, sub-interpreters, time to import."""
 
-import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import arrow_quant_v2 as aq
 import numpy as np
@@ -224,94 +221,6 @@ def test_FA17_sub_interpreters_have_their_own_module(small, tmp_path):
     run = run_python(SUBINTERPRETER, small, tmp_path / "out")
     assert run.stdout == "True\n", run.stderr
     assert tree_bytes(tmp_path / "out") == tree_bytes(tmp_path / "out0") == tree_bytes(tmp_path / "out2")
-
-
-# ---- leaks ----
-
-
-def resident_bytes():
-    with open("/proc/self/statm") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def stays_flat(call, n, warm_up=None, allowed=4 << 20):
-    """Runs call(i) n times after a warm-up; resident memory at the end is what it was, up to `allowed` bytes."""
-    for i in range(warm_up or n // 10):
-        call(i)
-    gc.collect()
-    before, objects = resident_bytes(), len(gc.get_objects())
-    for i in range(n):
-        call(i)
-    gc.collect()
-    assert resident_bytes() - before < allowed and len(gc.get_objects()) - objects < 500
-
-
-@pytest.fixture
-def tiny(tmp_path):
-    """A folder in memory, where there is one, with the smallest model `m`: ten thousand runs in seconds."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        write_model(Path(folder) / "m", n_layers=1, rows=8, cols=8)
-        yield Path(folder)
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-class TestNothingLeaks:
-    def test_reading_and_failing_calls(self, small, tmp_path):
-        aq.quantize(small, tmp_path / "out")
-        bad = tmp_path / "bad.safetensors"
-        bad.write_bytes(b"\xff" * 100)
-
-        def call(i):
-            with aq.open(tmp_path / "out") as f:
-                t = f["blocks.0.linear.weight"]
-                t.codes, t.scales, t.dequantize(threads=1)
-            for path in (bad, tmp_path / "nowhere"):
-                try:
-                    aq.quantize(path, tmp_path / "x")
-                except aq.ArrowQuantError:
-                    pass
-
-        stays_flat(call, 10000, warm_up=300)
-
-    def test_ten_thousand_calls(self, small):
-        quantizer = aq.ArrowQuantV2()
-        array = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
-
-        def call(i):
-            result = quantizer.quantize_batch({"w": array}, 4)
-            aq.dequantize(result["w"])
-            aq.ArrowQuantV2("base")
-            aq.DiffusionQuantConfig(bit_width=8).validate()
-
-        stays_flat(call, 10000, warm_up=300)
-
-    def test_whole_runs(self, tiny):
-        def call(i):
-            aq.ArrowQuantV2().quantize_diffusion_model(tiny / "m", tiny / "out", progress_callback=lambda m, f: None)
-
-        stays_flat(call, 10000, warm_up=300)
-
-    @pytest.mark.parametrize("name", ["validate", "export", "plan", "inspect", "verify", "diff", "report"])
-    def test_jobs(self, tiny, name):
-        model, out = tiny / "m", tiny / "out"
-        aq.quantize(model, out)
-        calls = {
-            "validate": lambda i: aq.ArrowQuantV2().validate_quality(model, out),
-            "export": lambda i: aq.export(out, tiny / "e", overwrite=True),
-            "plan": lambda i: aq.plan(model),
-            "inspect": lambda i: aq.inspect(model),
-            "verify": lambda i: aq.verify(out),
-            "diff": lambda i: aq.diff(out, model),
-            "report": lambda i: aq.report(out, tiny / "r.html", overwrite=True),
-        }
-        stays_flat(calls[name], 10000, warm_up=300)
-
-    def test_the_loader(self, tmp_path):
-        from files import write_sharded
-
-        write_sharded(tmp_path, {"m.safetensors": {"a": np.ones((100, 100), np.float32)}})
-        stays_flat(lambda i: aq.load_sharded_safetensors(tmp_path).get_all_tensors(), 10000)
 
 
 # ---- import ----

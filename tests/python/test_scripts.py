@@ -88,6 +88,33 @@ def test_validation_writes_its_report(model, tmp_path):
     assert set(report["statistics"]) == {"min", "max", "mean", "std"} and report["statistics"]["min"] == min(report["per_layer_accuracy"].values())
 
 
+def test_validation_writes_its_page(model, tmp_path):
+    aq.quantize(model, tmp_path / "q")
+    for _ in range(2):  # the page of an earlier run is replaced
+        script("validate_quantization.py", "--original", model, "--quantized", "q", "--html-report", "r.html", "--quiet", cwd=tmp_path)
+    aq.report(tmp_path / "q", tmp_path / "same.html", against=model)
+    page, same = ((tmp_path / name).read_text().partition("<pre>")[0] for name in ("r.html", "same.html"))  # the command shown has the paths as given
+    assert page == same and "blocks.2.linear.weight" in (tmp_path / "r.html").read_text()
+    assert "error:" in script("validate_quantization.py", "--original", model, "--quantized", "q", "--html-report", "no/r.html", code=1, cwd=tmp_path).stderr
+
+
+OPTIONS = {
+    "quantize_diffusion.py": "model batch output output-dir config profile bit-width modality num-time-groups group-size enable-time-aware disable-time-aware "
+    "enable-spatial disable-spatial min-accuracy calibration-samples fail-fast verbose quiet report",
+    "validate_quantization.py": "original quantized min-accuracy bit-width per-layer-threshold report html-report fail-on-threshold verbose quiet",
+    "granularity_allocation.py": "model output method num-samples min-accuracy target-compression accuracy-weight bit-width available-sizes",
+    "evolutionary_search.py": "model output population-size generations mutation-rate crossover-rate elite-ratio target-metric max-evaluations bit-width "
+    "profile save-results verbose",
+    "package_model.py": "model output manifest-only target max-size min-accuracy skip-validation compression-level verbose quiet",
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_that_callers_use_is_there(name, tmp_path):
+    text = script(name, "--help", cwd=tmp_path).stdout
+    assert not [option for option in OPTIONS[name].split() if f"--{option}" not in text]
+
+
 def test_a_threshold_fails_only_when_asked_to(model, tmp_path):
     aq.quantize(model, tmp_path / "q", bits=2, min_accuracy=0.1)
     args = ["validate_quantization.py", "--original", model, "--quantized", "q", "--per-layer-threshold", "0.99"]

@@ -134,7 +134,7 @@ def test_several_are_told_in_one_sentence_and_profiles_in_none(model, tmp_path):
 
 def test_num_samples_says_that_it_changes_nothing():
     with pytest.warns(RuntimeWarning, match="num_samples: set, and changes nothing"):
-        some = aq.GranularityAllocator(aq.GranularityConfig("variance", num_samples=8)).allocate(SAMPLE)
+        some = aq.GranularityAllocator(aq.GranularityConfig("variance", num_samples=8)).allocate(SAMPLE, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert aq.GranularityAllocator(aq.GranularityConfig("variance")).allocate(SAMPLE).layer_group_sizes == some.layer_group_sizes
+        assert aq.GranularityAllocator(aq.GranularityConfig("variance")).allocate(SAMPLE, None).layer_group_sizes == some.layer_group_sizes

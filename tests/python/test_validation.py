@@ -3,7 +3,7 @@
 import arrow_quant_v2 as aq
 import numpy as np
 import pytest
-from files import SAMPLE
+from files import SAMPLE, write_model
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,25 @@ def test_a_model_is_held_to_this_objects_floor_and_width(quantized):
         aq.ValidationSystem().validate_quality(SAMPLE, quantized / "nowhere")
 
 
-@pytest.mark.parametrize("settings", [{"min_accuracy": 1.5}, {"min_accuracy": float("nan")}, {"bit_width": 3}])
-def test_settings_out_of_range_are_refused(settings):
-    with pytest.raises(aq.ConfigurationError):
+@pytest.mark.parametrize(
+    ("settings", "kind", "text"),
+    [
+        ({"min_accuracy": 1.5}, aq.ConfigurationError, "Invalid accuracy threshold: 1.5. Must be between 0.0 and 1.0"),
+        ({"min_accuracy": float("nan")}, aq.ConfigurationError, "Invalid accuracy threshold: NaN. Must be between 0.0 and 1.0"),
+        ({"bit_width": 3}, ValueError, "Invalid bit_width: 3. Must be 2, 4, or 8"),
+        ({"bit_width": "4"}, TypeError, "bit_width must be an int, not str"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, kind, text):
+    with pytest.raises(kind) as e:
         aq.ValidationSystem(**settings)
+    assert str(e.value) == text
+
+
+def test_what_was_not_measured_against_the_original_has_no_figure(tmp_path):
+    aq.quantize(write_model(tmp_path / "m"), tmp_path / "q")
+    check = aq.ArrowQuantV2().validate_quality(write_model(tmp_path / "other", rows=32), tmp_path / "q")
+    assert check["per_layer_accuracy"] == {} and check["cosine_similarity"] is None and check["compression_ratio"] is None and not check["passed"]
+    fewer = write_model(tmp_path / "fewer", n_layers=2)
+    check = aq.ArrowQuantV2().validate_quality(fewer, tmp_path / "q")
+    assert check["cosine_similarity"] == pytest.approx(sum(check["per_layer_accuracy"].values()) / 2, abs=1e-12) and len(check["problems"]) == 1
