@@ -7,9 +7,10 @@
  *
  * `t` counts as the scheduler counts it: T-1 is pure noise, 0 is clean. Group g holds the timesteps [g T / G, (g + 1) T / G).
  *
- * Rounding: squares of F32 values are exact in double, and sums are kept in double, added row by row; a collection that is fed the same rows in other calls
- * or merged in another order gives the same figures to the rounding of double. Products for H are summed in F32 over blocks of at most 512 rows (4096 for
- * layers whose H is spilled) and these sums added in double: each element of H is right to 3e-5 (H_ii H_jj)^1/2 whatever the number of rows.
+ * Rounding: squares of F32 values are exact in double, and sums are kept in double, added row by row within pieces of a call's rows and these in their order;
+ * a collection that is fed the same rows in other calls or merged in another order gives the same figures to the rounding of double. Products for H are
+ * summed in F32 over blocks of at most 512 rows (4096 for layers whose H is spilled) and these sums added in double: each element of H is right to
+ * 3e-5 (H_ii H_jj)^1/2 whatever the number of rows. The rows of a call are a block or several, or wait for more where they are few.
  * Nothing depends on the number of threads. Inputs with NaN or infinity are refused.
  */
 #ifndef ARROWQUANT_CALIBRATION_H

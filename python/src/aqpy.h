@@ -12,7 +12,7 @@
  *   arrow_*.c    the Arrow entries
  *   stored.c     weights in their stored form, and linear.c products with them, for arrow_quant_v2.torch; team.c torch's threads
  *   time.c       time groups, spatial methods, layers on integers
- *   calibration.c the type Calibration; dataset.c files of samples
+ *   calibration.c the type Calibration; listener.c how the Recorder fills one; dataset.c files of samples
  *   jobs.c       long calls over files; container.c, model.c files opened for reading, shared by held.c
  *
  * A file FILE.c brings functions into the module and methods into ArrowQuantV2 by aqpy_add_FILE(), called by module.c. There are no static variables
@@ -55,6 +55,7 @@ enum aqpy_object {
     AQPY_Model,
     AQPY_Borrowed,
     AQPY_Calibration,
+    AQPY_Listener,
     AQPY_DataSet,
     AQPY_N_OBJECTS
 };
@@ -185,6 +186,7 @@ PyObject *aqpy_time_groups_list(const aq_time_group *groups, size_t n);
 /* ---- calibration.c, dataset.c ---- */
 int aqpy_add_calibration(PyObject *module);
 int aqpy_add_dataset(PyObject *module);
+int aqpy_add_listener(PyObject *module); /* after calibration */
 
 /* A long call over files: its hooks take the GIL back, look for Ctrl-C, and call tick and log. */
 typedef struct aqpy_job {

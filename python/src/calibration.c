@@ -341,33 +341,6 @@ static PyObject *update(PyObject *self, PyObject *args, PyObject *kwargs) {
     return result;
 }
 
-/* _update_at(number of the layer, address, values, timesteps, threads): update() of a matrix without gaps at an address, for the Recorder's hooks, where the
- * objects that stand for an array would cost more than its statistics. The caller knows that the values are there. */
-static PyObject *update_at(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
-    aqpy_calibration *c = (aqpy_calibration *)self;
-    if (n_args != 5) return PyErr_Format(PyExc_TypeError, "_update_at() takes 5 arguments (%zd given)", n_args);
-    size_t index = PyLong_AsSize_t(args[0]);
-    const float *x = PyLong_AsVoidPtr(args[1]);
-    uint64_t n_values = PyLong_AsUnsignedLongLong(args[2]);
-    long threads = PyLong_AsLong(args[4]);
-    if (PyErr_Occurred()) return NULL;
-    uint64_t n_inputs = index < aq_calib_n_layers(c->calib) ? aq_calib_n_inputs(c->calib, index) : 0;
-    if (n_inputs == 0 || n_values % n_inputs != 0 || (uintptr_t)x % _Alignof(float) != 0 || threads < 0 || threads > INT_MAX)
-        return PyErr_Format(PyExc_ValueError, "layer %zu of %llu inputs cannot take %llu values at %p", index, (unsigned long long)n_inputs,
-                            (unsigned long long)n_values, (const void *)x);
-    times t;
-    if (!read_times(args[3], n_values / n_inputs, &t)) return NULL;
-    aq_error err = {0};
-    aq_status status;
-    aqpy_calibration_enter(c);
-    Py_BEGIN_ALLOW_THREADS
-    status = aq_calib_update(c->calib, index, x, n_values / n_inputs, n_inputs, t.each, t.one, (int)threads, &err);
-    Py_END_ALLOW_THREADS
-    aqpy_calibration_leave(c);
-    aq_free(t.each);
-    return status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
-}
-
 /* A setting of a convolution: one int for every spatial dimension, or a sequence of them; unused leading dimensions are `none`. */
 static bool read_spatial(PyObject *object, int n, uint32_t none, uint32_t least, uint32_t out[3], const char *what) {
     for (int i = 0; i < 3; i++) out[i] = none;
@@ -676,7 +649,6 @@ static PyMethodDef methods[] = {
     {"add_layer", WITH_KEYWORDS(add_layer), add_layer_doc},
     {"update", WITH_KEYWORDS(update), update_doc},
     {"update_conv", WITH_KEYWORDS(update_conv), update_conv_doc},
-    {"_update_at", (PyCFunction)(void (*)(void))update_at, METH_FASTCALL, NULL},
     {"add_gradient", WITH_KEYWORDS(add_gradient), add_gradient_doc},
     {"merge", merge, METH_O, merge_doc},
     {"save", WITH_KEYWORDS(save), save_doc},

@@ -68,10 +68,11 @@ int aqpy_traverse_type(PyObject *self, visitproc visit, void *arg) {
 static int module_exec(PyObject *module) {
     if (PyModule_AddFunctions(module, functions) < 0) return -1;
     if (PyModule_AddStringConstant(module, "__version__", aq_version()) < 0) return -1;
-    static int (*const add[])(PyObject *) = {
-        aqpy_add_errors, aqpy_add_config,      aqpy_add_buffer, aqpy_add_quantizer,   aqpy_add_arrays, aqpy_add_dequantize, aqpy_add_parts,   aqpy_add_metrics,
-        aqpy_add_arrow,  aqpy_add_arrow_layer, aqpy_add_jobs,   aqpy_add_planning,    aqpy_add_held,   aqpy_add_container,  aqpy_add_model,   aqpy_add_stored,
-        aqpy_add_linear, aqpy_add_team,        aqpy_add_time,   aqpy_add_calibration, aqpy_add_solve,  aqpy_add_dataset,    aqpy_add_spelling};
+    static int (*const add[])(PyObject *) = {aqpy_add_errors,     aqpy_add_config,   aqpy_add_buffer,  aqpy_add_quantizer, aqpy_add_arrays,
+                                             aqpy_add_dequantize, aqpy_add_parts,    aqpy_add_metrics, aqpy_add_arrow,     aqpy_add_arrow_layer,
+                                             aqpy_add_jobs,       aqpy_add_planning, aqpy_add_held,    aqpy_add_container, aqpy_add_model,
+                                             aqpy_add_stored,     aqpy_add_linear,   aqpy_add_team,    aqpy_add_time,      aqpy_add_calibration,
+                                             aqpy_add_listener,   aqpy_add_solve,    aqpy_add_dataset, aqpy_add_spelling};
     for (size_t i = 0; i < sizeof add / sizeof *add; i++)
         if (add[i](module) < 0) return -1;
     return 0;

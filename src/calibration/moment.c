@@ -15,7 +15,7 @@
 #include "kernels/gemm.h"
 
 #define SPILL_BLOCK_BYTES (UINT64_C(32) << 20) /* rows gathered in one call for a spilled triangle */
-enum { SPILL_BLOCK_ROWS = 4096 };
+enum { SPILL_BLOCK_ROWS = 4096, WHOLE_INPUTS = 512 };
 
 /* ---- geometry ---- */
 
@@ -177,7 +177,7 @@ static bool addition_fails(addition *a, const aq_error *err) {
 static bool multiply(const addition *a, uint64_t begin, uint64_t end, float *out) {
     uint64_t height = end - begin, width = a->m->n - begin;
     aq_matrix_f32 left = {a->x + begin, 1, a->stride}, square = {a->x + begin, a->stride, 1}, right = {a->x + end, a->stride, 1};
-    return aq_gemm_f32(height, height, a->n_rows, left, square, out, width, false, AQ_GEMM_UPPER, 1) &&
+    return aq_gemm_f32(height, height, a->n_rows, left, square, out, width, false, AQ_GEMM_SCRATCH, 1) &&
            (width == height || aq_gemm_f32(height, width - height, a->n_rows, left, right, out + height, width, false, AQ_GEMM_FULL, 1));
 }
 
@@ -199,10 +199,13 @@ static bool add_panel(void *context, size_t p) {
     if (ok && m->is_spilled) ok = aq_file_pread(a->pool->fd, loaded, 8 * size, m->spill_at + 8 * offset, "spill file", &err) == AQ_OK;
     if (ok) {
         double *to = m->is_spilled ? loaded : m->sum + offset;
-        if (a->x)
-            for (uint64_t i = 0; i < size; i++) to[i] += (double)products[i];
-        else if (sums)
-            for (uint64_t i = 0; i < size; i++) to[i] += sums[i];
+        for (uint64_t i = begin; i < end; i++) {
+            uint64_t first = (i - begin) * (n - begin + 1), last = (i - begin + 1) * (n - begin);
+            if (a->x)
+                for (uint64_t k = first; k < last; k++) to[k] += (double)products[k];
+            else if (sums)
+                for (uint64_t k = first; k < last; k++) to[k] += sums[k];
+        }
         if (m->is_spilled && !write_all(a->pool->fd, to, 8 * size, m->spill_at + 8 * offset)) {
             aq_fail_io(&err, errno ? errno : ENOSPC, a->pool->folder ? a->pool->folder : "the temporary folder", "cannot write a second moment");
             ok = false;
@@ -212,6 +215,40 @@ static bool add_panel(void *context, size_t p) {
     aq_free(loaded);
     aq_free(buffer);
     return ok || addition_fails(a, &err);
+}
+
+/* ---- narrow layers: whole triangles ---- */
+
+/* All products of one piece of the rows, for a layer so narrow that they fit a thread's cache: its rows are packed once, and by the thread that summed them. */
+typedef struct {
+    aq_moment *m;
+    const float *x;
+    uint64_t n_rows, stride, n_pieces, done; /* pieces in all, and those added */
+    float *products;                         /* [pieces at once][n, n] */
+    size_t at_once;
+} whole;
+
+static bool multiply_piece(void *context, size_t at) {
+    const whole *w = context;
+    uint64_t n = w->m->n, piece = w->done + at, begin = w->n_rows * piece / w->n_pieces, end = w->n_rows * (piece + 1) / w->n_pieces;
+    const float *x = w->x + begin * w->stride;
+    float *out = w->products + at * n * n;
+    memset(out, 0, (size_t)(n * n * sizeof *out));
+    return aq_gemm_f32(n, n, end - begin, (aq_matrix_f32){x, 1, w->stride}, (aq_matrix_f32){x, w->stride, 1}, out, n, false, AQ_GEMM_SCRATCH, 1);
+}
+
+static bool add_products(void *context, size_t p) {
+    const whole *w = context;
+    uint64_t begin, end, n = w->m->n;
+    aq_moment_panel_rows(n, p, &begin, &end);
+    for (uint64_t i = begin; i < end; i++) {
+        double *to = w->m->sum + panel_offset(n, p) + (i - begin) * (n - begin + 1);
+        for (size_t at = 0; at < w->at_once; at++) {
+            const float *from = w->products + at * n * n + i * n + i;
+            for (uint64_t j = 0; j < n - i; j++) to[j] += (double)from[j];
+        }
+    }
+    return true;
 }
 
 /* Gives the triangle its place, with what the stored form holds. */
@@ -255,6 +292,32 @@ static aq_status add_rows(aq_moment *m, aq_moment_pool *pool, const float *x, ui
     return a.status;
 }
 
+/* Rows of one call, any number: pieces of at most a block, cut evenly. Where there are threads for all of them, or but one thread, each is one task. */
+static aq_status add_directly(aq_moment *m, aq_moment_pool *pool, const float *x, uint64_t n_rows, uint64_t stride, int n_threads, aq_error *err) {
+    uint64_t n = m->n, threads = (uint64_t)threads_for(n, n_rows, n_threads);
+    whole w = {.m = m, .x = x, .n_rows = n_rows, .stride = stride, .n_pieces = aq_div_up(n_rows, AQ_MOMENT_ROWS)};
+    aq_status status = settle(m, pool, err);
+    if (status == AQ_OK && n <= WHOLE_INPUTS && !(w.products = aq_alloc(threads * n * n * sizeof *w.products)))
+        status = aq_fail_memory(err, 4 * threads * n * n, "products of rows");
+    while (status == AQ_OK && w.done < w.n_pieces) {
+        uint64_t left = w.n_pieces - w.done;
+        if (w.products && left >= threads) {
+            w.at_once = (size_t)threads;
+            if (!aq_parallel_for(w.at_once, (int)threads, multiply_piece, &w))
+                status = aq_fail_memory(err, 4 * threads * n * n, "products of rows");
+            else
+                aq_parallel_for(aq_moment_n_panels(n), (int)threads, add_products, &w);
+            w.done += threads;
+        } else {
+            uint64_t begin = n_rows * w.done / w.n_pieces, end = n_rows * ++w.done / w.n_pieces;
+            status = add_rows(m, pool, x + begin * stride, end - begin, stride, n_threads, err);
+        }
+    }
+    if (status != AQ_OK) m->is_broken = true;
+    aq_free(w.products);
+    return status;
+}
+
 /* ---- rows ---- */
 
 /* Rows of a block: fixed in memory; for a spilled triangle, whose panels go through the disk, as many as fit a bounded buffer. */
@@ -272,6 +335,9 @@ aq_status aq_moment_flush(aq_moment *m, aq_moment_pool *pool, int n_threads, aq_
     m->n_rows = 0;
     return add_rows(m, pool, m->rows, n_rows, m->n, n_threads, err);
 }
+
+/* Rows of a call from which on it is cheaper to add their products to the triangle than to keep the rows until there are more. */
+static uint64_t worth_at_once(uint64_t n) { return n >= 4 * (AQ_MOMENT_ROWS - 64) ? AQ_MOMENT_ROWS : 64 + n / 4; }
 
 static aq_status gather(aq_moment *m, aq_moment_pool *pool, const float *row, int n_threads, aq_error *err) {
     aq_status full = m->n_rows == AQ_MOMENT_ROWS ? aq_moment_flush(m, pool, n_threads, err) : AQ_OK; /* an earlier call had no memory for its block */
@@ -299,6 +365,10 @@ aq_status aq_moment_add(aq_moment *m, aq_moment_pool *pool, const float *x, uint
             if (at < m->n_offered + i) at = (b + 1) * every + chosen(b + 1, every);
             i = at - m->n_offered;
             if (i < n_rows) status = gather(m, pool, x + i++ * stride, n_threads, err);
+        } else if (!m->spilled && n_rows >= worth_at_once(m->n)) {
+            status = add_directly(m, pool, x, n_rows, stride, n_threads, err);
+            if (status == AQ_OK) m->count += n_rows;
+            i = n_rows;
         } else if (m->n_rows == 0 && (n_rows - i >= block || m->spilled)) {
             uint64_t k = n_rows - i < block ? n_rows - i : block;
             status = add_rows(m, pool, x + i * stride, k, stride, n_threads, err);

@@ -1,7 +1,8 @@
 /* Rows of inputs become statistics: sums per column and time group, scalars per timestep, and rows for H.
  *
- * A call is added to sums of its own, which begin at zero; only when all of its values turn out finite are they added to the collection. Columns are cut
- * into tiles of fixed width, tasks of the threads; inside a tile the rows of a run (neighbours with the same timestep) go by in blocks that fit the cache. */
+ * A call is added to sums of its own, which begin at zero; only when all of its values turn out finite are they added to the collection. Its rows are cut into
+ * pieces of one timestep, the same ones at any number of threads; each has sums of its own, which are added in the order of the rows. A thread takes pieces
+ * that follow each other: what it reads was mostly written a moment ago by that very thread of the host's, which cuts its own loops the same way. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,16 +14,25 @@
 #include "calibration/internal.h"
 #include "kernels/kernels.h"
 
-enum { TILE = 256, ROWS_AT_ONCE = 32 };
+/* A task's columns; rows that go by at a time, so that they are read once for all columns of a task; most rows of a piece, pieces whose sums are held. */
+enum { TILE = 256, ROWS_AT_ONCE = 16, PIECE = 512, PIECES_AT_ONCE = 32, PIECES_BYTES = 8 << 20 };
+enum { BYTES_PER_INPUT = 2 * sizeof(double) + 2 * sizeof(float) }; /* of a piece */
 
-/* Rows [begin, end) have the same timestep. */
+/* Rows [begin, end) have the same timestep. What they sum up to. */
 typedef struct {
     uint64_t begin, end;
     int32_t timestep;
     uint32_t group;
+    double sum, sum_sq;
+    float min, max;
 } run;
 
-/* Scalars of one run over the columns of one tile. */
+/* Rows [begin, end) of a run, and their scalars by tiles. */
+typedef struct {
+    uint64_t begin, end;
+    run *of;
+} piece;
+
 typedef struct {
     double sum, sum_sq;
     float min, max;
@@ -34,9 +44,13 @@ typedef struct {
     const float *x;
     uint64_t stride;
     run *runs;
-    size_t n_runs, n_tiles;
-    aq_sums *sums;         /* [n_groups]: of this call */
-    tile_scalars *scalars; /* [n_runs][n_tiles] */
+    size_t n_runs, n_tiles, n_spans;
+    aq_sums *sums; /* [n_groups]: of this call */
+    piece pieces[PIECES_AT_ONCE];
+    size_t n_pieces, most_pieces;
+    double *sum, *sum_sq; /* [n_pieces][n_inputs]: of the pieces */
+    float *min, *max;
+    tile_scalars *scalars; /* [n_pieces][n_tiles] */
 } update;
 
 /* ---- runs ---- */
@@ -55,50 +69,108 @@ static aq_status find_runs(update *u, const int32_t *timesteps, int32_t timestep
         if (u->n_runs > 0 && u->runs[u->n_runs - 1].timestep == t)
             u->runs[u->n_runs - 1].end = end;
         else
-            u->runs[u->n_runs++] = (run){begin, end, t, aq_calib_group_of(u->calib, t)};
+            u->runs[u->n_runs++] = (run){begin, end, t, aq_calib_group_of(u->calib, t), 0, 0, INFINITY, -INFINITY};
     }
     return AQ_OK;
 }
 
 /* ---- sums ---- */
 
-static bool sum_tile(void *context, size_t tile) {
-    update *u = context;
+static void sum_tile(const update *u, size_t at, size_t tile) {
     const aq_kernels *k = aq_kernels_get();
-    size_t begin = tile * TILE, n = u->layer->n_inputs - begin < TILE ? (size_t)(u->layer->n_inputs - begin) : TILE;
-    double sum[TILE], sum_sq[TILE];
+    const piece *p = &u->pieces[at];
+    size_t begin = tile * TILE, n = u->layer->n_inputs - begin < TILE ? (size_t)(u->layer->n_inputs - begin) : TILE, place = at * u->layer->n_inputs + begin;
+    double sum[TILE], sum_sq[TILE]; /* not in place: another thread's cache has those lines, and gives them up once only */
     float lo[TILE], hi[TILE];
-    for (size_t r = 0; r < u->n_runs; r++) {
-        const run *rows = &u->runs[r];
-        for (size_t j = 0; j < n; j++) sum[j] = sum_sq[j] = 0, lo[j] = INFINITY, hi[j] = -INFINITY;
-        for (uint64_t i = rows->begin; i < rows->end; i += ROWS_AT_ONCE) {
-            size_t some = rows->end - i < ROWS_AT_ONCE ? (size_t)(rows->end - i) : ROWS_AT_ONCE;
-            k->column_stats(u->x + i * u->stride + begin, some, (size_t)u->stride, n, sum, sum_sq, lo, hi);
+    for (size_t j = 0; j < n; j++) sum[j] = sum_sq[j] = 0, lo[j] = INFINITY, hi[j] = -INFINITY;
+    for (uint64_t i = p->begin; i < p->end; i += ROWS_AT_ONCE) {
+        size_t some = p->end - i < ROWS_AT_ONCE ? (size_t)(p->end - i) : ROWS_AT_ONCE;
+        k->column_stats(u->x + i * u->stride + begin, some, (size_t)u->stride, n, sum, sum_sq, lo, hi);
+    }
+    tile_scalars all = {0, 0, INFINITY, -INFINITY};
+    for (size_t j = 0; j < n; j++) {
+        lo[j] += 0.0f, hi[j] += 0.0f; /* a zero is +0, whatever came first */
+        all.sum += sum[j];
+        all.sum_sq += sum_sq[j];
+        all.min = lo[j] < all.min ? lo[j] : all.min;
+        all.max = hi[j] > all.max ? hi[j] : all.max;
+    }
+    memcpy(u->sum + place, sum, n * sizeof *sum);
+    memcpy(u->sum_sq + place, sum_sq, n * sizeof *sum);
+    memcpy(u->min + place, lo, n * sizeof *lo);
+    memcpy(u->max + place, hi, n * sizeof *hi);
+    u->scalars[at * u->n_tiles + tile] = all;
+}
+
+/* The tiles of all pieces, piece after piece, in as many spans as there are threads. */
+static bool sum_span(void *context, size_t span) {
+    const update *u = context;
+    size_t n = u->n_pieces * u->n_tiles;
+    for (size_t i = n * span / u->n_spans; i < n * (span + 1) / u->n_spans; i++) sum_tile(u, i / u->n_tiles, i % u->n_tiles);
+    return true;
+}
+
+/* Sums of the pieces, in their order, into those of the call. */
+static bool add_tile(void *context, size_t tile) {
+    const update *u = context;
+    uint64_t n = u->layer->n_inputs, begin = tile * TILE, end = n - begin < TILE ? n : begin + TILE;
+    for (size_t at = 0; at < u->n_pieces; at++) {
+        aq_sums *to = &u->sums[u->pieces[at].of->group];
+        const double *sum = u->sum + at * n, *sum_sq = u->sum_sq + at * n;
+        const float *lo = u->min + at * n, *hi = u->max + at * n;
+        for (uint64_t j = begin; j < end; j++) {
+            to->sum[j] += sum[j];
+            to->sum_sq[j] += sum_sq[j];
+            to->min[j] = lo[j] < to->min[j] ? lo[j] : to->min[j];
+            to->max[j] = hi[j] > to->max[j] ? hi[j] : to->max[j];
         }
-        aq_sums *to = &u->sums[rows->group];
-        tile_scalars all = {0, 0, INFINITY, -INFINITY};
-        for (size_t j = 0; j < n; j++) {
-            to->sum[begin + j] += sum[j];
-            to->sum_sq[begin + j] += sum_sq[j];
-            to->min[begin + j] = lo[j] < to->min[begin + j] ? lo[j] + 0.0f : to->min[begin + j]; /* + 0: a zero is +0, whatever came first */
-            to->max[begin + j] = hi[j] > to->max[begin + j] ? hi[j] + 0.0f : to->max[begin + j];
-            all.sum += sum[j];
-            all.sum_sq += sum_sq[j];
-            all.min = lo[j] < all.min ? lo[j] + 0.0f : all.min;
-            all.max = hi[j] > all.max ? hi[j] + 0.0f : all.max;
-        }
-        u->scalars[r * u->n_tiles + tile] = all;
     }
     return true;
 }
 
+static void add_pieces(update *u, int n_threads) {
+    u->n_spans = (size_t)aq_cpu_threads(n_threads);
+    aq_parallel_for(u->n_spans, n_threads, sum_span, u);
+    aq_parallel_for(u->n_tiles, u->n_tiles < 8 ? 1 : n_threads, add_tile, u);
+    for (size_t at = 0; at < u->n_pieces; at++)
+        for (size_t k = 0; k < u->n_tiles; k++) {
+            const tile_scalars *s = &u->scalars[at * u->n_tiles + k];
+            run *to = u->pieces[at].of;
+            to->sum += s->sum;
+            to->sum_sq += s->sum_sq;
+            to->min = s->min < to->min ? s->min : to->min;
+            to->max = s->max > to->max ? s->max : to->max;
+        }
+    u->n_pieces = 0;
+}
+
+static void sum_rows(update *u, int n_threads) {
+    for (size_t r = 0; r < u->n_runs; r++) {
+        run *all = &u->runs[r];
+        uint64_t n = all->end - all->begin, n_pieces = aq_div_up(n, PIECE);
+        for (uint64_t i = 0; i < n_pieces; i++) {
+            u->pieces[u->n_pieces++] = (piece){all->begin + n * i / n_pieces, all->begin + n * (i + 1) / n_pieces, all};
+            if (u->n_pieces == u->most_pieces) add_pieces(u, n_threads);
+        }
+    }
+    if (u->n_pieces > 0) add_pieces(u, n_threads);
+}
+
+/* Room for the sums of as many pieces as are held, and of the groups that are met. */
 static bool reserve(update *u) {
-    uint64_t n = u->layer->n_inputs;
+    uint64_t n = u->layer->n_inputs, most = PIECES_BYTES / (BYTES_PER_INPUT * n), n_pieces = 0;
+    most = most < 1 ? 1 : most < PIECES_AT_ONCE ? most : PIECES_AT_ONCE;
+    for (size_t r = 0; r < u->n_runs && n_pieces < most; r++) n_pieces += aq_div_up(u->runs[r].end - u->runs[r].begin, PIECE);
+    if (n_pieces > most) n_pieces = most;
+    u->most_pieces = (size_t)n_pieces;
     u->n_tiles = (size_t)aq_div_up(n, TILE);
     u->sums = aq_calloc(u->calib->options.n_groups, sizeof *u->sums);
-    uint64_t size;
-    u->scalars = aq_mul(u->n_runs, u->n_tiles * sizeof *u->scalars, &size) ? aq_alloc(size) : NULL;
+    u->scalars = aq_alloc(n_pieces * (u->n_tiles * sizeof *u->scalars + n * BYTES_PER_INPUT)); /* n has a limit */
     if (!u->sums || !u->scalars) return false;
+    u->sum = (void *)(u->scalars + n_pieces * u->n_tiles);
+    u->sum_sq = u->sum + n_pieces * n;
+    u->min = (void *)(u->sum_sq + n_pieces * n);
+    u->max = u->min + n_pieces * n;
     for (size_t r = 0; r < u->n_runs; r++) {
         uint32_t g = u->runs[r].group;
         if (!aq_sums_reserve(u->calib, &u->sums[g], n) || !aq_sums_reserve(u->calib, &u->layer->groups[g], n)) return false;
@@ -111,8 +183,8 @@ static bool reserve(update *u) {
 static aq_status check_values(const update *u, aq_error *err) {
     uint64_t n = u->layer->n_inputs;
     bool ok = true;
-    for (size_t i = 0; i < u->n_runs * u->n_tiles; i++) {
-        const tile_scalars *s = &u->scalars[i];
+    for (size_t r = 0; r < u->n_runs; r++) {
+        const run *s = &u->runs[r];
         ok = ok && isfinite(s->sum_sq) && (!u->layer->moments || (s->min > -AQ_CALIB_HUGE && s->max < AQ_CALIB_HUGE));
     }
     if (ok) return AQ_OK;
@@ -131,17 +203,11 @@ static aq_status check_values(const update *u, aq_error *err) {
 }
 
 /* Adds the scalars of the runs to those of the layer's timesteps. */
-static bool add_timesteps(update *u) {
+static bool add_timesteps(const update *u) {
     for (size_t r = 0; r < u->n_runs; r++) {
-        aq_timestep_stats t = {.timestep = u->runs[r].timestep, .min = INFINITY, .max = -INFINITY};
-        t.count = (u->runs[r].end - u->runs[r].begin) * u->layer->n_inputs;
-        for (size_t k = 0; k < u->n_tiles; k++) {
-            const tile_scalars *s = &u->scalars[r * u->n_tiles + k];
-            t.sum += s->sum;
-            t.sum_sq += s->sum_sq;
-            t.min = s->min < t.min ? s->min : t.min;
-            t.max = s->max > t.max ? s->max : t.max;
-        }
+        const run *of = &u->runs[r];
+        aq_timestep_stats t = {.timestep = of->timestep, .min = of->min, .max = of->max, .sum = of->sum, .sum_sq = of->sum_sq};
+        t.count = (of->end - of->begin) * u->layer->n_inputs;
         if (!aq_timesteps_add(u->layer, &t)) return false;
     }
     return true;
@@ -174,9 +240,9 @@ static aq_status add_rows(aq_calib *c, aq_calib_layer *layer, const float *x, ui
     aq_status status = find_runs(&u, timesteps, timestep, n_rows, rows_per_timestep, err);
     if (status == AQ_OK && !reserve(&u)) status = aq_fail_memory(err, layer->n_inputs * 28, "the statistics of a call");
     if (status == AQ_OK) {
-        /* A thread is worth starting for about a million values (100 µs), one that stands ready for a quarter of that. */
-        uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * layer->n_inputs >> (aq_threads_ready() ? 18 : 20);
-        aq_parallel_for(u.n_tiles, worth < 2 ? 1 : (int)(worth < most ? worth : most), sum_tile, &u);
+        /* A thread is worth starting for about a million values (some 100 µs), one that stands ready for a sixteenth of that. */
+        uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * layer->n_inputs >> (aq_threads_ready() ? 16 : 20);
+        sum_rows(&u, worth < 2 ? 1 : (int)(worth < most ? worth : most));
         status = check_values(&u, err);
     }
     if (status == AQ_OK && layer->moments) status = add_moments(&u, n_threads, err);

@@ -34,7 +34,7 @@ typedef struct product {
     aq_gemm_fill_f32 *fill; /* takes the place of b, or NULL */
     void *context;
     char *c;
-    bool subtract, upper;
+    bool subtract, upper, masked; /* masked: nothing below the diagonal changes */
 
     uint64_t nc, mc;                             /* columns of a phase; rows of a task */
     uint64_t k_blocks, packs, row_tasks, groups; /* per phase: packing tasks, multiplying tasks (rows x groups of columns) */
@@ -96,7 +96,7 @@ static void multiply_rows(product *p, const phase *f, char *packed, uint64_t row
         for (uint64_t i = 0; i < height; i += rows) {
             if (p->upper) {
                 if (column + edge.cols <= row + i) break;
-                edge.diagonal = (ptrdiff_t)(row + i) - (ptrdiff_t)column;
+                if (p->masked) edge.diagonal = (ptrdiff_t)(row + i) - (ptrdiff_t)column;
             }
             edge.rows = least(rows, height - i);
             kernels->tile(f->depth, packed + i * f->depth * size, panel, p->c + ((row + i) * p->ldc + column) * size, p->ldc, &edge);
@@ -177,8 +177,15 @@ static bool run(product *p, int n_threads) {
 
 bool aq_gemm_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_matrix_f32 b, float *c, uint64_t ldc, bool subtract, aq_gemm_part part,
                  int n_threads) {
-    product p = {
-        .kernels = aq_kernels_get()->gemm_f32, .m = m, .n = n, .k = k, .ldc = ldc, .c = (char *)c, .subtract = subtract, .upper = part == AQ_GEMM_UPPER};
+    product p = {.kernels = aq_kernels_get()->gemm_f32,
+                 .m = m,
+                 .n = n,
+                 .k = k,
+                 .ldc = ldc,
+                 .c = (char *)c,
+                 .subtract = subtract,
+                 .upper = part != AQ_GEMM_FULL,
+                 .masked = part == AQ_GEMM_UPPER};
     p.a = (matrix){(const char *)a.data, a.row_stride, a.col_stride};
     p.b = (matrix){(const char *)b.data, b.row_stride, b.col_stride};
     return run(&p, n_threads);
@@ -186,8 +193,15 @@ bool aq_gemm_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_matrix_
 
 bool aq_gemm_f64(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f64 a, aq_matrix_f64 b, double *c, uint64_t ldc, bool subtract, aq_gemm_part part,
                  int n_threads) {
-    product p = {
-        .kernels = aq_kernels_get()->gemm_f64, .m = m, .n = n, .k = k, .ldc = ldc, .c = (char *)c, .subtract = subtract, .upper = part == AQ_GEMM_UPPER};
+    product p = {.kernels = aq_kernels_get()->gemm_f64,
+                 .m = m,
+                 .n = n,
+                 .k = k,
+                 .ldc = ldc,
+                 .c = (char *)c,
+                 .subtract = subtract,
+                 .upper = part != AQ_GEMM_FULL,
+                 .masked = part == AQ_GEMM_UPPER};
     p.a = (matrix){(const char *)a.data, a.row_stride, a.col_stride};
     p.b = (matrix){(const char *)b.data, b.row_stride, b.col_stride};
     return run(&p, n_threads);

@@ -22,7 +22,8 @@ typedef struct aq_matrix_f64 {
 
 typedef enum {
     AQ_GEMM_FULL,
-    AQ_GEMM_UPPER /* only elements with j >= i change, about half the work: for symmetric results (m = n) */
+    AQ_GEMM_UPPER,  /* only elements with j >= i change, about half the work: for symmetric results (m = n) */
+    AQ_GEMM_SCRATCH /* the same, quicker: of those with j < i, some change and mean nothing */
 } aq_gemm_part;
 
 /* C [m, n] (rows `ldc` elements apart) += A [m, k] B [k, n], or -= with `subtract`. C does not overlap A or B. n_threads 0: all.

@@ -176,7 +176,7 @@ static bool ranges(const float *x, size_t n, size_t n_groups, float *lo, float *
 
 /* ---- column statistics ---- */
 
-enum { ROWS_AHEAD = 8 };
+enum { ROWS_AHEAD = 16 };
 
 /* `parts` registers of columns: their sums stay in registers while the rows go by. What a layer reads was just written and lies in outer caches, `stride`
  * apart: rows are asked for ahead of their turn (past the last row as well, which no prefetch minds). */

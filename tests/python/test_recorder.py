@@ -319,40 +319,51 @@ def test_other_types_are_converted_once(dtype):
 
 
 def test_contiguous_float32_is_read_in_place(monkeypatch):
-    from arrow_quant_v2.torch import recorder
-
-    given = []
-
-    class Spy:
-        def __init__(self, **settings):
-            self.real = aq.Calibration(**settings)
-
-        def __getattr__(self, name):
-            return getattr(self.real, name)
-
-        def _update_at(self, layer, address, *rest):
-            given.append(address)
-            return self.real._update_at(layer, address, *rest)
-
-    monkeypatch.setattr(recorder, "Calibration", Spy)
+    by_python, real = [], Recorder._record_linear
+    monkeypatch.setattr(Recorder, "_record_linear", lambda self, layer, x: by_python.append((layer.name, x.data_ptr())) or real(self, layer, x))
     module, x = Attention(), seeded(2, 3, 12)
     with torch.no_grad(), Recorder(module, None) as rec:
-        module(x, 5)
+        module(x, 5)  # first calls find out who shares an input
+        assert [name for name, _ in by_python] == ["to_q.weight", "to_out.weight"] and by_python[0][1] == x.data_ptr()
+        for _ in range(3):
+            module(x, 5)
+        assert len(by_python) == 2  # the listener before each layer handed the memory to the library: it cannot copy
         module(x[:, 1:], 5)  # rows of samples that do not follow each other: one copy
-    assert given[0] == x.data_ptr() and rec.passes == 2
+        module(x.double()[:0].float(), 5)  # no rows
+        module(x=torch.from_numpy(x.numpy()), timestep=5)
+    assert [name for name, _ in by_python[2:]] == ["to_q.weight"] and rec.passes == 7
+    assert rec.calibration.stats("to_q.weight", group=0)["count"] == 5 * 6 + 4
 
 
-def test_addresses_that_cannot_hold_a_layers_rows_are_refused():
-    c = aq.Calibration(num_timesteps=10)
-    layer, x = c.add_layer("fc.weight", 4), np.ones((3, 4), np.float32)
-    at = x.__array_interface__["data"][0]
-    c._update_at(layer, at, x.size, 3, 1)
-    assert c.stats(layer, group=3)["sum"].tolist() == [3.0] * 4
-    for arguments in [(1, at, 12, 3, 1), (layer, at, 11, 3, 1), (layer, at + 1, 8, 3, 1), (layer, at, 12, 3, -1), (-1, at, 12, 3, 1)]:
-        with pytest.raises((ValueError, OverflowError)):
-            c._update_at(*arguments)
+def test_a_listener_takes_no_layer_that_the_calibration_lacks():
+    from arrow_quant_v2._core import _Listener
+
+    c, slow = aq.Calibration(num_timesteps=10), []
+    layer, x = c.add_layer("fc.weight", 4), torch.ones(3, 4)
+    clock = type("Clock", (), {"now": 3})()
+    listener = _Listener(c, clock, torch.Tensor, torch.float32, 4, 1, slow.append)
+    listener(None, (x,), {})
+    assert len(slow) == 1  # its number is not known yet
+    for arguments in [(1, False, None), (-1, False, None), (layer, True, None), (layer, False, 5)]:
+        with pytest.raises(ValueError, match="is not in the calibration"):
+            listener.settle(*arguments)
+    with pytest.raises(ValueError, match="does not have 5 inputs"):
+        _Listener(c, clock, torch.Tensor, torch.float32, 5, 1, slow.append).settle(layer, False, None)
+    with pytest.raises(ValueError, match="threads"):
+        _Listener(c, clock, torch.Tensor, torch.float32, 4, -1, slow.append)
+    listener.settle(layer, False, None)
+    listener(None, (), {"input": x})
+    assert c.stats(layer, group=3)["sum"].tolist() == [3.0] * 4 and len(slow) == 1
+    others = [x.double(), torch.ones(3, 5), torch.ones(4, 6).T[:, ::2], torch.nn.Parameter(x), torch._neg_view(x), torch.ones(())]
+    for other in others:
+        listener(None, (other,), {})
+    assert len(slow) == 1 + len(others) and listener.n_calls == 2 + len(others)
     with pytest.raises(TypeError):
-        c._update_at(layer, at, 12)
+        listener(None, (x,))
+    listener(None, (), {})  # forward says what it misses
+    clock.now = 10
+    with pytest.raises(aq.FormatError, match="timestep 10 is outside"):
+        listener(None, (x,), {})
 
 
 def test_CA02_values_that_are_not_finite_are_refused_with_layer_row_and_channel(tmp_path):

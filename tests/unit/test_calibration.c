@@ -141,25 +141,32 @@ static void digest(const aq_calib *c, uint64_t n, float *h, double *sums) {
     memcpy(sums + n, s.sum_sq, n * sizeof *sums);
 }
 
-static void threads_and_the_split_of_rows_do_not_change_a_bit_of_h(void **state) {
+static void threads_do_not_change_a_bit_and_the_split_of_rows_only_rounding(void **state) {
     (void)state;
-    enum { N = 300, ROWS = 1700 };
-    float *x = random_rows(ROWS, N), *h[2] = {malloc(N * N * 4), malloc(N * N * 4)};
-    double *sums[2] = {malloc(16 * N), malloc(16 * N)};
-    aq_calib_options o = with_hessian(0, 1);
-    for (int k = 0; k < 2; k++) {
-        aq_calib *c = create(&o, N);
-        for (uint64_t i = 0; i < ROWS;) {
-            uint64_t some = k ? (ROWS - i < 97 ? ROWS - i : 97) : ROWS;
-            assert_int_equal(aq_calib_update(c, 0, x + i * N, some, N, NULL, -1, k ? 1 : 4, NULL), AQ_OK);
-            i += some;
+    const uint64_t inputs[] = {192, 300, 700}, splits[] = {1700, 1700, 1700, 783, 783, 97, 97}; /* rows of a call */
+    const int threads[] = {1, 2, 5, 1, 3, 1, 4};
+    enum { ROWS = 1700, RUNS = 7 };
+    for (size_t k = 0; k < 3; k++) {
+        uint64_t n = inputs[k];
+        float *x = random_rows(ROWS, n), *h[RUNS];
+        double *sums[RUNS];
+        aq_calib_options o = with_hessian(0, 1);
+        for (int r = 0; r < RUNS; r++) {
+            aq_calib *c = create(&o, n);
+            for (uint64_t i = 0; i < ROWS; i += splits[r])
+                assert_int_equal(aq_calib_update(c, 0, x + i * n, ROWS - i < splits[r] ? ROWS - i : splits[r], n, NULL, -1, threads[r], NULL), AQ_OK);
+            h[r] = malloc(n * n * 4), sums[r] = malloc(16 * n);
+            digest(c, n, h[r], sums[r]);
+            aq_calib_free(c);
+            bool same = r > 0 && splits[r] == splits[r - 1];
+            if (same) assert_memory_equal(h[r], h[r - 1], n * n * 4);
+            if (same) assert_memory_equal(sums[r], sums[r - 1], 16 * n);
+            for (uint64_t i = 0; i < n * n; i++) assert_true(fabsf(h[r][i] - h[0][i]) <= 3e-5f * sqrtf(h[0][i / n * (n + 1)] * h[0][i % n * (n + 1)]));
+            for (uint64_t j = 0; j < n; j++) assert_true(fabs(sums[r][n + j] - sums[0][n + j]) <= 1e-13 * sums[0][n + j]);
         }
-        digest(c, N, h[k], sums[k]);
-        aq_calib_free(c);
+        for (int r = 0; r < RUNS; r++) free(h[r]), free(sums[r]);
+        free(x);
     }
-    assert_memory_equal(h[0], h[1], N * N * 4);
-    for (int k = 0; k < 2; k++) free(h[k]), free(sums[k]);
-    free(x);
 }
 
 static void any_order_of_merges_gives_the_statistics_of_all_rows(void **state) {
@@ -262,7 +269,7 @@ static void statistics_stay_under_the_memory_bound_and_are_the_same(void **state
     aq_calib_options o = with_hessian(0, 1);
     aq_calib *held, *spilled;
     assert_int_equal(aq_calib_create(&held, &o, NULL), AQ_OK);
-    o.max_memory_bytes = 1000000; /* of 20 x (256^2 / 2 x 8 + 512 x 256 x 4) bytes = 16 MB */
+    o.max_memory_bytes = 1000000; /* of 20 x 256^2 / 2 x 8 bytes = 5 MB, and rows that are kept until there are more */
     assert_int_equal(aq_calib_create(&spilled, &o, NULL), AQ_OK);
     uint64_t most = 0;
     for (int l = 0; l < LAYERS; l++) {
@@ -278,7 +285,7 @@ static void statistics_stay_under_the_memory_bound_and_are_the_same(void **state
             if (aq_calib_held_bytes(spilled) > most) most = aq_calib_held_bytes(spilled);
         }
     assert_true(most <= o.max_memory_bytes);
-    assert_true(aq_calib_held_bytes(held) > 10 * o.max_memory_bytes);
+    assert_true(aq_calib_held_bytes(held) > 5 * o.max_memory_bytes);
     for (size_t l = 0; l < LAYERS; l++) {
         assert_int_equal(aq_calib_hessian(held, l, NULL, h[0], NULL), AQ_OK);
         assert_int_equal(aq_calib_hessian(spilled, l, NULL, h[1], NULL), AQ_OK);
@@ -789,7 +796,7 @@ static void every_allocation_may_fail(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_split_into_calls_gives_the_statistics_of_plain_loops),
-        cmocka_unit_test(threads_and_the_split_of_rows_do_not_change_a_bit_of_h),
+        cmocka_unit_test(threads_do_not_change_a_bit_and_the_split_of_rows_only_rounding),
         cmocka_unit_test(any_order_of_merges_gives_the_statistics_of_all_rows),
         cmocka_unit_test(layers_of_one_collection_are_taken_as_they_are),
         cmocka_unit_test(merging_names_what_disagrees),

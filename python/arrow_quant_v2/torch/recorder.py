@@ -1,8 +1,9 @@
 """Recorder: what the layers of a running model receive, accumulated by the C library per group of timesteps.
 
-A hook before each linear and convolution layer hands the layer's input to the library where it lies: contiguous float32 on the CPU is read in place, anything
-else is converted by one copy. A hook before the whole module takes the timestep from its arguments. Layers that read the very same tensor (q, k, v) are found
-on their first call and share one set of statistics; each later call is checked, and a layer that turns out to read something else stops the run.
+A hook before each linear and convolution layer (_core._Listener) hands the layer's input to the library where it lies: contiguous float32 on the CPU is read in
+place, anything else comes here and is converted by one copy. A hook before the whole module takes the timestep from its arguments. Layers that read the very
+same tensor (q, k, v) are found on their first call and share one set of statistics; each later call is checked, and a layer that turns out to read something
+else stops the run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from .. import _jobs
-from .._core import Calibration, Interrupted
+from .._core import Calibration, Interrupted, _Listener
 from .._progress import Watch, warn
 from . import threads
 from .clock import Clock
@@ -152,6 +153,12 @@ class Recorder:
         self._handles: list[Any] = []
         self._borrowed: list[torch.nn.Parameter] = []
         self._replace = append or overwrite
+        for layer in self._layers:
+            n_inputs = layer.n_inputs if layer.shape is None else -1
+            fixed = (self.calibration, self._clock, torch.Tensor, torch.float32)
+            layer.listener = _Listener(*fixed, n_inputs, threads, self._slow_hook_of(layer))
+        self._leading: list[Layer] = []  # layers that others follow, and those others
+        self._following: list[Layer] = []
         self._leaders: dict[int, list[Layer]] = {}  # layers first called in this pass, by the address of what they read: others may share it
 
     def _open_earlier(self, append, overwrite):
@@ -179,7 +186,7 @@ class Recorder:
         hook(self.module.register_forward_pre_hook(self._before_pass, with_kwargs=True, prepend=True))
         hook(self.module.register_forward_hook(self._after_pass))
         for layer in self._layers:
-            hook(layer.module.register_forward_pre_hook(self._hook_of(layer), with_kwargs=True))
+            hook(layer.module.register_forward_pre_hook(layer.listener, with_kwargs=True))
             if self._gradients:
                 self._watch_gradient(layer)
         return self
@@ -251,15 +258,14 @@ class Recorder:
     def _before_pass(self, module, args, kwargs):
         self._clock.read(args, kwargs)
         self._leaders.clear()
-        for layer in self._layers:
-            if layer.leads:
-                layer.inputs.clear()
+        for layer in self._leading:
+            layer.inputs.clear()
         if self._curvature:
             self._curvature.enter()
 
     def _after_pass(self, module, args, output):
-        for layer in self._layers:
-            if layer.follows is not None and layer.n_calls != layer.follows.n_calls:
+        for layer in self._following:
+            if layer.n_calls != layer.follows.n_calls:
                 raise differs(layer, "did not run each time")
         if self._curvature:
             output = self._curvature.backward(output)
@@ -275,29 +281,20 @@ class Recorder:
 
     # ---- layers ----
 
-    def _hook_of(self, layer):
-        """The hook before a layer: short, for it runs often."""
+    def _slow_hook_of(self, layer):
+        """What the listener before a layer calls with an input that it does not hand over itself."""
         record = self._record_linear if layer.shape is None else self._record_convolution
-        n_inputs = layer.n_inputs if layer.shape is None else -1
-        clock, update_at, n_threads = self._clock, self.calibration._update_at, self._threads
-        Tensor, float32 = torch.Tensor, torch.float32
 
-        def hook(module, args, kwargs):
-            x = args[0] if args else next(iter(kwargs.values()))
+        def hook(x):
             if layer.index is None:
                 self._add(layer, x)
-            layer.n_calls += 1
             if layer.follows is not None:
                 if not layer.follows.had(x):
                     raise differs(layer, "is given another tensor")
                 return
             if layer.leads:
                 layer.remember(x)
-            now = clock.now
-            if x.size(-1) == n_inputs and type(x) is Tensor and x.dtype is float32 and x.is_cpu and type(now) is int and x.is_contiguous() and not x.is_neg():
-                update_at(layer.index, x.data_ptr(), x.numel(), now, n_threads)
-            else:
-                record(layer, x)
+            record(layer, x)
 
         return hook
 
@@ -307,11 +304,16 @@ class Recorder:
         leader = next((o for o in others if o.n_calls == 1 and o.n_inputs == layer.n_inputs and o.shape == layer.shape and o.had(x)), None)
         layer.index = self.calibration.add_layer(layer.name, layer.n_inputs, same_input_as=leader.name if leader else None)
         layer.follows = leader
+        layer.listener.settle(layer.index, leader is not None, leader.inputs if leader else None)
         if leader is None:
             others.append(layer)
             layer.remember(x)
-        else:
+            return
+        self._following.append(layer)
+        if not leader.leads:
             leader.leads = True
+            leader.listener.settle(leader.index, False, leader.inputs)
+            self._leading.append(leader)
 
     def _record_linear(self, layer, x):
         times = self._clock.of(x, x.shape[0] if x.dim() > 2 else 0)
@@ -403,17 +405,20 @@ def united(parts, settings):
 class Layer:
     """One recorded module. `follows`: the layer whose statistics hold for this one too; `leads`: others follow this one; `inputs`: what it was given lately."""
 
-    __slots__ = ("name", "module", "n_inputs", "shape", "index", "n_calls", "follows", "leads", "inputs")
+    __slots__ = ("name", "module", "n_inputs", "shape", "index", "listener", "follows", "leads", "inputs")
 
     def __init__(self, name, module, prefix):
         self.name = prefix + (name + "." if name else "") + "weight"
         self.module = module
         self.shape = None if isinstance(module, torch.nn.Linear) else Convolution(module)
         self.n_inputs = module.in_features if self.shape is None else self.shape.n_inputs
-        self.index = self.follows = None
-        self.n_calls = 0
+        self.index = self.follows = self.listener = None
         self.leads = False
         self.inputs = []
+
+    @property
+    def n_calls(self):
+        return self.listener.n_calls
 
     def remember(self, x):
         self.inputs.append((weakref.ref(x), version_of(x)))
