@@ -115,9 +115,10 @@ typedef struct aq_word_kernels {
     void (*pack_inputs)(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums);
     /* Words of the codes of a panel. Columns from its width on are not defined. */
     void (*unpack_codes)(const aq_code_panel *panel, float *words);
-    /* Rows [0, height) and outputs [0, width) of y += the product: with I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments,
-     * I rounded to float; then p = fma(o, sum of X, p) over them; y = fma(p, scale, y), where `start` [cols], when not NULL, takes the place of the old y. */
-    void (*tile)(const aq_word_block *block, const float *start, size_t height, size_t width, float *y, uint64_t y_stride);
+    /* Rows [0, height) and outputs [0, width) of y = from + the product, where all of a tile can be read of `from` (stride 0: the same line for each row). With
+     * I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments, I rounded to float; then p = fma(o, sum of X, p) over them; y =
+     * fma(p, scale, from). */
+    void (*tile)(const aq_word_block *block, const float *from, uint64_t from_stride, size_t height, size_t width, float *y, uint64_t y_stride);
 } aq_word_kernels;
 
 typedef struct aq_kernels {

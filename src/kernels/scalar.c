@@ -401,7 +401,7 @@ static void unpack_codes(const aq_code_panel *p, float *words) {
         }
 }
 
-static float word_product(const aq_word_block *b, size_t i, size_t j, float y) {
+static float word_product(const aq_word_block *b, size_t i, size_t j, float from) {
     float part = 0;
     for (size_t at = 0, k = 0, end = b->segments.first; at < b->segments.words; k++, end += b->segments.width) {
         int32_t sum = 0;
@@ -413,12 +413,12 @@ static float word_product(const aq_word_block *b, size_t i, size_t j, float y) {
     }
     for (size_t at = 0, k = 0; at < b->segments.words; at = b->segments.first + k * b->segments.width, k++)
         part = fmaf(b->o[k * WORD_COLS + j], b->x_sums[k * WORD_ROWS + i], part);
-    return fmaf(part, b->x_scales[i], y);
+    return fmaf(part, b->x_scales[i], from);
 }
 
-static void word_tile(const aq_word_block *b, const float *start, size_t height, size_t width, float *y, uint64_t y_stride) {
+static void word_tile(const aq_word_block *b, const float *from, uint64_t from_stride, size_t height, size_t width, float *y, uint64_t y_stride) {
     for (size_t i = 0; i < height; i++)
-        for (size_t j = 0; j < width; j++) y[i * y_stride + j] = word_product(b, i, j, start ? start[j] : y[i * y_stride + j]);
+        for (size_t j = 0; j < width; j++) y[i * y_stride + j] = word_product(b, i, j, from[i * from_stride + j]);
 }
 
 static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, word_tile};

@@ -23,8 +23,8 @@ static inline __attribute__((always_inline)) void NAME(sums_of)(size_t height, s
         for (size_t v = 0; v < WORD_VECTORS; v++) out[i * WORD_VECTORS + v] = SUM_OF(sum[i][v]);
 }
 
-static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, const aq_word_block *b, const float *start, size_t height, size_t width, float *y,
-                                                                uint64_t y_stride) {
+static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, const aq_word_block *b, const float *from, uint64_t from_stride, size_t height,
+                                                                size_t width, float *y, uint64_t y_stride) {
     vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS];
     size_t segment = 0;
     for (size_t at = 0, end = b->segments.first; at < b->segments.words; at = end, end += b->segments.width, segment++) {
@@ -46,28 +46,23 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
         for (size_t i = 0; i < rows; i++)
             for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = v_fma(line[v], v_set(b->x_sums[k * WORD_ROWS + i]), total[i][v]);
     }
+    float edge[WORD_ROWS * WORD_COLS];
     bool whole = height == rows && width == WORD_COLS;
-    float edge[WORD_ROWS * WORD_COLS], *out = whole ? y : edge;
-    uint64_t stride = whole ? y_stride : WORD_COLS;
-    if (!whole && !start) {
-        memset(edge, 0, sizeof edge);
-        for (size_t i = 0; i < height; i++) memcpy(edge + i * WORD_COLS, y + i * y_stride, width * sizeof *y);
-    }
     for (size_t i = 0; i < rows; i++)
         for (size_t v = 0; v < WORD_VECTORS; v++) {
-            vf old = v_load(start ? start + v * W : out + i * stride + v * W);
-            v_store(out + i * stride + v * W, v_fma(total[i][v], v_set(b->x_scales[i]), old));
+            vf sum = v_fma(total[i][v], v_set(b->x_scales[i]), v_load(from + i * from_stride + v * W));
+            v_store((whole ? y + i * y_stride : edge + i * WORD_COLS) + v * W, sum);
         }
     for (size_t i = 0; !whole && i < height; i++) memcpy(y + i * y_stride, edge + i * WORD_COLS, width * sizeof *y);
 }
 
-static void NAME(tile)(const aq_word_block *b, const float *start, size_t height, size_t width, float *y, uint64_t y_stride) {
+static void NAME(tile)(const aq_word_block *b, const float *from, uint64_t from_stride, size_t height, size_t width, float *y, uint64_t y_stride) {
     if (height > 8 && WORD_ROWS > 8)
-        NAME(tile_of)(WORD_ROWS, b, start, height, width, y, y_stride);
+        NAME(tile_of)(WORD_ROWS, b, from, from_stride, height, width, y, y_stride);
     else if (height > 4 && WORD_ROWS > 4)
-        NAME(tile_of)(WORD_ROWS < 8 ? WORD_ROWS : 8, b, start, height, width, y, y_stride);
+        NAME(tile_of)(WORD_ROWS < 8 ? WORD_ROWS : 8, b, from, from_stride, height, width, y, y_stride);
     else
-        NAME(tile_of)(4, b, start, height, width, y, y_stride);
+        NAME(tile_of)(4, b, from, from_stride, height, width, y, y_stride);
 }
 
 static const aq_word_kernels NAME(kernels) = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, NAME(tile)};

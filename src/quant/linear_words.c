@@ -84,7 +84,12 @@ static void load_lines(const product *p, uint64_t column, uint64_t width, float 
     }
 }
 
-static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t first_tile, uint64_t end_tile, const float *s, const float *o, float *codes) {
+/* What a task works with besides the layer and the inputs. */
+typedef struct scratch {
+    float *s, *o, *codes, *sums; /* sums of the rows so far, tile after tile: in y they would lie a page apart */
+} scratch;
+
+static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t first_tile, uint64_t end_tile, const scratch *m) {
     const aq_linear_weight *w = p->weight;
     const aq_word_kernels *k = p->kernels->words;
     uint64_t inputs = w->layout.cols, outputs = w->layout.rows;
@@ -98,13 +103,18 @@ static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t
                                .width = width,
                                .depth = depth,
                                .bits = w->spec.bits};
-        k->unpack_codes(&panel, codes);
-        aq_word_block block = {.segments = segments_of(w, step, depth), .w = codes, .s = s + pair * k->cols, .o = o + pair * k->cols};
+        k->unpack_codes(&panel, m->codes);
+        aq_word_block block = {.segments = segments_of(w, step, depth), .w = m->codes, .s = m->s + pair * k->cols, .o = m->o + pair * k->cols};
         for (uint64_t t = first_tile; t < end_tile; t++) {
+            float *sums = m->sums + (t - first_tile) * k->rows * k->cols;
             block.x = p->memory + t * p->tile_size + b * p->block_size;
             block.x_scales = block.x + p->words * k->rows;
             block.x_sums = block.x_scales + k->rows;
-            k->tile(&block, b == 0 ? start : NULL, aq_least(k->rows, p->rows - t * k->rows), width, p->y + t * k->rows * outputs + column, outputs);
+            if (b + 1 < p->blocks)
+                k->tile(&block, b ? sums : start, b ? k->cols : 0, k->rows, k->cols, sums, k->cols);
+            else
+                k->tile(&block, b ? sums : start, b ? k->cols : 0, aq_least(k->rows, p->rows - t * k->rows), width, p->y + t * k->rows * outputs + column,
+                        outputs);
         }
     }
 }
@@ -119,14 +129,17 @@ static bool run_task(void *context, size_t index) {
         return true;
     }
     uint64_t panel = (index - packs) / p->groups, group = (index - packs) % p->groups, column = panel * k->cols;
-    uint64_t width = aq_least(k->cols, p->weight->layout.rows - column), n = p->weight->layout.pairs_per_row;
-    float *codes = aq_calloc(p->words * k->cols + 2 * n * (k->cols + 1), sizeof *codes);
-    if (!codes) return false;
-    float *s = codes + p->words * k->cols, *o = s + n * k->cols;
-    load_lines(p, column, width, o + n * k->cols, s, o);
+    uint64_t width = aq_least(k->cols, p->weight->layout.rows - column), pairs = p->weight->layout.pairs_per_row * k->cols;
+    uint64_t first = p->tiles * group / p->groups, end = p->tiles * (group + 1) / p->groups;
+    float *memory = aq_calloc(p->words * k->cols + 2 * (pairs + p->weight->layout.pairs_per_row) + (end - first) * k->rows * k->cols, sizeof *memory);
+    if (!memory) return false;
+    scratch m = {.codes = memory, .s = memory + p->words * k->cols};
+    m.o = m.s + pairs;
+    m.sums = m.o + pairs;
+    load_lines(p, column, width, m.sums + (end - first) * k->rows * k->cols, m.s, m.o);
     aq_wait_for(&p->laid_out, packs);
-    multiply(p, column, width, p->tiles * group / p->groups, p->tiles * (group + 1) / p->groups, s, o, codes);
-    aq_free(codes);
+    multiply(p, column, width, first, end, &m);
+    aq_free(memory);
     return true;
 }
 
