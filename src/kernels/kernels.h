@@ -85,6 +85,8 @@ typedef struct aq_code_panel {
     size_t bytes;         /* that may be read of each row from `codes` on */
     size_t width, depth;
     int bits;
+    const float *factors; /* NULL; or words of a factor below and above, for each `factor_words` words of codes one line of all columns */
+    size_t factor_words;
 } aq_code_panel;
 
 /* ---- products of integers ----
@@ -92,20 +94,23 @@ typedef struct aq_code_panel {
  * Inputs of 16 bits times codes. Two integers of 16 bits make a word; arrays of words are arrays of float of which only the bits count. The 32 / bits codes of
  * a word of codes become words of which number t holds code t below and code t + 16 / bits above: a shift and a mask. Inputs are paired in the same way. */
 
-/* Inputs of a block, whose sums of products fit 32 bits: 32767 (an input's size) * 255 (a code) * 256 < 2^31. */
-enum { AQ_WORD_BLOCK = 256, AQ_INPUT_TOP = 32767 };
-_Static_assert((int64_t)AQ_INPUT_TOP * 255 * AQ_WORD_BLOCK <= INT32_MAX, "sums of a block fit 32 bits");
+/* Inputs of a block. Sums over a segment fit 32 bits: of a block's inputs, 32767 or less in size, times codes of 8 bits; times codes of 2 bits and factors of
+ * two-level parameters up to 16; of AQ_FACTOR_SPAN inputs times codes of 4 bits and factors up to 64. */
+enum { AQ_WORD_BLOCK = 256, AQ_FACTOR_SPAN = 64, AQ_INPUT_TOP = 32767 };
+_Static_assert((int64_t)AQ_INPUT_TOP * 255 * AQ_WORD_BLOCK <= INT32_MAX && (int64_t)AQ_INPUT_TOP * 3 * 16 * AQ_WORD_BLOCK <= INT32_MAX &&
+                   (int64_t)AQ_INPUT_TOP * 15 * 64 * AQ_FACTOR_SPAN <= INT32_MAX,
+               "sums of a segment fit 32 bits");
 
-/* How the words of a block fall into segments, each of one pair of parameters: words [0, first), then `width` each. */
+/* How the words of a block fall into segments of one scale, or of one offset: words [0, first), then `width` each. */
 typedef struct aq_segments {
     size_t words, first, width;
 } aq_segments;
 
 /* A block of some rows of x and of some outputs, laid out for a tile. */
 typedef struct aq_word_block {
-    aq_segments segments;
-    const float *x, *x_scales, *x_sums; /* [words][rows], [rows], [segments][rows] */
-    const float *w, *s, *o;             /* [words][cols], lines w = s q + o [segments][cols] */
+    aq_segments scales, offsets;
+    const float *x, *x_scales, *x_sums; /* [words][rows], [rows], [segments of offsets][rows] */
+    const float *w, *s, *o;             /* [words][cols], lines w = s q + o: [segments of scales][cols], [segments of offsets][cols] */
 } aq_word_block;
 
 typedef struct aq_word_kernels {
@@ -113,7 +118,7 @@ typedef struct aq_word_kernels {
     /* Steps [0, depth), depth <= AQ_WORD_BLOCK, of `rows` rows of finite inputs (NULL: zeros) as integers X = rint(x / scale), 0 behind the last. The scale of
      * a row is the power of two, 2^-126 or more, with which the largest |X| lies between 2^14 and 32767. sums: those of X over each segment. */
     void (*pack_inputs)(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums);
-    /* Words of the codes of a panel. Columns from its width on are not defined. */
+    /* Words of the codes of a panel, times their factors where it has any. Columns from its width on are not defined. */
     void (*unpack_codes)(const aq_code_panel *panel, float *words);
     /* Rows [0, height) and outputs [0, width) of y = from + the product, where all of a tile can be read of `from` (stride 0: the same line for each row). With
      * I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments, I rounded to float; then p = fma(o, sum of X, p) over them; y =

@@ -396,22 +396,23 @@ static void unpack_codes(const aq_code_panel *p, float *words) {
         for (size_t i = 0; i < p->width; i++) {
             const uint8_t *row = p->codes + i * p->row_bytes;
             size_t first = word / half * 2 * half + word % half, second = first + half;
-            words[word * WORD_COLS + i] =
-                word_of(first < readable ? (int32_t)code_at(row, first, p->bits) : 0, second < readable ? (int32_t)code_at(row, second, p->bits) : 0);
+            int32_t factor = p->factors ? below(p->factors[word / half / p->factor_words * WORD_COLS + i]) : 1;
+            words[word * WORD_COLS + i] = word_of(first < readable ? factor * (int32_t)code_at(row, first, p->bits) : 0,
+                                                  second < readable ? factor * (int32_t)code_at(row, second, p->bits) : 0);
         }
 }
 
 static float word_product(const aq_word_block *b, size_t i, size_t j, float from) {
     float part = 0;
-    for (size_t at = 0, k = 0, end = b->segments.first; at < b->segments.words; k++, end += b->segments.width) {
+    for (size_t at = 0, k = 0, end = b->scales.first; at < b->scales.words; k++, end += b->scales.width) {
         int32_t sum = 0;
-        for (; at < end && at < b->segments.words; at++) {
+        for (; at < end && at < b->scales.words; at++) {
             float x = b->x[at * WORD_ROWS + i], w = b->w[at * WORD_COLS + j];
             sum += below(x) * below(w) + above(x) * above(w);
         }
         part = fmaf((float)sum, b->s[k * WORD_COLS + j], part);
     }
-    for (size_t at = 0, k = 0; at < b->segments.words; at = b->segments.first + k * b->segments.width, k++)
+    for (size_t at = 0, k = 0; at < b->offsets.words; at = b->offsets.first + k * b->offsets.width, k++)
         part = fmaf(b->o[k * WORD_COLS + j], b->x_sums[k * WORD_ROWS + i], part);
     return fmaf(part, b->x_scales[i], from);
 }

@@ -107,7 +107,9 @@ static inline __attribute__((always_inline)) void words_of_rows(const uint8_t *c
     memcpy(words, out, sizeof out);
 }
 
-static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_panel *p, int bits, float *out) {
+typedef int16_t shorts __attribute__((vector_size(VECTOR_BYTES)));
+
+static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_panel *p, int bits, bool with_factors, float *out) {
     const size_t half = 16 / (size_t)bits, n = (p->depth + 2 * half - 1) / (2 * half); /* words of codes */
     const int32_t ones = ((1 << bits) - 1) * 0x10001;
     const vi mask = ones - (vi){0};
@@ -117,17 +119,28 @@ static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_
         for (size_t word = 0; word < n; word += 4) {
             vi words[4];
             words_of_rows(rows, 4 * word, p->bytes - 4 * word, words);
-            for (size_t u = 0; u < 4 && word + u < n; u++)
-                for (size_t t = 0; t < half; t++) v_store(out + ((word + u) * half + t) * WORD_COLS + v, (vf)(words[u] >> (int)t * bits & mask));
+            for (size_t u = 0; u < 4 && word + u < n; u++) {
+                shorts factor = {0};
+                if (with_factors) factor = (shorts)v_load(p->factors + (word + u) / p->factor_words * WORD_COLS + v);
+                for (size_t t = 0; t < half; t++) {
+                    vi pairs = words[u] >> (int)t * bits & mask;
+                    if (with_factors) pairs = (vi)((shorts)pairs * factor);
+                    v_store(out + ((word + u) * half + t) * WORD_COLS + v, (vf)pairs);
+                }
+            }
         }
     }
 }
 
 static void unpack_codes(const aq_code_panel *p, float *words) {
-    if (p->bits == 4)
-        unpack_codes_of(p, 4, words);
+    if (p->bits == 4 && p->factors)
+        unpack_codes_of(p, 4, true, words);
+    else if (p->bits == 4)
+        unpack_codes_of(p, 4, false, words);
+    else if (p->bits == 2 && p->factors)
+        unpack_codes_of(p, 2, true, words);
     else if (p->bits == 2)
-        unpack_codes_of(p, 2, words);
+        unpack_codes_of(p, 2, false, words);
     else
-        unpack_codes_of(p, 8, words);
+        unpack_codes_of(p, 8, false, words);
 }

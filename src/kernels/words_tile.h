@@ -27,9 +27,9 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
                                                                 size_t width, float *y, uint64_t y_stride) {
     vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS];
     size_t segment = 0;
-    for (size_t at = 0, end = b->segments.first; at < b->segments.words; at = end, end += b->segments.width, segment++) {
+    for (size_t at = 0, end = b->scales.first; at < b->scales.words; at = end, end += b->scales.width, segment++) {
         vi sums[WORD_ROWS * WORD_VECTORS];
-        if (end > b->segments.words) end = b->segments.words;
+        if (end > b->scales.words) end = b->scales.words;
         NAME(sums_of)(rows, end - at, b->x + at * WORD_ROWS, b->w + at * WORD_COLS, sums);
         for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->s + segment * WORD_COLS + v * W);
         for (size_t i = 0; i < rows; i++)
@@ -41,7 +41,7 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
     vf total[WORD_ROWS][WORD_VECTORS];
     for (size_t i = 0; i < rows; i++)
         for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = part[i * WORD_VECTORS + v];
-    for (size_t k = 0; k < segment; k++) {
+    for (size_t at = 0, k = 0; at < b->offsets.words; at = b->offsets.first + k * b->offsets.width, k++) {
         for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->o + k * WORD_COLS + v * W);
         for (size_t i = 0; i < rows; i++)
             for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = v_fma(line[v], v_set(b->x_sums[k * WORD_ROWS + i]), total[i][v]);

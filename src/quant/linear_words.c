@@ -12,10 +12,12 @@
 
 #include "base/cpu.h"
 #include "base/error.h"
+#include "base/half.h"
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
 #include "quant/linear_internal.h"
+#include "quant/quant_internal.h"
 
 enum {
     MOST_ROWS = 16, /* of a tile, on any instruction set */
@@ -45,10 +47,18 @@ static uint64_t words_of(const aq_linear_weight *w, uint64_t inputs) {
     return aq_div_up(inputs, 2 * half) * half;
 }
 
-static aq_segments segments_of(const aq_linear_weight *w, uint64_t step, uint64_t depth) {
-    uint64_t width = aq_linear_pair_width(w), words = words_of(w, depth);
-    uint64_t first = w->layout.pairs_per_row == 1 ? words : aq_least((width - step % width) / 2, words);
-    return (aq_segments){words, first, w->layout.pairs_per_row == 1 ? words : width / 2};
+/* Inputs that share a scale once two-level codes are multiplied by the factors k of their sub-groups. */
+static uint64_t scale_width(const aq_linear_weight *w) {
+    if (w->spec.params != AQ_PARAMS_TWO_LEVEL) return aq_linear_pair_width(w);
+    if (w->spec.bits == 2) return w->spec.group_size;
+    return w->spec.group_size % AQ_FACTOR_SPAN == 0 ? AQ_FACTOR_SPAN : w->layout.pair_width;
+}
+
+/* Segments of `width` inputs each in a block. */
+static aq_segments segments_of(const aq_linear_weight *w, uint64_t width, uint64_t step, uint64_t depth) {
+    uint64_t words = words_of(w, depth);
+    if (width >= w->layout.cols) return (aq_segments){words, words, words};
+    return (aq_segments){words, aq_least((width - step % width) / 2, words), width / 2};
 }
 
 /* ---- inputs ---- */
@@ -66,28 +76,48 @@ static void lay_out(product *p, uint64_t tile, uint64_t b) {
         }
     }
     float *words = p->memory + tile * p->tile_size + b * p->block_size, *scales = words + p->words * k->rows;
-    aq_segments segments = segments_of(p->weight, step, depth);
+    aq_segments segments = segments_of(p->weight, aq_linear_pair_width(p->weight), step, depth);
     k->pack_inputs(rows, depth, p->weight->spec.bits, &segments, words, scales, scales + k->rows);
 }
 
 /* ---- outputs ---- */
 
-/* Lines of outputs [column, column + width), of each pair side by side. */
-static void load_lines(const product *p, uint64_t column, uint64_t width, float *one, float *s, float *o) {
-    uint64_t n = p->weight->layout.pairs_per_row, cols = p->kernels->words->cols;
-    for (uint64_t i = 0; i < width; i++) {
-        aq_linear_lines(p->kernels, p->weight, column + i, 1, one, one + n);
-        for (uint64_t k = 0; k < n; k++) {
-            s[k * cols + i] = one[k];
-            o[k * cols + i] = one[n + k];
+/* What a task works with besides the layer and the inputs. */
+typedef struct scratch {
+    float *s, *o, *factors; /* of its outputs side by side: scales of each scale_width, offsets of each pair, words of the factors of two-level pairs */
+    float *codes;           /* words of a block */
+    float *sums;            /* of the rows so far, tile after tile: in y they would lie a page apart */
+    float *line;            /* parameters of one output */
+} scratch;
+
+/* s = S k, exactly: becomes k, as a word; S comes out in place of s. */
+static void split_scales(const aq_linear_weight *w, uint64_t row, float *s, float *outer) {
+    uint64_t n = w->layout.pairs_per_row, subs = w->spec.group_size / w->layout.pair_width;
+    for (uint64_t first = 0; first < n; first += subs) {
+        uint16_t half;
+        memcpy(&half, (const uint8_t *)w->params + aq_params_offset(&w->spec, &w->layout, row, first / subs), sizeof half);
+        float scale = aq_f16_to_f32(half), inverse = 1 / scale;
+        for (uint64_t i = first; i < aq_least(n, first + subs); i++) {
+            uint32_t k = (uint32_t)(s[i] * inverse + 0.5f);
+            s[i] = aq_f32_from_bits(k << 16 | k);
+            outer[i] = scale;
         }
     }
 }
 
-/* What a task works with besides the layer and the inputs. */
-typedef struct scratch {
-    float *s, *o, *codes, *sums; /* sums of the rows so far, tile after tile: in y they would lie a page apart */
-} scratch;
+/* Parameters of outputs [column, column + width). */
+static void load_lines(const product *p, uint64_t column, uint64_t width, const scratch *m) {
+    const aq_linear_weight *w = p->weight;
+    uint64_t n = w->layout.pairs_per_row, cols = p->kernels->words->cols, per_scale = scale_width(w) / aq_linear_pair_width(w);
+    float *s = m->line, *o = s + n, *outer = o + n;
+    for (uint64_t i = 0; i < width; i++) {
+        aq_linear_lines(p->kernels, w, column + i, 1, s, o);
+        if (m->factors) split_scales(w, column + i, s, outer);
+        for (uint64_t k = 0; k < n; k++) m->o[k * cols + i] = o[k];
+        for (uint64_t k = 0; m->factors && k < n; k++) m->factors[k * cols + i] = s[k];
+        for (uint64_t k = 0, from = 0; from < n; k++, from += per_scale) m->s[k * cols + i] = (m->factors ? outer : s)[from];
+    }
+}
 
 static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t first_tile, uint64_t end_tile, const scratch *m) {
     const aq_linear_weight *w = p->weight;
@@ -102,9 +132,15 @@ static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t
                                .bytes = w->layout.row_bytes - step * (uint64_t)w->spec.bits / 8,
                                .width = width,
                                .depth = depth,
-                               .bits = w->spec.bits};
+                               .bits = w->spec.bits,
+                               .factors = m->factors ? m->factors + pair * k->cols : NULL,
+                               .factor_words = w->layout.pair_width * (uint64_t)w->spec.bits / 32};
         k->unpack_codes(&panel, m->codes);
-        aq_word_block block = {.segments = segments_of(w, step, depth), .w = m->codes, .s = m->s + pair * k->cols, .o = m->o + pair * k->cols};
+        aq_word_block block = {.scales = segments_of(w, scale_width(w), step, depth),
+                               .offsets = segments_of(w, aq_linear_pair_width(w), step, depth),
+                               .w = m->codes,
+                               .s = m->s + step / scale_width(w) * k->cols,
+                               .o = m->o + pair * k->cols};
         for (uint64_t t = first_tile; t < end_tile; t++) {
             float *sums = m->sums + (t - first_tile) * k->rows * k->cols;
             block.x = p->memory + t * p->tile_size + b * p->block_size;
@@ -129,14 +165,20 @@ static bool run_task(void *context, size_t index) {
         return true;
     }
     uint64_t panel = (index - packs) / p->groups, group = (index - packs) % p->groups, column = panel * k->cols;
-    uint64_t width = aq_least(k->cols, p->weight->layout.rows - column), pairs = p->weight->layout.pairs_per_row * k->cols;
-    uint64_t first = p->tiles * group / p->groups, end = p->tiles * (group + 1) / p->groups;
-    float *memory = aq_calloc(p->words * k->cols + 2 * (pairs + p->weight->layout.pairs_per_row) + (end - first) * k->rows * k->cols, sizeof *memory);
+    uint64_t width = aq_least(k->cols, p->weight->layout.rows - column), n = p->weight->layout.pairs_per_row;
+    uint64_t first = p->tiles * group / p->groups, end = p->tiles * (group + 1) / p->groups, sums = (end - first) * k->rows * k->cols;
+    bool two_level = p->weight->spec.params == AQ_PARAMS_TWO_LEVEL;
+    float *memory = aq_calloc(p->words * k->cols + sums + (two_level ? 3 : 2) * n * k->cols + 3 * n, sizeof *memory);
     if (!memory) return false;
-    scratch m = {.codes = memory, .s = memory + p->words * k->cols};
-    m.o = m.s + pairs;
-    m.sums = m.o + pairs;
-    load_lines(p, column, width, m.sums + (end - first) * k->rows * k->cols, m.s, m.o);
+    scratch m = {.codes = memory, .sums = memory + p->words * k->cols};
+    m.s = m.sums + sums;
+    m.o = m.s + n * k->cols;
+    m.line = m.o + n * k->cols;
+    if (two_level) {
+        m.factors = m.line;
+        m.line += n * k->cols;
+    }
+    load_lines(p, column, width, &m);
     aq_wait_for(&p->laid_out, packs);
     multiply(p, column, width, first, end, &m);
     aq_free(memory);

@@ -57,11 +57,11 @@ def same(a, b):
 
 
 def layer_inputs(x):
-    """What a layer on packed codes multiplies in place of x [..., inputs] (linear.h): of more than 8 rows, each 256 inputs become integers of 16 bits times the
+    """What a layer on packed codes multiplies in place of x [..., inputs] (linear.h): of more than 4 rows, each 256 inputs become integers of 16 bits times the
     least power of two that keeps them within 32767."""
     x = np.ascontiguousarray(x, np.float32)
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) <= 8:
+    if len(rows) <= 4:
         return x
     out = np.empty_like(rows)
     for begin in range(0, rows.shape[1], 256):
