@@ -12,8 +12,10 @@ makes of them; everything else stays F32. Bits per weight are those of codes, sc
 Methods that use inputs get the same second moments E[x x^T] of calibration data (training images, each `passes` times with a random timestep; passages with
 random masks), seeded. "planned" spends bits where they help: each layer's weight in the error is what one rounding of it does to the model's output on
 calibration data, without labels; candidates are measured by the solver; the best sum of weight x relative output error within the budget is taken, as
-`arrowquant plan` does. "command" rows are what `arrowquant quantize` (on PATH, or --arrowquant) writes, options and all as shown, from statistics that a
-Recorder takes of the same calibration data; the budget is spent on the layers of the blocks alone. Peers missing on this machine are said to be.
+`arrowquant plan` does. "bias corrected", and "planned": codes are solved for the inputs less their mean, and the layer's own bias makes up for that (Nagel
+et al. 2019), as `arrowquant quantize` does. "command" rows are what `arrowquant quantize` (on PATH, or --arrowquant) writes, options and all as shown, from
+statistics that a Recorder takes of the same calibration data; the budget is spent on the layers of the blocks alone. Peers missing on this machine are said to
+be.
 
 --pictures FILE draws samples of the original DiT and of what the command makes of it at 4 and at 2 bits, from the same noise, beside each other (PNG).
 """
@@ -53,14 +55,22 @@ def rounded(bits, group, method):
     return run
 
 
-def solved(bits, group=64, params="f16", refine=8):
+def solved(bits, group=64, params="f16", refine=8, corrected=False):
+    """corrected: codes for the inputs less their mean, and the layer's bias makes up for that, where it has one."""
+
     def run(layer):
+        corrects = corrected and layer.module.bias is not None
+        moment = layer.covariance if corrects else layer.moment
         if params == "r2q":
-            r = aq.r2q(layer.weight, layer.moment, group, refine=refine, as_numpy=True)
+            r = aq.r2q(layer.weight, moment, group, refine=refine, as_numpy=True)
         else:
-            r = aq.gptq(layer.weight, layer.moment, bits, group, params=params, refine=refine, as_numpy=True)
-        layer.output_db = r["output_sqnr_db"]
-        return aq.dequantize(r), 8 * r["stored_bytes"]
+            r = aq.gptq(layer.weight, moment, bits, group, params=params, refine=refine, as_numpy=True)
+        layer.output_db, values = r["output_sqnr_db"], aq.dequantize(r)
+        if corrects:  # its output has the mean's part too
+            power = [((layer.weight @ h) * layer.weight).sum() for h in (layer.moment, moment)]
+            layer.output_db += 10 * np.log10(power[0] / power[1])
+            layer.correct(values)
+        return values, 8 * r["stored_bytes"]
 
     return run
 
@@ -174,17 +184,27 @@ class Layer:
     def __init__(self, name, module):
         self.name, self.module = name, module
         self.weight = module.weight.detach().numpy().copy()
-        self.sum, self.rows, self.output_db = 0, 0, None
+        self.sum, self.mean, self.rows, self.output_db = 0, 0, 0, None
+        self.bias = None if module.bias is None else module.bias.detach().clone()
 
     def observe(self, _, inputs):
         x = inputs[0].detach().reshape(-1, self.weight.shape[1])
         if Layer.last is None or Layer.last[0] is not inputs[0]:  # q, k and v read the same tensor
-            Layer.last = inputs[0], (x.T @ x).double()
-        self.sum, self.rows = self.sum + Layer.last[1], self.rows + len(x)
+            Layer.last = inputs[0], (x.T @ x).double(), x.double().sum(0)
+        self.sum, self.mean, self.rows = self.sum + Layer.last[1], self.mean + Layer.last[2], self.rows + len(x)
 
     @property
     def moment(self):
         return (self.sum / self.rows).float().numpy()
+
+    @property
+    def covariance(self):
+        mean = self.mean / self.rows
+        return (self.sum / self.rows - torch.outer(mean, mean)).float().numpy()
+
+    def correct(self, values):
+        with torch.no_grad():
+            self.module.bias.copy_(self.bias + (torch.from_numpy(self.weight - values).double() @ (self.mean / self.rows)).float())
 
     def put(self, values):
         with torch.no_grad():
@@ -376,7 +396,7 @@ def planned(subject, costs, width, budget):
         for bits, group, params in CANDIDATES[width]:
             if group and group < 256 and layer.weight.shape[1] % group:
                 continue
-            values, size = solved(bits, group, params)(layer)
+            values, size = solved(bits, group, params, corrected=True)(layer)
             found.append((size, costs[layer.name] * 10 ** (-layer.output_db / 10), (bits, group or layer.weight.shape[1], params), values))
         found.sort(key=lambda c: c[:2])
         hull = []
@@ -406,7 +426,14 @@ def planned(subject, costs, width, budget):
     for _, _, form, _ in chosen.values():
         summary[form] = summary.get(form, 0) + 1
     print("  planned:", ", ".join(f"{n} x {b} bits {p} g{g}" for (b, g, p), n in sorted(summary.items())), file=sys.stderr)
-    return lambda layer: (chosen[layer.name][3], chosen[layer.name][0])
+
+    def run(layer):
+        size, _, _, values = chosen[layer.name]
+        if layer.bias is not None:
+            layer.correct(values)
+        return values, size
+
+    return run
 
 
 # ---- the table ----
@@ -421,8 +448,11 @@ def methods(library):
     rows = [("ArrowQuant", "rtn 4 bits f16 g64", lambda: rounded(4, 64, "rtn")), ("ArrowQuant", "search 4 bits f16 g64", lambda: rounded(4, 64, "search")),
             ("ArrowQuant", "search 4 bits two-level", lambda: rounded(4, 256, "search")), ("ArrowQuant", "gptq 4 bits f16 g64", lambda: solved(4, 64)),
             ("ArrowQuant", "gptq 4 bits two-level", lambda: solved(4, **TWO_LEVEL)), ("ArrowQuant", "planned, at most 4.5", ("plan", 4, 4.5)),
+            ("ArrowQuant", "gptq 4 bits f16 g64, bias corrected", lambda: solved(4, 64, corrected=True)),
+            ("ArrowQuant", "gptq 4 bits two-level, bias corrected", lambda: solved(4, **TWO_LEVEL, corrected=True)),
             ("ArrowQuant", "rtn 2 bits f16 g64", lambda: rounded(2, 64, "rtn")), ("ArrowQuant", "search 2 bits two-level", lambda: rounded(2, 256, "search")),
             ("ArrowQuant", "gptq 2 bits f16 g64", lambda: solved(2, 64)), ("ArrowQuant", "gptq 2 bits two-level", lambda: solved(2, **TWO_LEVEL)),
+            ("ArrowQuant", "gptq 2 bits two-level, bias corrected", lambda: solved(2, **TWO_LEVEL, corrected=True)),
             ("ArrowQuant", "r2q 2 bits g64", lambda: solved(2, 64, "r2q")), ("ArrowQuant", "planned, at most 2.63", ("plan", 2, 2.63)),
             ("torch", "plain GPTQ 4 bits g64", lambda: plain_gptq(4, 64)), ("torch", "plain GPTQ 2 bits g64", lambda: plain_gptq(2, 64))]  # fmt: skip
     rows += [("ArrowQuant", "command: " + words, ("command", words)) for words in COMMANDS]

@@ -20,9 +20,10 @@ static void add_row(cli_table *table, const json_t *tensor) {
         cli_shape(json_object_get(tensor, "shape")),
         cli_safe(cli_json_text(tensor, "a_type")),
         cli_safe(cli_json_text(tensor, "b_type")),
-        *failure ? "?"
-        : equal  ? "equal"
-                 : cli_cosine(cli_json_real(tensor, "cosine")),
+        *failure                                             ? "?"
+        : equal                                              ? "equal"
+        : json_is_true(json_object_get(tensor, "corrected")) ? "corrected"
+                                                             : cli_cosine(cli_json_real(tensor, "cosine")),
         equal || *failure ? "" : cli_decibel(cli_json_real(tensor, "sqnr_db")),
         equal || *failure ? "" : cli_short(cli_json_real(tensor, "max_error")),
     };

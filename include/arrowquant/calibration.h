@@ -114,6 +114,9 @@ AQ_API aq_calib_stats aq_calib_group(const aq_calib *calib, size_t layer, uint32
 AQ_API aq_status aq_calib_hessian(const aq_calib *calib, size_t layer, const double *weights, float *h, aq_error *err);
 /* Its diagonal alone, from the sums of squares: there for every layer. h [n]. */
 AQ_API aq_status aq_calib_diagonal(const aq_calib *calib, size_t layer, const double *weights, float *h, aq_error *err);
+/* The mean of the inputs over the groups that were seen, weighted like H; mean [n]. *of_hessian (may be NULL): H has every row that the mean has, so that
+ * H - mean mean^T is their covariance. AQ_ERR_USAGE with diagonal_only, which knows no means. AQ_ERR_QUALITY when it is not finite. */
+AQ_API aq_status aq_calib_mean(const aq_calib *calib, size_t layer, const double *weights, float *mean, bool *of_hessian, aq_error *err);
 
 /* Mean squares of the gradient per row and column; false when none was added. rows [*n_rows], cols [n_inputs], borrowed. */
 AQ_API bool aq_calib_gradient(const aq_calib *calib, size_t layer, const double **rows, uint64_t *n_rows, const double **cols);

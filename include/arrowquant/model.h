@@ -96,6 +96,8 @@ AQ_API size_t aq_model_n_tensors(const aq_model *model);
 AQ_API const aq_tensor_info *aq_model_tensor(const aq_model *model, size_t index);
 /* Index of a tensor by name, -1 when there is none. */
 AQ_API int64_t aq_model_find(const aq_model *model, const char *name);
+/* The vector of floats that is added to the outputs of weight `index`: "X.bias" of "X.weight" with one value per row; -1 when there is none. */
+AQ_API int64_t aq_model_bias_of(const aq_model *model, size_t index);
 
 /* Adapters that are merged into the values. */
 typedef struct aq_adapter_info {

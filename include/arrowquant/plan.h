@@ -146,6 +146,7 @@ typedef struct aq_plan_options {
     uint64_t sample_values; /* weights of a layer that are measured: whole rows spread over it; 0: all of it */
     uint64_t n_time_groups; /* activation parameters that are stored with a calibrated layer */
     bool equalizes;         /* equalization scales are stored with a calibrated layer */
+    bool corrects_biases;   /* a layer's bias, where it has one, makes up for the mean of its inputs (Nagel et al. 2019): errors are those of x less it */
     uint64_t frame_bytes;   /* what the container's files hold beside the tensors (configuration); 0: an ordinary amount */
     aq_plan_nonfinite nonfinite;
     int n_threads;             /* 0: all */

@@ -89,6 +89,7 @@ class DiffusionQuantConfig:
     rotate: str
     smooth: str
     fold_equalization: bool
+    bias_correction: bool
     temporal_aggregation: str
     aggregation_momentum: float
     act_bits: int

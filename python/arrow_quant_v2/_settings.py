@@ -61,6 +61,7 @@ class Settings(TypedDict, total=False):
     rotate: str
     smooth: str
     fold_equalization: bool
+    bias_correction: bool
     temporal_aggregation: str
     aggregation_momentum: float
     act_bits: int

@@ -421,6 +421,31 @@ aq_status aq_calib_hessian(const aq_calib *c, size_t layer, const double *weight
     return status;
 }
 
+aq_status aq_calib_mean(const aq_calib *c, size_t layer, const double *weights, float *mean, bool *of_hessian, aq_error *err) {
+    aq_error_clear(err);
+    if (of_hessian) *of_hessian = false;
+    if (c->options.diagonal_only) return aq_fail_at(err, AQ_ERR_USAGE, NULL, c->layers[layer].name, "the statistics hold no means of its inputs");
+    if (c->options.hessian_pooled) weights = NULL;
+    aq_status status = check_weights(weights, c->options.n_groups, err);
+    uint64_t n = aq_calib_n_inputs(c, layer), rows = 0, in_hessian = 0;
+    double total = 0, *sum = aq_calloc(n, sizeof *sum);
+    if (status == AQ_OK && !sum) status = aq_fail_memory(err, n * sizeof *sum, "means of a layer's inputs");
+    for (uint32_t g = 0; status == AQ_OK && g < c->options.n_groups; g++) {
+        aq_calib_stats s = aq_calib_group(c, layer, g);
+        double factor = share(weights, s.count, g, &total) / (double)(s.count ? s.count : 1);
+        rows += s.count;
+        in_hessian = c->options.hessian_pooled ? s.hessian_count : in_hessian + s.hessian_count;
+        for (uint64_t i = 0; factor != 0 && i < n; i++) sum[i] += factor * s.sum[i];
+    }
+    for (uint64_t i = 0; status == AQ_OK && i < n; i++) {
+        mean[i] = total > 0 ? (float)(sum[i] / total) : 0;
+        if (!isfinite(mean[i])) status = aq_fail_at(err, AQ_ERR_QUALITY, NULL, c->layers[layer].name, "the mean of its inputs is not finite");
+    }
+    if (of_hessian) *of_hessian = in_hessian > 0 && in_hessian >= rows;
+    aq_free(sum);
+    return status;
+}
+
 /* ---- gradients ---- */
 
 bool aq_gradient_reserve(aq_calib_layer *l, uint64_t rows) {

@@ -232,6 +232,23 @@ void aq_model_close(aq_model *model) {
 size_t aq_model_n_tensors(const aq_model *model) { return model->n_tensors; }
 const aq_tensor_info *aq_model_tensor(const aq_model *model, size_t index) { return index < model->n_tensors ? &model->tensors[index] : NULL; }
 int64_t aq_model_find(const aq_model *model, const char *name) { return aq_name_table_find(&model->names, name); }
+
+int64_t aq_model_bias_of(const aq_model *model, size_t index) {
+    static const char ending[] = ".weight";
+    const aq_tensor_info *w = aq_model_tensor(model, index);
+    size_t length = strlen(w->name), stem = length - (sizeof ending - 1);
+    if (length < sizeof ending || strcmp(w->name + stem, ending) != 0) return -1;
+    char *name = aq_alloc(length + 1);
+    if (!name) return -1;
+    snprintf(name, length + 1, "%.*s.bias", (int)stem, w->name);
+    int64_t at = aq_model_find(model, name);
+    aq_free(name);
+    uint64_t rows, cols;
+    aq_shape_matrix(&w->shape, &rows, &cols);
+    const aq_tensor_info *b = at >= 0 ? aq_model_tensor(model, (size_t)at) : NULL;
+    return b && b->shape.rank == 1 && b->count == rows && rows > 0 && aq_dtype_is_float(b->dtype) ? at : -1;
+}
+
 size_t aq_model_n_files(const aq_model *model) { return model->n_files; }
 const char *aq_model_file(const aq_model *model, size_t file_index) { return file_index < model->n_files ? model->files[file_index].path : NULL; }
 uint64_t aq_model_total_bytes(const aq_model *model) { return model->total_bytes; }

@@ -16,12 +16,13 @@
 typedef struct list {
     attempt *out;
     size_t n;
+    bool corrected;
 } list;
 
 static void add(list *l, const aq_quant_spec *spec, aq_method method, inputs_want want, aq_equalize equalized, uint32_t hadamard_group) {
     if (l->n == MOST_ATTEMPTS) return;
     attempt *a = &l->out[l->n++];
-    *a = (attempt){.spec = *spec, .want = want, .basis = {.equalized = equalized, .hadamard_group = hadamard_group}};
+    *a = (attempt){.spec = *spec, .want = want, .basis = {.equalized = equalized, .hadamard_group = hadamard_group, .corrected = l->corrected}};
     a->spec.method = method;
 }
 
@@ -91,7 +92,7 @@ aq_status aq_attempts(const quantize_run *run, size_t index, int bits, bool spat
     *n = 0;
     aq_status status = aq_spec_at(run, index, bits, &spec, err);
     if (status != AQ_OK) return status;
-    list l = {.out = out};
+    list l = {.out = out, .corrected = aq_bias_is_corrected(run, index)};
     uint64_t rows, cols;
     aq_shape_matrix(&aq_model_tensor(run->model, index)->shape, &rows, &cols);
     inputs_want known = aq_inputs_known(run, index, NULL);

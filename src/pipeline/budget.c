@@ -78,7 +78,7 @@ aq_status aq_predict_stored(const quantize_run *run, size_t index, const aq_quan
         p.data_bytes = layout.codes_bytes;
         p.params_bytes = layout.params_bytes;
     } else {
-        p.data_bytes = t->is_computed ? t->count * aq_dtype_size(t->kept_dtype) : t->size_bytes;
+        p.data_bytes = run->is_corrected[index] ? 4 * t->count : t->is_computed ? t->count * aq_dtype_size(t->kept_dtype) : t->size_bytes;
     }
     *bytes = aq_store_predict(&p) + (spec ? calibrated_bytes(run, index, spec) : 0);
     return status;

@@ -124,6 +124,8 @@ const aq_config_def aq_config_defs[] = {
     BOOL("fold_equalization", "true",
          "Folds equalization into the operation before a layer (norm, adaLN modulation, linear layer) where the model's structure is known and that is no "
          "worse."),
+    BOOL("bias_correction", "true",
+         "Adds what the codes of a layer miss on average over the calibration to the layer's own bias, and makes the codes for what is left."),
     ENUM("temporal_aggregation", "\"max\"", "'max' or 'momentum'",
          "Range of an input over the groups of timesteps, for equalization: the largest, or a running average from noise to clean."),
     {{"aggregation_momentum", AQ_CONFIG_FLOAT, false, "at least 0 and below 1", "What that average keeps of the groups before."},

@@ -110,6 +110,26 @@ static void shape_of(void *user, size_t i, uint64_t *rows, uint64_t *cols) {
     *cols = copied ? 1 : whole ? t.count : t.cols;
 }
 
+/* A bias that the container's codes made, and --source has it as it was: which of the two goes with what is written is known after its layer. */
+static void plan_bias(exporting *x, size_t tensor, const aq_source_tensor *t) {
+    export_plan *plan = &x->plans[tensor];
+    size_t n = strlen(t->name);
+    const char *method = t->stored->quality.method;
+    int64_t other = x->options->source && x->target->recodes ? aq_source_find(&x->original, t->name) : -1;
+    if (other < 0 || t->stored->quantized || !method || strcmp(method, AQ_STORE_CORRECTED) != 0 || n < 5 || plan->whole) return;
+    aq_source_tensor original;
+    aq_source_tensor_at(&x->original, (size_t)other, &original);
+    if (tensor > 0) { /* it is stored after its layer */
+        aq_source_tensor layer;
+        aq_source_tensor_at(&x->source, tensor - 1, &layer);
+        if (strncmp(layer.name, t->name, n - 4) == 0 && strcmp(layer.name + n - 4, "weight") == 0) plan->layer = tensor;
+    }
+    if (plan->layer && original.is_float && original.rows == t->rows && original.cols == t->cols && plan->from != EXPORT_RECODED)
+        plan->from = EXPORT_CONVERTED;
+    else
+        plan->layer = 0;
+}
+
 static aq_status plan_all(exporting *x, aq_error *err) {
     size_t n = x->source.n_tensors;
     if (!(x->plans = aq_calloc(n, sizeof *x->plans))) return aq_fail_memory(err, n * sizeof *x->plans, "the tensor list");
@@ -119,6 +139,7 @@ static aq_status plan_all(exporting *x, aq_error *err) {
         x->plans[i].use_source = x->target->recodes && source_has(x, &t);
         aq_status status = x->target->plan(x, i, &t, err);
         if (status != AQ_OK) return status;
+        plan_bias(x, i, &t);
         if (x->options->source && x->target->recodes && t.stored->quantized && x->plans[i].from == EXPORT_RECODED && !x->plans[i].use_source)
             aq_sentences_add(&x->warnings, "%s is not in --source with this shape", t.name);
     }
@@ -238,6 +259,19 @@ static aq_status write_piece(exporting *x, const export_slab *s, const export_pi
     return AQ_OK;
 }
 
+/* The source's own bias, where most of its layer was coded from the source. */
+static aq_status restore_bias(exporting *x, const export_slab *s, export_piece *piece, aq_error *err) {
+    const export_plan *layer = s->plan->layer ? &x->plans[s->plan->layer - 1] : NULL;
+    if (!layer || layer->from != EXPORT_RECODED || !layer->use_source || 2 * layer->n_taken > layer->n_units) return AQ_OK;
+    uint64_t n = s->n_rows * s->t.cols;
+    float *values = aq_alloc(n * sizeof *values);
+    aq_status status = values ? AQ_OK : aq_fail_memory(err, n * sizeof *values, "a bias");
+    if (status == AQ_OK) status = aq_source_read_f32(&x->original, (size_t)aq_source_find(&x->original, s->t.name), s->row, s->n_rows, values, err);
+    if (status == AQ_OK) aq_f32_to_elements(values, n, s->plan->dtype, piece->bytes);
+    aq_free(values);
+    return status;
+}
+
 static bool commit_slab(void *context, size_t item) {
     exporting *x = context;
     export_slab s = slab_at(x, item);
@@ -245,6 +279,7 @@ static bool commit_slab(void *context, size_t item) {
     export_plan *plan = &x->plans[s.tensor];
     bool copied = plan->from == EXPORT_COPIED;
     aq_status status = aq_export_files_reach(x, s.tensor, &piece->error);
+    if (status == AQ_OK) status = restore_bias(x, &s, piece, &piece->error);
     if (status == AQ_OK) status = copied ? write_copied(x, &s, &piece->error) : write_piece(x, &s, piece, &piece->error);
     aq_free(piece->bytes);
     piece->bytes = NULL;

@@ -47,6 +47,7 @@ typedef struct export_plan {
     uint32_t group;                   /* comfy-int8: inputs that are rotated together, 0: none; gptq: inputs of a group */
     bool whole;                       /* the target wants all rows at once */
     bool use_source;                  /* values come from --source where the grids differ */
+    size_t layer;                     /* of a bias that was corrected for its layer's codes, with --source: that layer + 1; 0: no such bias */
     const char *refused;              /* why it is not in the format that was asked for; static text */
     uint64_t n_units, n_taken;        /* blocks or groups, and those whose codes were taken over */
     aq_quant_metrics added;           /* the container's weights against what was written */

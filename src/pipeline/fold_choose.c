@@ -67,8 +67,9 @@ typedef struct measuring {
     size_t index;
     const aq_coder *coder;
     uint64_t rows, cols, slab_rows;
-    aq_coded *parts;  /* one per slab */
-    aq_error *errors; /* one per slab */
+    double *bias_change; /* [rows] */
+    aq_coded *parts;     /* one per slab */
+    aq_error *errors;    /* one per slab */
 } measuring;
 
 static bool measure_slab(void *context, size_t slab) {
@@ -79,10 +80,12 @@ static bool measure_slab(void *context, size_t slab) {
     aq_status status = aq_quant_layout_init(&layout, &m->coder->spec, n, m->cols, err);
     if (status != AQ_OK) return false;
     float *w = aq_alloc(n * m->cols * sizeof *w);
+    aq_coder coder = *m->coder;
+    if (coder.corrected) coder.bias_change = m->bias_change + begin;
     uint8_t *codes = aq_alloc(layout.codes_bytes), *params = aq_alloc(layout.params_bytes);
     status = w && codes && params ? aq_run_read_f32(m->run, m->index, begin * m->cols, n * m->cols, w, err)
                                   : aq_fail_memory(err, n * m->cols * sizeof *w, "a slab of weights");
-    if (status == AQ_OK) status = aq_code_rows(m->coder, w, n, m->cols, 1, codes, params, &m->parts[slab], NULL, NULL, err);
+    if (status == AQ_OK) status = aq_code_rows(&coder, w, n, m->cols, 1, codes, params, &m->parts[slab], NULL, NULL, err);
     aq_free(w);
     aq_free(codes);
     aq_free(params);
@@ -97,8 +100,9 @@ static aq_status measure_layer(const quantize_run *run, size_t index, const aq_c
     size_t n = (size_t)aq_div_up(m.rows, m.slab_rows);
     m.parts = aq_calloc(n, sizeof *m.parts);
     m.errors = aq_calloc(n, sizeof *m.errors);
+    m.bias_change = aq_calloc(m.rows, sizeof *m.bias_change);
     *out = (aq_coded){0};
-    aq_status status = m.parts && m.errors ? AQ_OK : aq_fail_memory(err, n * sizeof *m.parts, "a layer's measurements");
+    aq_status status = m.parts && m.errors && m.bias_change ? AQ_OK : aq_fail_memory(err, n * sizeof *m.parts, "a layer's measurements");
     if (status == AQ_OK && !aq_parallel_for(n, run->memory.n_threads, measure_slab, &m))
         for (size_t i = 0; i < n && status == AQ_OK; i++)
             if ((status = m.errors[i].code) != AQ_OK && err) *err = m.errors[i];
@@ -111,6 +115,7 @@ static aq_status measure_layer(const quantize_run *run, size_t index, const aq_c
     }
     aq_free(m.parts);
     aq_free(m.errors);
+    aq_free(m.bias_change);
     return status;
 }
 
@@ -118,13 +123,7 @@ static aq_status measure_layer(const quantize_run *run, size_t index, const aq_c
 static bool ends_run(aq_status status) { return status != AQ_OK && status != AQ_ERR_FORMAT && status != AQ_ERR_QUALITY; }
 
 static aq_status measure_attempt(const quantize_run *run, size_t index, attempt *a, const layer_inputs *in, double *error, double *sqnr_db, aq_error *err) {
-    aq_coder coder = {.hessian = in->hessian,
-                      .h = in->h,
-                      .importance = in->importance,
-                      .solve = run->solve,
-                      .equalization = in->equalization,
-                      .shift = in->shift,
-                      .mean = in->mean};
+    aq_coder coder = aq_inputs_coder(run, in);
     aq_coded coded = {.needs_f32 = true};
     aq_status status = AQ_OK;
     for (int pass = 0; pass < 2 && coded.needs_f32 && status == AQ_OK; pass++) {

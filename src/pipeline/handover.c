@@ -56,15 +56,15 @@ static aq_status write_codes(work *w, const candidate *c, aq_store_record *recor
     return status;
 }
 
-/* What a fold computes keeps the precision it is computed in. */
-static aq_dtype kept_dtype_of(const quantize_run *run, size_t index) {
-    return aq_folds_change(&run->folds, index) ? AQ_F32 : aq_model_tensor(run->model, index)->kept_dtype;
+/* What a fold or a correction computes keeps the precision it is computed in. */
+static aq_dtype kept_dtype_of(const work *w, size_t index) {
+    return w->bias_change || aq_folds_change(&w->run->folds, index) ? AQ_F32 : aq_model_tensor(w->run->model, index)->kept_dtype;
 }
 
-/* A kept tensor whose values are computed: fp8 with a scale, GGUF blocks, what a fold changes. */
+/* A kept tensor whose values are computed: fp8 with a scale, GGUF blocks, what a fold changes, a bias that is corrected. */
 static aq_status write_computed(work *w, size_t index, aq_store_record *record, aq_error *err) {
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
-    const aq_dtype kept_dtype = kept_dtype_of(w->run, index);
+    const aq_dtype kept_dtype = kept_dtype_of(w, index);
     const uint64_t size = aq_dtype_size(kept_dtype), step = AQ_STORE_PART_BYTES / size, chunk = AQ_SLAB_VALUES;
     uint64_t most = t->count < step ? t->count : step;
     uint8_t *kept = aq_alloc(size * most);
@@ -75,6 +75,7 @@ static aq_status write_computed(work *w, size_t index, aq_store_record *record, 
         for (uint64_t i = 0; i < n && status == AQ_OK; i += chunk) {
             uint64_t m = n - i < chunk ? n - i : chunk;
             status = aq_run_read_f32(w->run, index, at + i, m, values, err);
+            for (uint64_t k = 0; w->bias_change && k < m; k++) values[k] = (float)((double)values[k] + w->bias_change[at + i + k]);
             if (status == AQ_OK) aq_f32_to_elements(values, m, kept_dtype, kept + i * size);
         }
         record->row_begin = at;
@@ -145,9 +146,9 @@ aq_status aq_layer_write(work *w, const layer *l, size_t index, aq_error *err) {
         return write_codes(w, &l->best, &record, err);
     }
     record.quality.cosine = record.quality.sqnr_db = (double)NAN;
-    record.quality.method = "keep";
-    bool is_computed = t->is_computed || aq_folds_change(&w->run->folds, index);
-    const char *word = is_computed ? aq_dtype_name(kept_dtype_of(w->run, index)) : t->dtype_name;
+    record.quality.method = w->bias_change ? AQ_STORE_CORRECTED : "keep";
+    bool is_computed = t->is_computed || w->bias_change || aq_folds_change(&w->run->folds, index);
+    const char *word = is_computed ? aq_dtype_name(kept_dtype_of(w, index)) : t->dtype_name;
     size_t i = 0;
     for (; word[i] && i + 1 < sizeof type; i++) type[i] = word[i] >= 'A' && word[i] <= 'Z' ? (char)(word[i] - 'A' + 'a') : word[i];
     type[i] = 0;
@@ -181,7 +182,8 @@ static void describe(const quantize_run *run, const layer *l, size_t index, char
                  method, before, after, aq_text_fixed(cosine, o->cosine, 6), l->fallback_from[0] ? "  after " : "", l->fallback_from);
     } else {
         const char *reason = l ? l->fallback_from : run->choices[index].reason;
-        snprintf(out, size, "%s %s kept, %s: %s", shape, dtype, before, reason ? reason : "");
+        snprintf(out, size, "%s %s kept, %s: %s%s", shape, dtype, before, reason ? reason : "",
+                 o->corrected ? ", corrected by the mean error of its layer" : "");
     }
 }
 
@@ -248,6 +250,7 @@ static aq_status take_over(quantize_run *run, size_t index, const aq_store_recor
     o->sqnr_db = r->quality.sqnr_db;
     o->output_sqnr_db = r->quality.output_sqnr_db;
     o->method = r->quantized ? aq_method_name(r->spec.method) : "keep";
+    o->corrected = !r->quantized && r->quality.method && strcmp(r->quality.method, AQ_STORE_CORRECTED) == 0;
     o->widened = r->quantized && r->spec.params == AQ_PARAMS_F32 && choice->spec.params != AQ_PARAMS_F32;
     if (r->quality.fallback_from && !o->fallback_from && !(o->fallback_from = aq_strdup(r->quality.fallback_from)))
         return aq_fail_memory(err, 256, "the reason of a fallback");
@@ -262,33 +265,52 @@ static aq_status bad_state(const quantize_run *run, aq_error *err) {
     return AQ_ERR_USAGE;
 }
 
+/* The records of one tensor in the journal, from *at on. */
+typedef struct stored {
+    aq_store_record last;
+    uint64_t parts;
+    bool complete;
+} stored;
+
+static aq_status read_stored(const quantize_run *run, size_t index, uint64_t *at, stored *out, aq_error *err) {
+    const aq_tensor_info *t = aq_model_tensor(run->model, index);
+    uint64_t n = aq_store_writer_n_done(run->writer), rows, cols, expected = 0;
+    aq_store_record *r = &out->last;
+    *out = (stored){0};
+    aq_shape_matrix(&t->shape, &rows, &cols);
+    for (; *at < n && !out->complete; ++*at, out->parts++) {
+        if (!aq_store_writer_done(run->writer, *at, r) || strcmp(r->name, t->name) != 0 || r->row_begin != expected) return bad_state(run, err);
+        expected += r->row_count;
+        out->complete = expected >= (r->quantized ? rows : t->count);
+    }
+    return AQ_OK;
+}
+
+/* A layer whose bias is corrected is coded again until that is stored too: the correction follows from the codes. Its parts are not stored again. */
 aq_status aq_layers_resume(work *w, aq_error *err) {
     quantize_run *run = w->run;
     uint64_t n = aq_store_writer_n_done(run->writer), i = 0;
     while (i < n) {
-        while (w->first_tensor < run->n_tensors && aq_model_tensor(run->model, w->first_tensor)->role == AQ_ROLE_SCALE) w->first_tensor++;
-        if (w->first_tensor == run->n_tensors) return bad_state(run, err);
-        const aq_tensor_info *t = aq_model_tensor(run->model, w->first_tensor);
-        uint64_t rows, cols, expected = 0, parts = 0;
-        aq_shape_matrix(&t->shape, &rows, &cols);
-        aq_store_record r = {0};
-        bool complete = false;
-        for (; i < n && !complete; i++, parts++) {
-            if (!aq_store_writer_done(run->writer, i, &r) || strcmp(r.name, t->name) != 0 || r.row_begin != expected) return bad_state(run, err);
-            expected += r.row_count;
-            complete = expected >= (r.quantized ? rows : t->count);
-        }
-        if (!complete) {
-            w->parts_done = parts;
+        while (w->first < run->n_tensors && aq_model_tensor(run->model, run->order[w->first])->role == AQ_ROLE_SCALE) w->first++;
+        if (w->first == run->n_tensors) return bad_state(run, err);
+        size_t index = run->order[w->first];
+        stored tensor, bias = {.complete = true};
+        aq_status status = read_stored(run, index, &i, &tensor, err);
+        uint64_t next = i;
+        if (status == AQ_OK && tensor.complete && tensor.last.quantized && aq_bias_is_corrected(run, index))
+            status = read_stored(run, (size_t)run->biases[index], &next, &bias, err);
+        if (status != AQ_OK) return status;
+        if (!tensor.complete || !bias.complete) {
+            w->parts_done = tensor.parts + bias.parts;
             break;
         }
-        aq_status status = take_over(run, w->first_tensor, &r, err);
+        status = take_over(run, index, &tensor.last, err);
         if (status != AQ_OK) return status;
-        warn(run, w->first_tensor);
-        aq_inputs_finish(w->pool, w->first_tensor);
+        warn(run, index);
+        aq_inputs_finish(w->pool, index);
         w->n_done++;
-        w->bytes_done += t->size_bytes;
-        w->first_tensor++;
+        w->bytes_done += aq_model_tensor(run->model, index)->size_bytes;
+        w->first++;
     }
     if (n > 0) aq_job_log(&run->job, AQ_LOG_INFO, "continuing an interrupted run: %llu of %zu tensors are done", (unsigned long long)w->n_done, run->n_tensors);
     atomic_store(&w->bytes_worked, w->bytes_done);

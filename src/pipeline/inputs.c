@@ -148,40 +148,23 @@ static bool is_balanced(const quantize_run *run) {
     return o && strcmp(aq_config_string(run->config, "time_weighting"), "balanced") == 0 && !o->hessian_pooled && o->n_groups > 1 && o->n_groups <= 128;
 }
 
-/* Mean of the inputs, the groups of timesteps weighted as in H. */
-static aq_status make_mean(const quantize_run *run, size_t layer, const double *weights, layer_inputs *in, aq_error *err) {
-    double *sum = aq_calloc(in->n, sizeof *sum), total = 0;
-    if (!(in->mean = aq_alloc(in->n * sizeof *in->mean)) || !sum) {
-        aq_free(sum);
-        return aq_fail_memory(err, in->n * sizeof *sum, "means of a layer's inputs");
-    }
-    for (uint32_t g = 0; g < aq_calib_settings(run->calib)->n_groups; g++) {
-        aq_calib_stats c = aq_calib_group(run->calib, layer, g);
-        double weight = weights ? weights[g] : (double)c.count;
-        if (c.count == 0 || weight == 0) continue;
-        for (uint64_t i = 0; i < in->n; i++) sum[i] += weight * (c.sum[i] / (double)c.count);
-        total += weight;
-    }
-    for (uint64_t i = 0; i < in->n; i++) in->mean[i] = total > 0 ? (float)(sum[i] / total) : 0;
-    aq_free(sum);
+/* The mean, where it is needed: for the shift of a fold, or for a bias that makes up for it. Not finite, it says nothing. */
+static aq_status make_mean(const quantize_run *run, size_t layer, const double *weights, entry *e, bool *of_hessian, aq_error *err) {
+    layer_inputs *in = &e->inputs;
+    *of_hessian = false;
+    if (!in->shift && !e->basis.corrected) return AQ_OK;
+    if (!(in->mean = aq_alloc(in->n * sizeof *in->mean))) return aq_fail_memory(err, in->n * sizeof *in->mean, "means of a layer's inputs");
+    aq_status status = aq_calib_mean(run->calib, layer, weights, in->mean, of_hessian, err);
+    if (status != AQ_OK || !e->basis.corrected) return status;
+    if (!(in->corrected = aq_alloc(in->n * sizeof *in->mean))) return aq_fail_memory(err, in->n * sizeof *in->mean, "means of a layer's inputs");
+    for (uint64_t i = 0; i < in->n; i++) in->corrected[i] = in->mean[i] - (in->shift ? in->shift[i] : 0);
     return AQ_OK;
-}
-
-/* E (x - m)(x - m)^T from H and the mean a; what rounding leaves of a diagonal is kept above nothing. */
-static void shift_basis(const layer_inputs *in, float *h) {
-    uint64_t n = in->n;
-    for (uint64_t i = 0; i < n; i++) {
-        double a = (double)in->mean[i], m = (double)in->shift[i], least = 1e-6 * (double)h[i * n + i];
-        for (uint64_t k = 0; k < n; k++)
-            h[i * n + k] = (float)((double)h[i * n + k] - a * (double)in->shift[k] - m * (double)in->mean[k] + m * (double)in->shift[k]);
-        if ((double)h[i * n + i] < least) h[i * n + i] = (float)least;
-    }
 }
 
 static void change_basis(const entry *e, float *h) {
     uint64_t n = e->inputs.n;
     const float *s = e->inputs.equalization;
-    if (e->inputs.shift) shift_basis(&e->inputs, h);
+    if (e->inputs.centre) aq_shift_moment(h, n, e->inputs.mean, e->inputs.centre);
     for (uint64_t i = 0; s && i < n; i++)
         for (uint64_t k = 0; k < n; k++) h[i * n + k] = h[i * n + k] * s[i] * s[k];
     if (e->basis.hadamard_group > 1) aq_hadamard_hessian(h, n, e->basis.hadamard_group);
@@ -191,7 +174,7 @@ static aq_status make_second_moment(const quantize_run *run, size_t index, size_
     layer_inputs *in = &e->inputs;
     uint64_t n = in->n;
     double weights[128];
-    bool balanced = is_balanced(run);
+    bool balanced = is_balanced(run), whole = false;
     if (!(in->h = aq_calloc(n, n * sizeof *in->h))) return aq_fail_memory(err, n * n * sizeof *in->h, "the second moment of a layer's inputs");
     aq_status status = AQ_OK;
     if (in->made_up) {
@@ -200,10 +183,26 @@ static aq_status make_second_moment(const quantize_run *run, size_t index, size_
         if (balanced) status = make_balance(run, index, layer, in->h, n, weights, &balanced, err);
         if (status == AQ_OK) status = aq_calib_hessian(run->calib, layer, balanced ? weights : NULL, in->h, err);
     }
-    if (status == AQ_OK && in->shift) status = make_mean(run, layer, balanced ? weights : NULL, in, err);
+    if (status == AQ_OK && !in->made_up) status = make_mean(run, layer, balanced ? weights : NULL, e, &whole, err);
+    in->centre = in->shift;
+    if (status == AQ_OK && in->corrected && whole && aq_moment_varies(in->h, n + 1, n, in->mean)) in->centre = in->mean;
     if (status == AQ_OK) change_basis(e, in->h);
     for (uint64_t i = 0; status == AQ_OK && i < n; i++) in->importance[i] = in->h[i * n + i];
     return status;
+}
+
+static aq_status make_diagonal(const quantize_run *run, size_t layer, entry *e, aq_error *err) {
+    layer_inputs *in = &e->inputs;
+    bool unused;
+    aq_status status = aq_calib_diagonal(run->calib, layer, NULL, in->importance, err);
+    if (status == AQ_OK) status = make_mean(run, layer, NULL, e, &unused, err);
+    if (status != AQ_OK || !in->corrected || !aq_moment_varies(in->importance, 1, in->n, in->mean)) return status;
+    in->centre = in->mean;
+    for (uint64_t i = 0; i < in->n; i++) {
+        float all = in->importance[i], variance = (float)((double)all - (double)in->mean[i] * (double)in->mean[i]);
+        in->importance[i] = fmaxf(variance, 1e-6F * all);
+    }
+    return AQ_OK;
 }
 
 static aq_status make_factor(const quantize_run *run, entry *e, aq_error *err) {
@@ -228,7 +227,8 @@ static void forget(layer_inputs *in, const char *problem) {
     snprintf(in->problem, sizeof in->problem, "%s", problem);
     aq_free(in->h);
     aq_free(in->importance);
-    in->h = in->importance = NULL;
+    aq_free(in->corrected);
+    in->h = in->importance = in->corrected = NULL;
 }
 
 static bool is_zero(const layer_inputs *in) {
@@ -254,7 +254,7 @@ static aq_status make(const quantize_run *run, size_t index, entry *e, aq_error 
         status = in->equalization ? make_equalization(run, e, layer, in->equalization, err) : aq_fail_memory(err, in->n * 4, "equalization scales");
     }
     if (status == AQ_OK && e->want == INPUTS_DIAGONAL) {
-        status = aq_calib_diagonal(run->calib, layer, NULL, in->importance, err);
+        status = make_diagonal(run, layer, e, err);
         for (uint64_t i = 0; in->equalization && i < in->n; i++) in->importance[i] *= in->equalization[i] * in->equalization[i];
     } else if (status == AQ_OK) {
         status = make_second_moment(run, index, layer, e, err);
@@ -277,11 +277,12 @@ static void free_entry(entry *e) {
     aq_hessian_free(e->inputs.hessian);
     aq_free(e->inputs.equalization);
     aq_free(e->inputs.mean);
+    aq_free(e->inputs.corrected);
     aq_free(e);
 }
 
 bool aq_same_basis(const inputs_basis *a, const inputs_basis *b) {
-    return a->fold == b->fold && a->equalized == b->equalized && a->hadamard_group == b->hadamard_group;
+    return a->fold == b->fold && a->equalized == b->equalized && a->hadamard_group == b->hadamard_group && a->corrected == b->corrected;
 }
 
 aq_status aq_inputs_make(const quantize_run *run, size_t index, inputs_want want, inputs_basis basis, layer_inputs **out, aq_error *err) {
@@ -299,6 +300,32 @@ aq_status aq_inputs_make(const quantize_run *run, size_t index, inputs_want want
 
 void aq_inputs_free(layer_inputs *inputs) {
     if (inputs) free_entry((entry *)inputs); /* its first member */
+}
+
+aq_coder aq_inputs_coder(const quantize_run *run, const layer_inputs *in) {
+    if (!in) return (aq_coder){.solve = run->solve};
+    return (aq_coder){.hessian = in->hessian,
+                      .h = in->h,
+                      .importance = in->importance,
+                      .solve = run->solve,
+                      .equalization = in->equalization,
+                      .shift = in->centre,
+                      .mean = in->mean,
+                      .corrected = in->corrected,
+                      .h_has_mean = in->corrected && in->centre != in->mean};
+}
+
+aq_status aq_inputs_rms(const layer_inputs *in, uint32_t hadamard_group, float *out, aq_error *err) {
+    float *mean = aq_calloc(in->n, sizeof *mean); /* that the importances lack */
+    if (!mean) return aq_fail_memory(err, in->n * sizeof *mean, "ranges of a layer's inputs");
+    for (uint64_t i = 0; in->corrected && in->centre == in->mean && i < in->n; i++) mean[i] = in->corrected[i] * (in->equalization ? in->equalization[i] : 1);
+    if (hadamard_group > 1) aq_hadamard(mean, 1, in->n, hadamard_group);
+    for (uint64_t i = 0; i < in->n; i++) {
+        double square = (in->importance ? fmax((double)in->importance[i], 0) : 1) + (double)mean[i] * (double)mean[i];
+        out[i] = (float)sqrt(square);
+    }
+    aq_free(mean);
+    return AQ_OK;
 }
 
 /* ---- the pool ---- */

@@ -7,6 +7,7 @@
 #define AQ_PIPELINE_INPUTS_H
 
 #include "pipeline/quantize.h"
+#include "quant/code.h"
 
 typedef enum inputs_want { INPUTS_NONE, INPUTS_DIAGONAL, INPUTS_METRIC, INPUTS_FACTOR } inputs_want;
 
@@ -15,6 +16,7 @@ typedef struct inputs_basis {
     const aq_fold *fold; /* s and m; NULL: s by `equalized` */
     aq_equalize equalized;
     uint32_t hadamard_group; /* 0: not rotated */
+    bool corrected;          /* the bias makes up for the mean: x less it is what the codes are made for */
 } inputs_basis;
 
 typedef struct layer_inputs {
@@ -24,7 +26,9 @@ typedef struct layer_inputs {
     aq_hessian *hessian; /* with INPUTS_FACTOR */
     float *equalization; /* s [n] of an equalized basis */
     const float *shift;  /* m [n] of a fold, borrowed, or NULL */
-    float *mean;         /* with a shift: of the inputs, as H weights them [n] */
+    float *mean;         /* with a shift or a correction: of the inputs, as H weights them [n] */
+    const float *centre; /* what H is about: the mean, the shift of a fold, or NULL: 0 */
+    float *corrected;    /* the mean less a fold's shift [n], which the bias makes up for; NULL: it does not */
     bool made_up;        /* H = I: nothing is known of the inputs */
     char problem[320];   /* why there is no factor */
 } layer_inputs;
@@ -42,6 +46,10 @@ void aq_inputs_finish(inputs_pool *pool, size_t index);
 aq_status aq_inputs_make(const quantize_run *run, size_t index, inputs_want want, inputs_basis basis, layer_inputs **out, aq_error *err);
 void aq_inputs_free(layer_inputs *inputs);
 bool aq_same_basis(const inputs_basis *a, const inputs_basis *b);
+/* How codes are made for such inputs (NULL: none); spec, hadamard_group and bias_change are the caller's. */
+aq_coder aq_inputs_coder(const quantize_run *run, const layer_inputs *in);
+/* Root mean squares of the inputs in the basis of the codes, rotation included, into out [n]. */
+aq_status aq_inputs_rms(const layer_inputs *in, uint32_t hadamard_group, float *out, aq_error *err);
 /* Largest magnitude of each input less shift [n] (NULL: 0), over the groups of timesteps as temporal_aggregation says. */
 void aq_input_ranges(const quantize_run *run, size_t layer, const float *shift, float *out);
 /* Largest magnitude per input over the weights of tensor `index`; out is raised. */

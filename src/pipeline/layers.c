@@ -24,9 +24,11 @@ static void free_candidate(candidate *c) {
     aq_free(c->codes);
     aq_free(c->params);
     aq_free(c->equalization);
+    aq_free(c->bias_change);
     aq_activations_free(&c->activations);
     c->codes = c->params = NULL;
     c->equalization = NULL;
+    c->bias_change = NULL;
 }
 
 static void drop_inputs(work *w, layer *l) {
@@ -67,6 +69,8 @@ static aq_status start_pass(layer *l, const aq_tensor_info *t, aq_error *err) {
     c->params = aq_alloc(c->layout.params_bytes);
     l->slabs = aq_calloc(l->n_slabs, sizeof *l->slabs);
     atomic_store(&l->needs_f32, false);
+    if (l->inputs && l->inputs->corrected && !(c->bias_change = aq_alloc(rows * sizeof *c->bias_change)))
+        return aq_fail_memory(err, rows * sizeof *c->bias_change, "the correction of a bias");
     if (!c->codes || !c->params || !l->slabs) return aq_fail_memory(err, c->layout.codes_bytes + c->layout.params_bytes, "the codes of a layer");
     return AQ_OK;
 }
@@ -101,12 +105,12 @@ static aq_status start_bits(work *w, layer *l, size_t index, size_t *n_parts, aq
 
 static uint64_t layer_cost(void *context, size_t item) {
     const work *w = context;
-    return w->run->needs[item + w->first_tensor];
+    return w->run->needs[aq_layer_tensor(w, item)];
 }
 
 static bool begin_layer(void *context, size_t item, size_t *n_parts) {
     work *w = context;
-    size_t index = item + w->first_tensor;
+    size_t index = aq_layer_tensor(w, item);
     *n_parts = 0;
     *aq_layer_slot(w, item) = NULL;
     if (!w->run->choices[index].quantize) return true;
@@ -151,17 +155,12 @@ static bool keep_going(void *user) {
     return !atomic_load(&t->w->cancelled);
 }
 
-static aq_coder coder_of(const work *w, const layer *l) {
-    const layer_inputs *in = l->inputs;
-    return (aq_coder){.spec = l->now.attempt.spec,
-                      .hessian = in ? in->hessian : NULL,
-                      .h = in ? in->h : NULL,
-                      .importance = in ? in->importance : NULL,
-                      .solve = w->run->solve,
-                      .equalization = in ? in->equalization : NULL,
-                      .shift = in ? in->shift : NULL,
-                      .mean = in ? in->mean : NULL,
-                      .hadamard_group = l->now.attempt.basis.hadamard_group};
+static aq_coder coder_of(const work *w, const layer *l, uint64_t row) {
+    aq_coder coder = aq_inputs_coder(w->run, l->inputs);
+    coder.spec = l->now.attempt.spec;
+    coder.hadamard_group = l->now.attempt.basis.hadamard_group;
+    coder.bias_change = l->now.bias_change ? l->now.bias_change + row : NULL;
+    return coder;
 }
 
 static aq_status code_slab(work *w, layer *l, size_t index, size_t slab, size_t thread, float *values, aq_error *err) {
@@ -171,7 +170,7 @@ static aq_status code_slab(work *w, layer *l, size_t index, size_t slab, size_t 
     uint64_t n_rows = c->layout.rows - row < l->slab_rows ? c->layout.rows - row : l->slab_rows;
     slab_result *result = &l->slabs[slab];
     thread_work going = {w, thread};
-    aq_coder coder = coder_of(w, l);
+    aq_coder coder = coder_of(w, l, row);
     aq_status status = aq_run_read_f32(run, index, row * cols, n_rows * cols, values, err);
     for (int pass = 0; pass < 2 && status == AQ_OK; pass++) {
         status = aq_code_rows(&coder, values, n_rows, cols, 1, c->codes + row * c->layout.row_bytes, aq_params_of_row(c, row), &result->coded, keep_going,
@@ -207,7 +206,7 @@ static bool part_of_layer(void *context, size_t item, size_t slab, size_t thread
     layer *l = *aq_layer_slot(w, item);
     aq_error error;
     aq_error_clear(&error);
-    aq_status status = do_part(w, l, item + w->first_tensor, slab, thread, &error);
+    aq_status status = do_part(w, l, aq_layer_tensor(w, item), slab, thread, &error);
     if (status == AQ_OK) return true;
     pthread_mutex_lock(&w->error_mutex); /* the first slab's error is told, whichever thread was first */
     if (l->error.code == AQ_OK || slab < l->error_slab) {
@@ -261,13 +260,14 @@ static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
     candidate *c = &l->now;
     const layer_inputs *in = l->inputs;
     aq_output_error output = {0};
-    double code_sq = 0;
+    double code_sq = 0, bias_sq = 0;
     c->metrics = (aq_quant_metrics){0};
     for (size_t i = 0; i < l->n_slabs; i++) {
         aq_quant_metrics_add(&c->metrics, &l->slabs[i].coded.metrics);
         output.err += l->slabs[i].coded.output.err;
         output.ref += l->slabs[i].coded.output.ref;
         code_sq += l->slabs[i].coded.code_sq;
+        bias_sq += l->slabs[i].coded.bias_sq;
     }
     uint64_t n = c->layout.cols;
     float *rms = NULL;
@@ -277,11 +277,14 @@ static aq_status measure(work *w, layer *l, size_t index, aq_error *err) {
         memcpy(c->equalization, in->equalization, n * sizeof *c->equalization);
     }
     if (c->attempt.basis.hadamard_group > 1 && !(rms = aq_alloc(n * sizeof *rms))) return aq_fail_memory(err, n * sizeof *rms, "ranges of a layer's inputs");
-    for (uint64_t i = 0; rms && i < n; i++) rms[i] = in && in->importance ? sqrtf(in->importance[i] > 0 ? in->importance[i] : 0) : 1;
-    status = aq_activations(w->run, index, c->equalization, in ? in->shift : NULL, rms, &c->activations, c->time_problem, err);
+    if (rms && in) status = aq_inputs_rms(in, c->attempt.basis.hadamard_group, rms, err);
+    if (status == AQ_OK) status = aq_activations(w->run, index, c->equalization, in ? in->shift : NULL, rms, &c->activations, c->time_problem, err);
     aq_free(rms);
     bool measured = in && !in->made_up && (in->h || in->hessian) && output.ref > 0;
     c->sqnr_db = measured ? aq_output_sqnr_db(&output) : (double)NAN;
+    output.err += bias_sq;
+    c->plain_sqnr_db = measured && c->bias_change ? aq_output_sqnr_db(&output) : (double)NAN;
+    output.err -= bias_sq;
     c->error = measured ? aq_relative_error(w->run, &output, code_sq, &c->activations) : (double)NAN;
     return status;
 }
@@ -313,6 +316,14 @@ static void note_comparison(layer *l, const candidate *loser) {
     if (isnan(loser->sqnr_db)) return;
     snprintf(l->compared_with + at, sizeof l->compared_with - at, "%s%s %s dB", at ? "; " : "", aq_attempt_name(&loser->attempt, name),
              aq_text_fixed(db, loser->sqnr_db, 1));
+}
+
+/* What the layer's bias as it was would have left of its output. */
+static void note_plain_bias(layer *l) {
+    char db[32];
+    size_t at = strlen(l->compared_with);
+    if (isnan(l->best.plain_sqnr_db)) return;
+    snprintf(l->compared_with + at, sizeof l->compared_with - at, "%sbias uncorrected %s dB", at ? "; " : "", aq_text_fixed(db, l->best.plain_sqnr_db, 1));
 }
 
 /* l->now is finished: it or the best so far stays. */
@@ -453,6 +464,7 @@ static aq_status settle(work *w, layer *l, size_t index, aq_error *err) {
     free_candidate(&l->now);
     aq_free(l->slabs);
     l->slabs = NULL;
+    if (c->codes && c->bias_change) note_plain_bias(l);
     aq_inputs_finish(w->pool, index);
     o->bits = c->codes ? c->attempt.spec.bits : 16;
     o->method = c->codes ? aq_method_name(c->attempt.spec.method) : "keep";
@@ -468,7 +480,7 @@ static aq_status settle(work *w, layer *l, size_t index, aq_error *err) {
 static aq_ordered_next end_layer(void *context, size_t item, size_t *n_parts) {
     work *w = context;
     layer *l = *aq_layer_slot(w, item);
-    size_t index = item + w->first_tensor;
+    size_t index = aq_layer_tensor(w, item);
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
     next_step next = NEXT_READY;
     aq_status status = judge(w, l, index, &next, &l->error);
@@ -488,14 +500,20 @@ static aq_ordered_next end_layer(void *context, size_t item, size_t *n_parts) {
 static bool commit_layer(void *context, size_t item) {
     work *w = context;
     layer *l = *aq_layer_slot(w, item);
-    size_t index = item + w->first_tensor;
+    size_t index = aq_layer_tensor(w, item);
     const aq_tensor_info *t = aq_model_tensor(w->run->model, index);
     aq_status status = aq_layer_write(w, l, index, &w->error);
-    w->parts_done = 0;
     aq_model_release(w->run->model, index);
     if (status != AQ_OK) {
         if (status == AQ_ERR_INTERRUPTED) aq_job_cancelled(&w->error, "the state is kept; the same command continues");
         return false;
+    }
+    w->run->outcomes[index].corrected = w->bias_change != NULL;
+    aq_free(w->bias_change);
+    w->bias_change = NULL;
+    if (l && l->best.codes) { /* for its bias, which comes next */
+        w->bias_change = l->best.bias_change;
+        l->best.bias_change = NULL;
     }
     w->n_done++;
     w->bytes_done += t->size_bytes;
@@ -509,7 +527,7 @@ static bool commit_layer(void *context, size_t item) {
 /* ---- all layers ---- */
 
 static aq_status run_layers(work *w, aq_error *err) {
-    aq_ordered job = {.n_items = w->run->n_tensors - w->first_tensor,
+    aq_ordered job = {.n_items = w->run->n_tensors - w->first,
                       .n_threads = w->run->memory.n_threads,
                       .budget = w->run->memory.budget_bytes,
                       .context = w,
@@ -541,6 +559,7 @@ aq_status aq_quantize_layers(quantize_run *run, aq_error *err) {
     if (status == AQ_OK) status = run_layers(w, err);
     for (size_t i = 0; i < AQ_ORDERED_WINDOW; i++) aq_layer_free(w, w->open[i]);
     for (size_t i = 0; i < MOST_THREADS; i++) aq_free(w->scratch[i]);
+    aq_free(w->bias_change);
     aq_inputs_pool_free(w->pool);
     pthread_mutex_destroy(&w->error_mutex);
     aq_free(w);

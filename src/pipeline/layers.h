@@ -25,12 +25,14 @@ typedef struct candidate {
     aq_quant_layout layout;
     uint8_t *codes, *params; /* NULL: none */
     float *equalization;     /* [cols] of an equalized basis, else NULL */
+    double *bias_change;     /* [rows] what its bias grows by; NULL: it has none that is corrected */
     layer_activations activations;
     char time_problem[160]; /* why it has one pair for all timesteps */
     aq_quant_metrics metrics;
-    double error;   /* relative output error, that of 8-bit inputs included; NaN: not measured */
-    double sqnr_db; /* of the output, weights alone; NaN: not measured */
-    bool widened;   /* parameters did not fit half precision */
+    double error;         /* relative output error, that of 8-bit inputs included; NaN: not measured */
+    double sqnr_db;       /* of the output, weights alone; NaN: not measured */
+    double plain_sqnr_db; /* the same with the bias as it was; NaN: not corrected, or not measured */
+    bool widened;         /* parameters did not fit half precision */
 } candidate;
 
 /* A layer while it is open. */
@@ -58,8 +60,9 @@ typedef struct work {
     layer *open[AQ_ORDERED_WINDOW]; /* by position in the ring; NULL: kept or closed */
     float *scratch[MOST_THREADS];   /* one slab each, made when first used */
     pthread_mutex_t error_mutex;
-    size_t first_tensor; /* the writer already holds the tensors before it … */
-    uint64_t parts_done; /* … and so many parts of it */
+    size_t first;        /* the writer already holds the tensors before this one of the run's order … */
+    uint64_t parts_done; /* … and so many parts from there */
+    double *bias_change; /* of the layer that was written last, for the bias that follows it; NULL: none */
     _Atomic uint64_t bytes_worked;
     atomic_bool cancelled;
     double last_tick;
@@ -68,6 +71,7 @@ typedef struct work {
 } work;
 
 static inline layer **aq_layer_slot(work *w, size_t item) { return &w->open[item % AQ_ORDERED_WINDOW]; }
+static inline size_t aq_layer_tensor(const work *w, size_t item) { return w->run->order[w->first + item]; }
 void aq_layer_free(work *w, layer *l);
 
 /* What the floor is compared with: the lesser of the similarities of the weights and, by their relative error (NaN: not measured), of the outputs. */
@@ -75,7 +79,7 @@ double aq_similarity(const aq_quant_metrics *metrics, double error);
 
 /* ---- handover.c ---- */
 
-/* Finds where the records of the writer end: w->first_tensor and w->parts_done. */
+/* Finds where the records of the writer end: w->first and w->parts_done. */
 aq_status aq_layers_resume(work *w, aq_error *err);
 /* Hands tensor `index` to the writer; l is NULL for one that is kept by choice. AQ_ERR_INTERRUPTED when the hook cancels. */
 aq_status aq_layer_write(work *w, const layer *l, size_t index, aq_error *err);

@@ -242,9 +242,10 @@ aq_status aq_write_page(const char *path, const char *out_path, const aq_page_op
     }
     if (status == AQ_OK && options->against) status = aq_source_open(&against, options->against, &options->model, err);
     if (status == AQ_OK && options->calib) status = aq_calib_open(&calib, options->calib, err);
+    if (status == AQ_OK && against.model) status = aq_source_align_folds(&against, &container, err);
     if (status == AQ_OK && calib && against.model) status = aq_calib_check(calib, against.model, NULL, NULL, err);
     if (status == AQ_OK)
-        status = aq_page_measure(&figures, container.store, options->against ? &against : NULL, calib, options->layer, &job, options->n_threads, err);
+        status = aq_page_measure(&figures, &container, options->against ? &against : NULL, calib, options->layer, &job, options->n_threads, err);
     figures.calib_path = options->calib;
     if (status == AQ_OK) {
         put_page(&page, &figures);

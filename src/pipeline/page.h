@@ -55,9 +55,10 @@ typedef struct page_histogram {
 
 typedef struct page_figures {
     const aq_store *store;
-    const aq_source *against; /* NULL: not given */
-    const aq_calib *calib;    /* NULL: not given */
-    const char *calib_path;   /* as it was given, or NULL */
+    const aq_source *container; /* the same, its weights comparable with those of `against` */
+    const aq_source *against;   /* NULL: not given */
+    const aq_calib *calib;      /* NULL: not given */
+    const char *calib_path;     /* as it was given, or NULL */
     page_layer *layers;
     size_t n_layers;
     uint64_t source_bytes, stored_bytes; /* of all tensors */
@@ -67,7 +68,7 @@ typedef struct page_figures {
 } page_figures;
 
 /* Fills *out. `layer` is the one whose histograms are drawn; NULL: the one with the largest error. AQ_ERR_USAGE: there is no such layer. */
-aq_status aq_page_measure(page_figures *out, const aq_store *store, const aq_source *against, const aq_calib *calib, const char *layer, aq_job *job,
+aq_status aq_page_measure(page_figures *out, const aq_source *container, const aq_source *against, const aq_calib *calib, const char *layer, aq_job *job,
                           int n_threads, aq_error *err);
 void aq_page_figures_free(page_figures *figures);
 

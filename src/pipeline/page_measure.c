@@ -4,6 +4,7 @@
  * well, the error of each layer's output per time group, tr(E H_g E^T) / tr(W H_g W^T) (algorithms 9).
  */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +23,9 @@ typedef struct measuring {
     uint64_t slab_rows;
     float *w, *v, *rough; /* a slab of the source, of the container, and of the rough quantization */
     uint8_t *codes, *params;
-    float *h; /* [n, n], of one time group */
+    float *h;    /* [n, n], of one time group */
+    float *mean; /* [n] of the same inputs */
+    float *bias; /* [rows] by how much the container's bias is larger than the source's, or NULL: it is the same */
 } measuring;
 
 static double decibel(double err, double ref) { return err > 0 && ref > 0 ? 10 * log10(ref / err) : (double)NAN; }
@@ -45,7 +48,9 @@ static void free_scratch(measuring *m) {
     aq_free(m->codes);
     aq_free(m->params);
     aq_free(m->h);
-    m->w = m->v = m->rough = m->h = NULL;
+    aq_free(m->mean);
+    aq_free(m->bias);
+    m->w = m->v = m->rough = m->h = m->mean = m->bias = NULL;
     m->codes = m->params = NULL;
 }
 
@@ -64,14 +69,57 @@ static aq_status make_scratch(measuring *m, const aq_store_tensor *t, bool with_
     m->codes = aq_alloc(layout.codes_bytes);
     m->params = aq_alloc(layout.params_bytes);
     m->h = aq_alloc(h_bytes);
-    if (m->w && m->v && m->rough && m->codes && m->params && m->h) return AQ_OK;
+    m->mean = aq_alloc(t->cols * sizeof(float));
+    if (m->w && m->v && m->rough && m->codes && m->params && m->h && m->mean) return AQ_OK;
     return aq_fail_memory(err, 3 * bytes + h_bytes, "the figures of a layer");
 }
 
 /* Reads a slab of both sides. */
 static aq_status read_slab(const measuring *m, const page_layer *l, uint64_t row, uint64_t n_rows, aq_error *err) {
     aq_status status = aq_source_read_f32(m->f->against, (size_t)partner(m->f, l->tensor), row, n_rows, m->w, err);
-    return status == AQ_OK ? aq_store_read_f32(m->f->store, l->index, row, n_rows, m->v, err) : status;
+    return status == AQ_OK ? aq_source_read_f32(m->f->container, l->index, row, n_rows, m->v, err) : status;
+}
+
+static double dot(const float *a, const float *b, uint64_t n) {
+    double sum = 0;
+    for (uint64_t i = 0; i < n; i++) sum += (double)a[i] * (double)b[i];
+    return sum;
+}
+
+/* A corrected bias: what it grew by. */
+static aq_status read_bias(measuring *m, const page_layer *l, aq_error *err) {
+    const aq_store_tensor *t = l->tensor;
+    size_t stem = strlen(t->name), size = stem + 8;
+    char *name = stem > 7 && strcmp(t->name + stem - 7, ".weight") == 0 ? aq_alloc(size) : NULL;
+    if (!name) return AQ_OK;
+    snprintf(name, size, "%.*s.bias", (int)(stem - 7), t->name);
+    int64_t at = aq_store_find(m->f->store, name), source = aq_source_find(m->f->against, name);
+    aq_free(name);
+    const aq_store_tensor *b = at >= 0 ? aq_store_tensor_at(m->f->store, (size_t)at) : NULL;
+    aq_source_tensor s = {0};
+    if (source >= 0) aq_source_tensor_at(m->f->against, (size_t)source, &s);
+    if (!b || !b->quality.method || strcmp(b->quality.method, AQ_STORE_CORRECTED) != 0 || b->num_params != t->rows || s.count != t->rows || !s.is_float)
+        return AQ_OK;
+    float *before = aq_alloc(t->rows * sizeof *before);
+    m->bias = aq_alloc(t->rows * sizeof *m->bias);
+    aq_status status = before && m->bias ? AQ_OK : aq_fail_memory(err, 2 * t->rows * sizeof *before, "a bias");
+    if (status == AQ_OK) status = aq_source_read_f32(m->f->against, (size_t)source, 0, s.rows, before, err);
+    if (status == AQ_OK) status = aq_source_read_f32(m->f->container, (size_t)at, 0, b->rows, m->bias, err);
+    for (uint64_t r = 0; r < t->rows && status == AQ_OK; r++) m->bias[r] -= before[r];
+    aq_free(before);
+    return status;
+}
+
+/* The error of a row is (w - v) x less what its bias makes up for, and of (x - m) where a fold shifts the inputs: E (e x - c)^2 beyond E (e x)^2. */
+static void add_constants(const measuring *m, const page_layer *l, uint64_t row, uint64_t n_rows, aq_output_error *out) {
+    const float *shift = m->f->against->model ? l->tensor->folded_shift : NULL;
+    uint64_t n = l->tensor->cols;
+    if (!m->bias && !shift) return;
+    for (uint64_t r = 0; r < n_rows; r++) {
+        for (uint64_t i = 0; i < n; i++) m->rough[i] = m->w[r * n + i] - m->v[r * n + i];
+        double constant = (m->bias ? (double)m->bias[row + r] : 0) + (shift ? dot(m->rough, shift, n) : 0);
+        out->err += constant * (constant - 2 * dot(m->rough, m->mean, n));
+    }
 }
 
 /* The slab coded with 4 bits in groups of 128: what the sensitivity is measured by. Values that are not finite count as no measure. */
@@ -94,6 +142,7 @@ static aq_status pass(const measuring *m, const page_layer *l, const float *h, a
         if (h) {
             status = aq_output_error_add(m->w, m->v, n, t->cols, h, m->n_threads, stored, err);
             if (status == AQ_OK && rough && isfinite(rough->ref)) status = aq_output_error_add(m->w, m->rough, n, t->cols, h, m->n_threads, rough, err);
+            if (status == AQ_OK) add_constants(m, l, row, n, stored);
             continue;
         }
         aq_quant_metrics sums;
@@ -123,6 +172,7 @@ static aq_status measure_groups(const measuring *m, page_layer *l, size_t calib,
         if (aq_calib_group(m->f->calib, aq_calib_source(m->f->calib, calib), g).hessian_count == 0) continue;
         weights[g] = 1;
         status = aq_calib_hessian(m->f->calib, calib, weights, m->h, err);
+        if (status == AQ_OK) status = aq_calib_mean(m->f->calib, calib, weights, m->mean, NULL, err);
         weights[g] = 0;
         if (status == AQ_OK) status = pass(m, l, m->h, &e, NULL, err);
         l->group_db[g] = decibel(e.err, e.ref);
@@ -141,6 +191,8 @@ static aq_status measure_layer(measuring *m, page_layer *l, aq_error *err) {
         l->weight_db = decibel(stored.err, stored.ref);
         set_sensitivity(l, &rough);
     }
+    if (status == AQ_OK && with_h) status = read_bias(m, l, err);
+    if (status == AQ_OK && with_h) status = aq_calib_mean(m->f->calib, (size_t)calib, NULL, m->mean, NULL, err);
     if (status == AQ_OK && with_h && (status = aq_calib_hessian(m->f->calib, (size_t)calib, NULL, m->h, err)) == AQ_OK) {
         stored = rough = (aq_output_error){0, 0};
         status = pass(m, l, m->h, &stored, &rough, err);
@@ -192,7 +244,7 @@ static aq_status fill_histogram(measuring *m, const page_layer *l, aq_error *err
     for (int turn = 0; turn < 2 && status == AQ_OK; turn++)
         for (uint64_t row = 0; row < t->rows && status == AQ_OK; row += m->slab_rows) {
             uint64_t n = t->rows - row < m->slab_rows ? t->rows - row : m->slab_rows, values = n * t->cols;
-            status = both ? read_slab(m, l, row, n, err) : aq_store_read_f32(m->f->store, l->index, row, n, m->v, err);
+            status = both ? read_slab(m, l, row, n, err) : aq_source_read_f32(m->f->container, l->index, row, n, m->v, err);
             if (status != AQ_OK) break;
             if (turn == 1) {
                 count(m->v, values, h, h->after);
@@ -257,9 +309,10 @@ static aq_status list_layers(page_figures *f, aq_error *err) {
     return AQ_OK;
 }
 
-aq_status aq_page_measure(page_figures *out, const aq_store *store, const aq_source *against, const aq_calib *calib, const char *layer, aq_job *job,
+aq_status aq_page_measure(page_figures *out, const aq_source *container, const aq_source *against, const aq_calib *calib, const char *layer, aq_job *job,
                           int n_threads, aq_error *err) {
-    *out = (page_figures){.store = store, .against = against, .calib = calib};
+    const aq_store *store = container->store;
+    *out = (page_figures){.store = store, .container = container, .against = against, .calib = calib};
     if (against && calib) out->n_groups = aq_calib_settings(calib)->n_groups;
     measuring m = {.f = out, .calib = calib, .n_threads = n_threads};
     const page_layer *shown;

@@ -152,6 +152,7 @@ void aq_plan_options_from(aq_plan_options *out, const aq_config *config, const a
     bool timed = aq_config_bool(config, "enable_time_aware") || aq_config_int(config, "act_bits", 16) == 8;
     out->n_time_groups = timed ? (uint64_t)aq_config_int(config, "num_time_groups", 10) : 0;
     out->equalizes = aq_config_bool(config, "enable_spatial") && strcmp(aq_config_string(config, "smooth"), "ditas") == 0;
+    out->corrects_biases = aq_config_bool(config, "bias_correction");
     out->n_threads = (int)aq_config_int(config, "num_threads", 0);
     out->max_memory_bytes = memory_mb > 0 ? (uint64_t)memory_mb * MIB : aq_available_memory_bytes() / 2;
 }

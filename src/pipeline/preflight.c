@@ -412,7 +412,8 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
     if (usable) {
         read_settings(run);
         if (choose_all(run, &e) != AQ_OK || check_calibration(run, &e) != AQ_OK || aq_sensitive_find(run, &e) != AQ_OK ||
-            plan_budget(run, &found, &e) != AQ_OK || aq_folds_find(run, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK || aq_budget_check(run, &e) != AQ_OK)
+            plan_budget(run, &found, &e) != AQ_OK || aq_folds_find(run, &e) != AQ_OK || aq_biases_find(run, &e) != AQ_OK || aq_plan_memory(run, &e) != AQ_OK ||
+            aq_budget_check(run, &e) != AQ_OK)
             note(&found, &e);
         else if (run->options->strict && run->warnings.n_items > 0) {
             aq_fail(&e, AQ_ERR_QUALITY, "%zu warnings, and --strict allows none: %s", run->warnings.n_items, run->warnings.items[0]);

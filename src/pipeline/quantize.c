@@ -117,6 +117,9 @@ static void free_run(quantize_run *run) {
     aq_plan_free(run->own_plan);
     aq_free(run->outcomes);
     aq_free(run->choices);
+    aq_free(run->biases);
+    aq_free(run->is_corrected);
+    aq_free(run->order);
     aq_free(run->needs);
     aq_free(run->scores);
     aq_free(run->score_reasons);

@@ -3,6 +3,7 @@
  *   attempts.c   what is tried for a layer; inputs.c, activations.c: what calibration says about its inputs
  *   budget.c     a plan that meets the target size
  *   fold_choose.c  equalization that is folded into the operation before (fold.h)
+ *   correction.c which biases are corrected
  *   layers.c     quantizes tensors in parallel: attempts, the best of them, the fallback ladder
  *   handover.c   hands finished tensors to the writer in order, and continues an interrupted run
  *   summary.c    metadata.json and the report
@@ -27,6 +28,7 @@ typedef enum { NONFINITE_ERROR, NONFINITE_KEEP, NONFINITE_ZERO } nonfinite_mode;
 /* What became of one tensor that was to be quantized. */
 typedef struct layer_outcome {
     int bits;             /* 2, 4, 8; 16: kept */
+    bool corrected;       /* a bias that makes up for the mean error of its layer */
     bool widened;         /* parameters did not fit half precision */
     uint64_t n_nonfinite; /* values that were not finite: set to zero, or the reason to keep it */
     double cosine, sqnr_db;
@@ -60,6 +62,9 @@ typedef struct quantize_run {
     bool plan_follows;      /* it was made from the settings, a budget: nobody gave it */
     aq_solve_options solve; /* from the configuration */
     aq_folds folds;         /* producers that equalization may be folded into; chosen before the layers */
+    int64_t *biases;        /* [n_tensors] of a weight: the bias that is corrected with it; -1: none */
+    bool *is_corrected;     /* [n_tensors] one of those biases */
+    size_t *order;          /* [n_tensors] in which tensors are worked on and stored: that of the source, but such a bias directly after its weight */
     aq_store_writer *writer;
     char *out_path;
     char *config_json; /* what determines the bytes, canonical: see aq_run_config_json */
@@ -113,6 +118,10 @@ void aq_sensitive_keep(quantize_run *run);
 /* Which producers equalization may be folded into, from the model's structure and the settings; and whether it is, by measured output error. */
 aq_status aq_folds_find(quantize_run *run, aq_error *err);
 aq_status aq_folds_choose(quantize_run *run, aq_error *err);
+
+/* correction.c: finds the biases to correct and the order that follows from it; and whether tensor `index` is a weight with such a bias. */
+aq_status aq_biases_find(quantize_run *run, aq_error *err);
+bool aq_bias_is_corrected(const quantize_run *run, size_t index);
 
 /* Quantizes or copies all tensors that the writer does not hold yet. */
 aq_status aq_quantize_layers(quantize_run *run, aq_error *err);

@@ -273,8 +273,10 @@ static json_t *layer_json(const aq_store_tensor *s, uint64_t source_bytes) {
 }
 
 static json_t *kept_json(const aq_store_tensor *s, const char *reason) {
-    return json_pack("{s:o, s:o, s:o, s:I, s:o, s:o}", "name", aq_report_text(s->name), "dtype", aq_report_text(s->dtype), "shape", aq_report_shape(&s->shape),
-                     "bytes", (json_int_t)s->stored_bytes, "reason", aq_report_text(reason), "fallback_from", aq_report_text(s->quality.fallback_from));
+    bool corrected = s->quality.method && strcmp(s->quality.method, AQ_STORE_CORRECTED) == 0;
+    return json_pack("{s:o, s:o, s:o, s:I, s:o, s:o, s:b}", "name", aq_report_text(s->name), "dtype", aq_report_text(s->dtype), "shape",
+                     aq_report_shape(&s->shape), "bytes", (json_int_t)s->stored_bytes, "reason", aq_report_text(reason), "fallback_from",
+                     aq_report_text(s->quality.fallback_from), "corrected", corrected);
 }
 
 typedef struct {
@@ -285,11 +287,12 @@ typedef struct {
 
 static bool list_tensors(const quantize_run *run, const aq_store *store, listing *out) {
     *out = (listing){.layers = json_array(), .kept = json_array()};
-    for (size_t i = 0, at = 0; i < run->n_tensors; i++) {
+    for (size_t i = 0; i < run->n_tensors; i++) {
         const aq_tensor_info *t = aq_model_tensor(run->model, i);
         if (t->role == AQ_ROLE_SCALE) continue;
-        if (at >= aq_store_n_tensors(store)) return false;
-        const aq_store_tensor *s = aq_store_tensor_at(store, at++);
+        int64_t at = aq_store_find(store, t->name);
+        if (at < 0) return false;
+        const aq_store_tensor *s = aq_store_tensor_at(store, (size_t)at);
         out->stored_bytes += s->stored_bytes;
         if (s->quantized) {
             uint64_t scale_bytes = t->scale_index >= 0 ? aq_model_tensor(run->model, (size_t)t->scale_index)->size_bytes : 0;

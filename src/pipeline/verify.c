@@ -1,6 +1,7 @@
 /* Is a container whole, and how good is it (see pipeline.h): hashes, bounds, every value read; against a source the real error of each tensor. */
 #include <arrowquant/store.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -79,6 +80,19 @@ static aq_status pair_up(verification *v, aq_error *err) {
 /* True when the container holds this tensor in the source's own element type. */
 static bool is_verbatim(const aq_source_tensor *t) { return !t->stored->quantized && strcasecmp(t->dtype, t->stored_as) == 0; }
 
+/* A bias that makes up for the mean error of its layer is not the source's: its layer must be one of the container's quantized ones. */
+static bool is_corrected(const verification *v, const aq_source_tensor *t) {
+    const char *method = t->stored->quality.method;
+    size_t stem = strlen(t->name);
+    if (t->stored->quantized || !method || strcmp(method, AQ_STORE_CORRECTED) != 0 || stem < 5 || strcmp(t->name + stem - 5, ".bias") != 0) return false;
+    char *weight = aq_alloc(stem + 3);
+    if (!weight) return false;
+    snprintf(weight, stem + 3, "%.*sweight", (int)(stem - 4), t->name);
+    int64_t layer = aq_store_find(v->b.store, weight);
+    aq_free(weight);
+    return layer >= 0 && aq_store_tensor_at(v->b.store, (size_t)layer)->quantized && aq_store_tensor_at(v->b.store, (size_t)layer)->rows == t->count;
+}
+
 static json_t *judge_tensor(verification *v, size_t i) {
     const aq_pair *pair = &v->pairs[i];
     const aq_pair_result *r = &v->results[i];
@@ -98,7 +112,8 @@ static json_t *judge_tensor(verification *v, size_t i) {
     if (quantized && r->n_nonfinite_a)
         aq_sentences_add(v->zeroed ? &v->warnings : &v->problems, "tensor \"%s\": %llu values of the source are not finite", name,
                          (unsigned long long)r->n_nonfinite_a);
-    if (pair->a >= 0 && !r->failure && is_verbatim(&t) && !r->equal) aq_sentences_add(&v->problems, "tensor \"%s\" is kept and differs from the source", name);
+    if (pair->a >= 0 && !r->failure && is_verbatim(&t) && !r->equal && !is_corrected(v, &t))
+        aq_sentences_add(&v->problems, "tensor \"%s\" is kept and differs from the source", name);
     if (quantized && !r->failure && isfinite(cosine) && cosine < floor) {
         aq_text_below(got, floor_text, cosine, floor);
         aq_sentences_add(&v->problems, "layer \"%s\": cosine similarity %s is below the floor %s", name, got, floor_text);

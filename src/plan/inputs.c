@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/mem.h"
 #include "plan/plan_internal.h"
+#include "quant/code.h"
 
 /* The layer's number in the collection, -1 when it has nothing about it. */
 static int64_t find(const aq_plan_options *options, const aq_tensor_info *t, uint64_t *cols) {
@@ -29,9 +30,34 @@ uint64_t aq_plan_inputs_bytes(const aq_plan_options *options, const aq_tensor_in
     return 4 * cols * (cols + 1) + aq_hessian_bytes(cols);
 }
 
-aq_status aq_plan_inputs_make(aq_plan_inputs *out, const aq_plan_options *options, const aq_tensor_info *t, aq_error *err) {
+int64_t aq_plan_bias_of(const aq_plan_options *options, const aq_model *model, size_t tensor) {
+    uint64_t cols;
+    if (!options->corrects_biases || find(options, aq_model_tensor(model, tensor), &cols) < 0 || aq_calib_settings(options->calib)->diagonal_only) return -1;
+    return aq_model_bias_of(model, tensor);
+}
+
+/* Makes H and its diagonal those of x less its mean. Statistics that lack rows of the mean, or hardly vary, stay as they are. */
+static aq_status centre(aq_plan_inputs *in, size_t layer, aq_error *err) {
+    bool whole;
+    float *mean = aq_alloc(in->n * sizeof *mean);
+    aq_status status =
+        mean ? aq_calib_mean(in->options->calib, layer, NULL, mean, &whole, err) : aq_fail_memory(err, in->n * sizeof *mean, "means of a layer's inputs");
+    if (status != AQ_OK || (in->h && !whole) || !aq_moment_varies(in->diagonal, 1, in->n, mean)) {
+        aq_free(mean);
+        return status;
+    }
+    in->mean = mean;
+    if (in->h) aq_shift_moment(in->h, in->n, mean, mean);
+    for (uint64_t i = 0; i < in->n; i++) {
+        double all = (double)in->diagonal[i], m = (double)mean[i];
+        in->diagonal[i] = in->h ? in->h[i * in->n + i] : (float)fmax(all - m * m, 1e-6 * all);
+    }
+    return AQ_OK;
+}
+
+aq_status aq_plan_inputs_make(aq_plan_inputs *out, const aq_plan_options *options, const aq_model *model, size_t tensor, aq_error *err) {
     *out = (aq_plan_inputs){.trace = 1, .options = options};
-    int64_t at = find(options, t, &out->n);
+    int64_t at = find(options, aq_model_tensor(model, tensor), &out->n);
     if (at < 0) return AQ_OK;
     bool whole = aq_calib_has_hessian(options->calib, (size_t)at);
     out->diagonal = aq_alloc(out->n * sizeof *out->diagonal);
@@ -40,23 +66,20 @@ aq_status aq_plan_inputs_make(aq_plan_inputs *out, const aq_plan_options *option
         out->diagonal && (out->h || !whole) ? AQ_OK : aq_fail_memory(err, out->n * out->n * sizeof *out->h, "the second moment of a layer's inputs");
     if (status == AQ_OK && whole) status = aq_calib_hessian(options->calib, (size_t)at, NULL, out->h, err);
     if (status == AQ_OK && !whole) status = aq_calib_diagonal(options->calib, (size_t)at, NULL, out->diagonal, err);
-    if (status == AQ_ERR_QUALITY) { /* not finite: as if nothing were known */
-        uint64_t n = out->n;
-        aq_plan_inputs_free(out);
-        *out = (aq_plan_inputs){.trace = 1, .options = options, .n = n};
-        aq_error_clear(err);
-        return AQ_OK;
-    }
     double trace = 0;
     for (uint64_t i = 0; i < out->n && status == AQ_OK; i++) {
         if (whole) out->diagonal[i] = out->h[i * out->n + i];
         trace += (double)out->diagonal[i];
     }
-    if (status != AQ_OK)
-        aq_plan_inputs_free(out);
-    else if (trace > 0)
-        out->trace = trace / (double)out->n;
-    return status;
+    if (status == AQ_OK && trace > 0) out->trace = trace / (double)out->n;
+    if (status == AQ_OK && aq_plan_bias_of(options, model, tensor) >= 0) status = centre(out, (size_t)at, err);
+    if (status == AQ_OK) return AQ_OK;
+    uint64_t n = out->n;
+    aq_plan_inputs_free(out);
+    if (status != AQ_ERR_QUALITY) return status;
+    *out = (aq_plan_inputs){.trace = 1, .options = options, .n = n}; /* not finite: as if nothing were known */
+    aq_error_clear(err);
+    return AQ_OK;
 }
 
 aq_status aq_plan_inputs_factor(aq_plan_inputs *inputs, aq_error *err) {
@@ -71,6 +94,7 @@ aq_status aq_plan_inputs_factor(aq_plan_inputs *inputs, aq_error *err) {
 void aq_plan_inputs_free(aq_plan_inputs *inputs) {
     aq_free(inputs->diagonal);
     aq_free(inputs->h);
+    aq_free(inputs->mean);
     if (inputs->hessian) aq_hessian_free(inputs->hessian);
     *inputs = (aq_plan_inputs){0};
 }
@@ -86,16 +110,31 @@ static double weighted(const float *w, const float *v, const float *h, uint64_t 
     return sum;
 }
 
+/* What the output has by the mean of the inputs, in the measure that is used: H's, or that of its diagonal. */
+static double power_of_mean(const aq_plan_inputs *inputs, const float *w, uint64_t n_rows, uint64_t cols) {
+    double power = 0;
+    for (uint64_t r = 0; inputs->mean && r < n_rows; r++) {
+        double sum = 0, squares = 0;
+        for (uint64_t i = 0; i < cols; i++) {
+            double y = (double)w[r * cols + i] * (double)inputs->mean[i];
+            sum += y;
+            squares += y * y;
+        }
+        power += inputs->h ? sum * sum : squares;
+    }
+    return power;
+}
+
 aq_status aq_plan_energy(const aq_plan_inputs *inputs, const float *w, uint64_t n_rows, uint64_t cols, double *out, aq_error *err) {
     if (!inputs->h) {
-        *out = weighted(w, NULL, inputs->diagonal, n_rows, cols);
+        *out = weighted(w, NULL, inputs->diagonal, n_rows, cols) + power_of_mean(inputs, w, n_rows, cols);
         return AQ_OK;
     }
     float *zeros = aq_calloc(n_rows * cols, sizeof *zeros);
     if (!zeros) return aq_fail_memory(err, n_rows * cols * sizeof *zeros, "rows of a layer");
     aq_output_error e = {0};
     aq_status status = aq_output_error_add(w, zeros, n_rows, cols, inputs->h, 1, &e, err);
-    *out = e.ref;
+    *out = e.ref + power_of_mean(inputs, w, n_rows, cols);
     aq_free(zeros);
     return status;
 }
@@ -139,7 +178,9 @@ static aq_status code(const aq_plan_inputs *inputs, const aq_quant_spec *spec, c
     out->cosine = aq_quant_metrics_cosine(&metrics);
     out->err = solved ? output.err : metrics.err_sq;
     out->ref = solved ? output.ref : metrics.w_sq;
-    return !solved && inputs->diagonal ? compare(inputs, spec, layout, codes, params, w, out, err) : AQ_OK;
+    if (!solved && inputs->diagonal) status = compare(inputs, spec, layout, codes, params, w, out, err);
+    if (status == AQ_OK) out->ref += power_of_mean(inputs, w, layout->rows, layout->cols);
+    return status;
 }
 
 aq_status aq_plan_try(const aq_plan_inputs *inputs, const aq_quant_spec *spec, const float *w, uint64_t n_rows, uint64_t cols, aq_plan_trial *out,

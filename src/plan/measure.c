@@ -87,6 +87,7 @@ static void make_key(const work *w, const layer *l, const aq_plan_inputs *inputs
         XXH3_128bits_update(state, inputs->h, (size_t)(inputs->n * inputs->n * sizeof *inputs->h));
     else if (inputs->diagonal)
         XXH3_128bits_update(state, inputs->diagonal, (size_t)(inputs->n * sizeof *inputs->diagonal));
+    if (inputs->mean) XXH3_128bits_update(state, inputs->mean, (size_t)(inputs->n * sizeof *inputs->mean));
     aq_solve_options solve;
     aq_solve_options_init(&solve);
     if (w->options->solve) solve = *w->options->solve;
@@ -171,7 +172,7 @@ static aq_status measure_rows(const work *w, size_t item, layer *l, const aq_pla
         return AQ_ERR_FORMAT;
     }
     aq_plan_inputs inputs;
-    status = aq_plan_inputs_make(&inputs, w->options, t, err);
+    status = aq_plan_inputs_make(&inputs, w->options, w->model, w->tensors[item], err);
     if (status != AQ_OK) return status;
     make_key(w, l, &inputs, rows, values, l->key);
     double figures[1 + FIGURES * AQ_PLAN_MOST_CHOICES];
@@ -314,6 +315,11 @@ static aq_status list_items(work *w, aq_error *err) {
             continue;
         }
         w->tensors[n] = i;
+        int64_t bias = aq_plan_bias_of(w->options, w->model, i); /* corrected, it is stored as F32 */
+        if (bias >= 0) {
+            const aq_tensor_info *b = aq_model_tensor(w->model, (size_t)bias);
+            p->other_bytes += 4 * b->count > b->size_bytes ? 4 * b->count - b->size_bytes : 0;
+        }
         p->items[n++] = (aq_plan_item){.name = t->name, .weight = 1, .sensitivity = (double)NAN, .fixed = request->open == AQ_PLAN_FIXED};
         aq_plan_knowledge known = aq_plan_inputs_known(w->options, t);
         if (known > best) best = known;

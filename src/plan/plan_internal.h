@@ -65,14 +65,17 @@ typedef struct aq_plan_inputs {
     const aq_plan_options *options;
     uint64_t n;
     double trace;    /* mean of H's diagonal; 1 when it is not known */
-    float *diagonal; /* [n] of H */
+    float *diagonal; /* [n] of H, or with a mean of the covariance */
     float *h;        /* [n, n] */
+    float *mean;     /* [n] of the inputs, which the layer's bias makes up for; NULL: it does not, H is not about it */
     aq_hessian *hessian;
     bool unfactorable; /* H has no factor even with the largest damping: codes are searched by its diagonal */
 } aq_plan_inputs;
 /* Memory that they take, factor included. */
 uint64_t aq_plan_inputs_bytes(const aq_plan_options *options, const aq_tensor_info *t);
-aq_status aq_plan_inputs_make(aq_plan_inputs *out, const aq_plan_options *options, const aq_tensor_info *t, aq_error *err);
+aq_status aq_plan_inputs_make(aq_plan_inputs *out, const aq_plan_options *options, const aq_model *model, size_t tensor, aq_error *err);
+/* The bias that is corrected with a weight, -1: none. */
+int64_t aq_plan_bias_of(const aq_plan_options *options, const aq_model *model, size_t tensor);
 /* Adds the factor where there is an H. */
 aq_status aq_plan_inputs_factor(aq_plan_inputs *inputs, aq_error *err);
 void aq_plan_inputs_free(aq_plan_inputs *inputs);

@@ -60,7 +60,7 @@ static aq_status score_rows(const work *w, size_t tensor, const aq_plan_rows *ro
     if (w->method == AQ_SENSITIVITY_GRADIENT) return aq_plan_gradient_error(w->options, t, &spec, rows, values, out, err);
     aq_plan_inputs inputs;
     aq_plan_trial trial;
-    aq_status status = aq_plan_inputs_make(&inputs, w->options, t, err);
+    aq_status status = aq_plan_inputs_make(&inputs, w->options, w->model, tensor, err);
     if (status == AQ_OK) status = aq_plan_try(&inputs, &spec, values, rows->n_rows, rows->cols, &trial, err);
     if (status == AQ_OK) *out = trial.ref > 0 ? trial.err / trial.ref : 0;
     aq_plan_inputs_free(&inputs);

@@ -43,11 +43,40 @@ static aq_status choose_codes(const aq_coder *c, const float *w, const aq_quant_
     return aq_solve(w, &spec, layout, c->hessian, &options, n_threads, codes, params, &out->metrics, &out->output, &out->needs_f32, keep_going, user, err);
 }
 
-/* What is measured on the dequantized values: the output error without a solver, and the metrics of W itself when the codes are those of W R / s. */
+void aq_shift_moment(float *h, uint64_t n, const float *mean, const float *shift) {
+    for (uint64_t i = 0; i < n; i++) {
+        double a = (double)mean[i], m = (double)shift[i], least = 1e-6 * (double)h[i * n + i];
+        for (uint64_t k = 0; k < n; k++) h[i * n + k] = (float)((double)h[i * n + k] - a * (double)shift[k] - m * (double)mean[k] + m * (double)shift[k]);
+        if ((double)h[i * n + i] < least) h[i * n + i] = (float)least;
+    }
+}
+
+bool aq_moment_varies(const float *diagonal, uint64_t stride, uint64_t n, const float *mean) {
+    double all = 0, of_mean = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        all += (double)diagonal[i * stride];
+        of_mean += (double)mean[i] * (double)mean[i];
+    }
+    return all - of_mean > 1e-3 * all;
+}
+
+/* What the bias makes up for, v being the weights that are run with. */
+static void correct(const aq_coder *c, const float *w, const float *v, uint64_t rows, uint64_t cols, aq_coded *out) {
+    for (uint64_t r = 0; r < rows; r++, w += cols, v += cols) {
+        double sum = 0;
+        for (uint64_t i = 0; i < cols; i++) sum += ((double)w[i] - (double)v[i]) * (double)c->corrected[i];
+        c->bias_change[r] = sum;
+        out->bias_sq += sum * sum;
+    }
+    if (c->h_has_mean) out->output.err = fmax(out->output.err - out->bias_sq, 0);
+}
+
+/* What is measured on the dequantized values: the output error without a solver, the metrics of W itself when the codes are those of W R / s, and what the
+ * bias makes up for. */
 static aq_status measure(const aq_coder *c, const float *w, const float *changed, const aq_quant_layout *layout, const uint8_t *codes, const void *params,
                          int n_threads, aq_coded *out, aq_error *err) {
     bool wants_output = c->h && !needs_solver(c);
-    if (!wants_output && !is_changed(c)) return AQ_OK;
+    if (!wants_output && !is_changed(c) && !c->corrected) return AQ_OK;
     uint64_t n = layout->rows * layout->cols;
     float *v = aq_alloc(n * sizeof *v);
     if (!v) return aq_fail_memory(err, n * sizeof *v, "dequantized values");
@@ -58,6 +87,7 @@ static aq_status measure(const aq_coder *c, const float *w, const float *changed
         restore_basis(c, v, layout->rows, layout->cols);
         aq_quant_metrics_compute(w, v, n, &out->metrics);
     }
+    if (status == AQ_OK && c->corrected) correct(c, w, v, layout->rows, layout->cols, out);
     aq_free(v);
     return status;
 }

@@ -15,15 +15,24 @@ typedef struct aq_coder {
     aq_solve_options solve;
     const float *equalization; /* s [n] */
     const float *shift, *mean; /* m and the mean of x [n]: H is that of (x - m) s R; or both NULL. The output's power counts x as it is */
-    uint32_t hadamard_group;   /* size of R's blocks; 0: not rotated */
+    const float *corrected;  /* c [n], the mean of x less what a fold takes from it: the bias grows by (W - W^) c (Nagel et al. 2019, 4.2). NULL: it does not */
+    bool h_has_mean;         /* H is not that of x less its mean: what the bias makes up for is taken out of the output's error afterwards */
+    double *bias_change;     /* [rows] receives (W - W^) c; needed with `corrected` */
+    uint32_t hadamard_group; /* size of R's blocks; 0: not rotated */
 } aq_coder;
 
 typedef struct aq_coded {
     aq_quant_metrics metrics; /* of W itself, whatever the basis */
     aq_output_error output;   /* zeros when nothing is known of the inputs */
+    double bias_sq;           /* sum of squares of bias_change: what the output's error would be more with the bias as it was */
     double code_sq;           /* sum of squares of what the codes stand for, in their basis: how much noise of the inputs reaches the output */
     bool needs_f32;           /* nothing was coded: parameters do not fit half precision, or values in this basis F32 */
 } aq_coded;
+
+/* H [n, n] of x - shift from that of x and its mean; what rounding leaves of the diagonal is kept above nothing. With shift == mean: the covariance. */
+void aq_shift_moment(float *h, uint64_t n, const float *mean, const float *shift);
+/* Whether a covariance is to be solved in place of H: the inputs vary by more than their mean's rounding. diagonal: of H, `stride` apart. */
+bool aq_moment_varies(const float *diagonal, uint64_t stride, uint64_t n, const float *mean);
 
 /* Interrupted when it returns false; may be NULL. */
 typedef bool (*aq_going)(void *user);

@@ -242,8 +242,8 @@ static void a_folded_container_is_that_of_its_source(void **state) {
     snprintf(model, sizeof model, "%s", block_model("m", MDLM, false, NULL));
     aq_calib *calib = block_calibration();
     aq_error err;
-    json_t *with = quantize_calibrated(model, calib, st_path("o"), RUN),
-           *without = quantize_calibrated(model, calib, st_path("p"), RUN "fold_equalization=false");
+    json_t *with = quantize_calibrated(model, calib, st_path("o"), RUN "bias_correction=false"),
+           *without = quantize_calibrated(model, calib, st_path("p"), RUN "bias_correction=false fold_equalization=false");
     assert_int_equal(json_array_size(json_object_get(with, "folds")), 3);
     assert_int_equal(json_array_size(json_object_get(without, "folds")), 0);
     const char *q = "blocks.0.to_q.weight";
