@@ -89,11 +89,12 @@ static size_t find_nonfinite(const float *x, size_t n) {
     return i;
 }
 
-enum { AHEAD = 8192 }; /* bytes: two pages of memory, which the hardware's own prefetching does not cross */
+/* Bytes. The hardware's own prefetching stops at the end of a page of 4 KiB. */
+enum { FAR_AHEAD = 16384, NEAR_AHEAD = 2048 };
 
 /* Per lane the smallest and largest of n >= W values, and marks that stay finite as long as all are, and as no product of two exceeds F32. What is left behind
- * the last whole step is seen together with values in front of it, which changes neither. What comes later is asked for, into the second-level cache: more
- * requests can wait there. */
+ * the last whole step is seen together with values in front of it, which changes neither. What comes later is asked for: into the second-level cache, where
+ * more requests can wait, then into the first. */
 static inline __attribute__((always_inline)) void range_lanes(const float *x, size_t n, vf *low, vf *high, vf *marks) {
     vf a[2], b[2];
     size_t step = n < 4 * W ? W : 4 * W;
@@ -109,7 +110,11 @@ static inline __attribute__((always_inline)) void range_lanes(const float *x, si
         }
         for (size_t u = 0; u < 2; u++) {
             vf first = v_load(at + 2 * u * W), second = v_load(at + (2 * u + 1) * W);
-            for (size_t r = 0; r < 2 * VECTOR_BYTES; r += 64) __builtin_prefetch((const void *)((uintptr_t)(at + 2 * u * W) + AHEAD + r), 0, 2);
+            for (size_t line = 0; line < 2 * VECTOR_BYTES; line += 64) {
+                uintptr_t here = (uintptr_t)(at + 2 * u * W) + line;
+                __builtin_prefetch((const void *)(here + FAR_AHEAD), 0, 2);
+                __builtin_prefetch((const void *)(here + NEAR_AHEAD), 0, 3);
+            }
             /* Where one is NaN, the second one comes out: here the one, there the other. */
             vf less = v_min(first, second), more = v_max(second, first);
             a[u] = v_min(less, a[u]);

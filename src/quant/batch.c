@@ -17,7 +17,7 @@
 #include "kernels/kernels.h"
 
 enum {
-    PIECE_VALUES = 1 << 16, /* weights of a piece: 256 KiB, about 0.1 ms of work */
+    PIECE_VALUES = 1 << 18, /* weights of a piece: 1 MiB, about 0.1 ms of work */
     PIECE_PAIRS = 2048,     /* parameters of a piece; they live on the stack until they are split */
 };
 #define TICK_SECONDS 0.05

@@ -133,10 +133,11 @@ void aq_quant_pairs(const aq_quant_spec *spec, const aq_quant_layout *layout, co
         return;
     }
     if (spec->params == AQ_PARAMS_F32) {
-        const char *at = params;
-        for (uint64_t i = 0; i < layout->n_pairs; i++, at += 8) {
-            memcpy(scales + i, at, 4);
-            memcpy(zero_points + i, at + 4, 4);
+        const char *restrict at = params;
+        float *restrict s = scales, *restrict z = zero_points; /* for the compiler, which may take several at once */
+        for (uint64_t i = 0; i < layout->n_pairs; i++) {
+            memcpy(s + i, at + 8 * i, 4);
+            memcpy(z + i, at + 8 * i + 4, 4);
         }
         return;
     }

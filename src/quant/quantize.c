@@ -21,6 +21,7 @@
 enum {
     PIECE = 4096,
     TASK_VALUES = 65536,
+    LONG_TASK_VALUES = 4 * TASK_VALUES, /* of rounding alone: a task's first groups are read before any is coded */
 };
 
 /* Scratch of one task. */
@@ -339,7 +340,8 @@ static void plan_strips(job *j) {
         j->strips = l->n_groups;
         strip_values = l->cols * (j->spec->group_size && j->spec->group_size < l->rows ? j->spec->group_size : l->rows);
     }
-    j->strips_per_task = strip_values < TASK_VALUES ? TASK_VALUES / strip_values : 1;
+    uint64_t values = j->single_row ? LONG_TASK_VALUES : TASK_VALUES;
+    j->strips_per_task = strip_values < values ? values / strip_values : 1;
 }
 
 static aq_status report(const job *j, bool *needs_f32, aq_error *err) {
