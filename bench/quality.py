@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What weights-only quantization costs the sample models: ours beside the peers that can be installed, equal layers, equal evaluation, every bit counted.
 
-    bench/quality.py --samples DIR [--json FILE] [--markdown FILE] [--only dit|text] [--images 512] [--passes 4] [--pictures FILE]
+    bench/quality.py --samples DIR [--json FILE] [--markdown FILE] [--only dit|text] [--images 512] [--passes 4] [--pictures FILE] [--every-row]
 
 DIR holds models/dit-fashion, models/mdlm-text, data/ and eval/ (eval_dit.py, eval_mdlm.py). The linear layers of the blocks are replaced by what each method
 makes of them; everything else stays F32. Bits per weight are those of codes, scales, offsets and whatever else the method stores, over all those layers.
@@ -230,6 +230,8 @@ class Remembered:
 class Subject:
     """A model whose block layers are replaced, how it is calibrated and how far it is from the original."""
 
+    recording = {}
+
     def __init__(self, reference):
         self.reference, self.model, self.recorded = Remembered(reference), copy.deepcopy(reference), None
         self.original = copy.deepcopy(self.model.state_dict())
@@ -262,7 +264,7 @@ class Subject:
         if not self.recorded:
             self.folder = tempfile.TemporaryDirectory()
             self.recorded = os.path.join(self.folder.name, "inputs.aqcal")
-            with torch.no_grad(), Recorder(self.model, self.recorded, self.timestep, gradients=self.gradients):
+            with torch.no_grad(), Recorder(self.model, self.recorded, self.timestep, gradients=self.gradients, **self.recording):
                 for batch in self.batches:
                     self.model(*batch[:1], **self.named(batch))
         return self.recorded
@@ -440,7 +442,8 @@ def planned(subject, costs, width, budget):
 
 
 COMMANDS = ["--target-bpw 4.5 --min-accuracy 0", "--target-bpw 2.63 --min-accuracy 0", "--bits 4 --group 64", "--bits 2"]
-COMMANDS += [f"--method gptq --bits {bits} --group 64 --smooth none{more}" for bits in (4, 2) for more in ("", " --rotate hadamard")]
+COMMANDS += [words + " --no-bias-correction" for words in COMMANDS[:2]]
+COMMANDS += [f"--method gptq --bits {bits} --group 64 --smooth none{more}" for bits in (4, 2) for more in ("", " --rotate hadamard", " --no-bias-correction")]
 
 
 def methods(library):
@@ -548,7 +551,9 @@ def main():
     p.add_argument("--rows", default="", help="only rows whose words match this; those of an earlier --json file stay")
     p.add_argument("--ggml", help="libggml-base.so, for its K types"), p.add_argument("--arrowquant", default="arrowquant", help="the program")
     p.add_argument("--pictures", help="PNG of samples")
+    p.add_argument("--every-row", action="store_true", help="recordings for the command do not thin the rows that H takes")
     a = p.parse_args()
+    Subject.recording = {"hessian_full": 0} if a.every_row else {}
     torch.manual_seed(0)
     subjects = {
         "dit": lambda: Dit(a.samples, module_at(os.path.join(a.samples, "eval/eval_dit.py")), a.images, a.passes),
