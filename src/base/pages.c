@@ -46,6 +46,15 @@ static aq_pages *take_kept(uint64_t mapped) {
 
 void aq_pages_trim(void) { unmap(atomic_exchange(&kept, NULL)); }
 
+void aq_pages_wish(void *memory, uint64_t size) {
+    char *first = align(memory, HUGE), *end = (char *)memory + size;
+#ifdef MADV_HUGEPAGE
+    if (size >= AQ_PAGES_LEAST) madvise(first, (size_t)(end - first), MADV_HUGEPAGE); /* without it pages are small */
+#else
+    (void)first, (void)end;
+#endif
+}
+
 static aq_pages *opened(aq_pages *pages, uint64_t size) {
     pages->next = pages->start;
     pages->end = pages->start + size;
@@ -67,9 +76,7 @@ aq_pages *aq_pages_create(uint64_t size) {
         return NULL;
     }
     *pages = (aq_pages){.mapping = mapping, .mapped = mapped, .start = align(mapping, HUGE)};
-#ifdef MADV_HUGEPAGE
-    madvise(pages->start, (size_t)size, MADV_HUGEPAGE); /* a wish: without it pages are small */
-#endif
+    aq_pages_wish(pages->start, size);
     return opened(pages, size);
 }
 

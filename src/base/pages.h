@@ -22,5 +22,7 @@ void aq_pages_drop(aq_pages *pages, void *piece, uint64_t size);
 void aq_pages_close(aq_pages *pages);
 /* Lets go of the region that is kept, if any. */
 void aq_pages_trim(void);
+/* Asks for huge pages in ordinary memory that has not been touched yet: a matrix whose columns are walked along misses a translation at each step otherwise. */
+void aq_pages_wish(void *memory, uint64_t size);
 
 #endif

@@ -84,7 +84,37 @@ static void NAME(tile)(size_t k, const void *a, const void *b, void *c, uint64_t
         NAME(tile_of)(4, k, a, b, c, ldc, e);
 }
 
-static const aq_gemm_kernels NAME(gemm) = {sizeof(T), ROWS, COLS, NAME(pack_rows), NAME(pack_cols), NAME(tile)};
+/* Some registers of y stay while the rows pass by. */
+static inline __attribute__((always_inline)) void NAME(subtract_from)(const T *f, size_t count, const T *x, size_t stride, size_t registers, T *y) {
+    V sum[8];
+    for (size_t r = 0; r < registers; r++) memcpy(&sum[r], y + r * (COLS / VECTORS), sizeof(V));
+    for (size_t l = 0; l < count; l++)
+        for (size_t r = 0; r < registers; r++) {
+            V row, factor = -(f[l] - (V){0});
+            memcpy(&row, x + l * stride + r * (COLS / VECTORS), sizeof row);
+            sum[r] = V_FMA(factor, row, sum[r]);
+        }
+    for (size_t r = 0; r < registers; r++) memcpy(y + r * (COLS / VECTORS), &sum[r], sizeof(V));
+}
+
+static void NAME(subtract_rows)(const void *factors, size_t count, const void *rows, size_t stride, size_t n, void *sums) {
+    const T *f = factors, *x = rows;
+    T *y = sums;
+    size_t i = 0, width = COLS / VECTORS;
+    for (; i + 8 * width <= n; i += 8 * width) NAME(subtract_from)(f, count, x + i, stride, 8, y + i);
+    for (; i + width <= n; i += width) NAME(subtract_from)(f, count, x + i, stride, 1, y + i);
+    if (i == n) return;
+    T last[COLS] = {0}; /* the rest, which may not be read beyond its end */
+    memcpy(last, y + i, (n - i) * sizeof *last);
+    for (size_t l = 0; l < count; l++) {
+        T row[COLS] = {0};
+        memcpy(row, x + l * stride + i, (n - i) * sizeof *row);
+        NAME(subtract_from)(f + l, 1, row, 0, 1, last);
+    }
+    memcpy(y + i, last, (n - i) * sizeof *last);
+}
+
+static const aq_gemm_kernels NAME(gemm) = {sizeof(T), ROWS, COLS, NAME(pack_rows), NAME(pack_cols), NAME(tile), NAME(subtract_rows)};
 
 #undef COLS
 #undef T

@@ -64,6 +64,8 @@ typedef struct aq_gemm_kernels {
     void (*pack_cols)(void *out, const void *in, uint64_t stride, uint64_t step, size_t width, size_t k);
     /* c[i * ldc + j] += (or -=) the sum of a[l * rows + i] * b[l * cols + j], a chain of fused multiply-adds from 0 over rising l. */
     void (*tile)(size_t k, const void *a, const void *b, void *c, uint64_t ldc, const aq_gemm_edge *edge);
+    /* y[i] = fma(-f[l], x[l * stride + i], y[i]) for i < n, over rising l < count. */
+    void (*subtract_rows)(const void *f, size_t count, const void *x, size_t stride, size_t n, void *y);
 } aq_gemm_kernels;
 
 /* Rows of codes (of `outputs` outputs), seen as words of 32 bits, each with 32 / bits codes; a block is 16 words. w = s q + o, where word d of the first row
@@ -206,9 +208,6 @@ typedef struct aq_kernels {
     const aq_word_kernels *words;
 
     /* ---- solvers ---- */
-
-    /* y[i] -= f[k] * x[k * stride + i] for i < n, over rising k < count; one multiplication, one subtraction each. */
-    void (*subtract_rows)(const double *f, size_t count, const double *x, size_t stride, size_t n, double *y);
 
     /* y[i * stride + j] += e[k * 16 + j] * u[k * u_stride + i] for i < n and the 16 lanes j, over rising k < count; one multiplication, one addition each. */
     void (*spread)(const float *e, size_t count, const float *u, size_t u_stride, size_t n, float *y, size_t stride);

@@ -290,11 +290,6 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
 #define NAME(x) x##_f64
 #include "kernels/gemm_tile.h"
 
-static void subtract_rows(const double *f, size_t count, const double *x, size_t stride, size_t n, double *y) {
-    for (size_t k = 0; k < count; k++)
-        for (size_t i = 0; i < n; i++) y[i] -= f[k] * x[k * stride + i];
-}
-
 static void spread(const float *e, size_t count, const float *u, size_t u_stride, size_t n, float *y, size_t stride) {
     for (size_t k = 0; k < count; k++)
         for (size_t i = 0; i < n; i++)
@@ -459,6 +454,5 @@ const aq_kernels aq_kernels_scalar = {
     .two_level = two_level,
     .dot_codes = dot_codes,
     .words = &words,
-    .subtract_rows = subtract_rows,
     .spread = spread,
 };

@@ -34,7 +34,6 @@ const aq_kernels KERNELS = {
     .two_level = two_level,
     .dot_codes = dot_codes,
     .words = &WORDS,
-    .subtract_rows = subtract_rows,
     .spread = spread,
 };
 #undef KERNELS

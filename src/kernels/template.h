@@ -686,30 +686,6 @@ static void pair_error(const aq_block *b, int q_max, const float *s, const float
 #define NAME(x) x##_f64
 #include "kernels/gemm_tile.h"
 
-/* Some registers of y stay while the rows pass by. */
-static inline __attribute__((always_inline)) void subtract_rows_from(const double *f, size_t count, const double *x, size_t stride, size_t registers,
-                                                                     double *y) {
-    enum { D = sizeof(vd) / sizeof(double) };
-    vd sum[8];
-    for (size_t r = 0; r < registers; r++) memcpy(&sum[r], y + r * D, sizeof(vd));
-    for (size_t k = 0; k < count; k++)
-        for (size_t r = 0; r < registers; r++) {
-            vd row;
-            memcpy(&row, x + k * stride + r * D, sizeof row);
-            sum[r] -= row * f[k];
-        }
-    for (size_t r = 0; r < registers; r++) memcpy(y + r * D, &sum[r], sizeof(vd));
-}
-
-static void subtract_rows(const double *f, size_t count, const double *x, size_t stride, size_t n, double *y) {
-    enum { D = sizeof(vd) / sizeof(double), MANY = 8 };
-    size_t i = 0;
-    for (; i + MANY * D <= n; i += MANY * D) subtract_rows_from(f, count, x + i, stride, MANY, y + i);
-    for (; i + D <= n; i += D) subtract_rows_from(f, count, x + i, stride, 1, y + i);
-    for (size_t k = 0; k < count; k++)
-        for (size_t l = i; l < n; l++) y[l] -= f[k] * x[k * stride + l];
-}
-
 /* Some errors at once stay in registers, so that y passes through them once for all of these. */
 static inline __attribute__((always_inline)) void spread_some(const float *e, size_t count, const float *u, size_t u_stride, size_t n, float *y,
                                                               size_t stride) {

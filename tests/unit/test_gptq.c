@@ -168,6 +168,50 @@ static void dead_inputs_get_weight_zero(void **state) {
     free_sample(&t);
 }
 
+/* Entries beside a diagonal of zero cannot be: H would not be positive semidefinite. They count as the zeros they stand for, in refine and in the error too. */
+static void what_stands_beside_dead_inputs_does_not_matter(void **state) {
+    (void)state;
+    sample clean = make_sample(16, 96), odd = make_sample(16, 96);
+    memcpy(odd.w, clean.w, clean.rows * clean.n * sizeof *clean.w);
+    memcpy(odd.h, clean.h, clean.n * clean.n * sizeof *clean.h);
+    for (size_t k = 0; k < clean.n; k++) clean.h[17 * clean.n + k] = clean.h[k * clean.n + 17] = 0;
+    for (size_t k = 0; k < clean.n; k++) odd.h[17 * odd.n + k] = odd.h[k * odd.n + 17] = k == 17 ? 0 : (float)k - 40;
+    aq_quant_spec spec = {.bits = 2, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F32, .method = AQ_METHOD_GPTQ};
+    for (int order = 0; order <= 2; order++) {
+        aq_solve_options options = {.damp = 0.01, .order = (aq_solve_order)order, .refine_sweeps = 2};
+        solved a = solve(&clean, spec, options, 1), b = solve(&odd, spec, options, 1);
+        assert_true(same(&a, &b));
+        done(&a);
+        done(&b);
+    }
+    free_sample(&clean);
+    free_sample(&odd);
+}
+
+/* Inputs that nearly are combinations of others: floats leave no pivots when the damping is small, and doubles take over at the same damping. What comes out
+ * is the textbook's, and no damping is added that doubles do not need. */
+static void a_second_moment_too_near_singular_for_floats_is_factored_in_doubles(void **state) {
+    (void)state;
+    sample t = make_sample(24, 96);
+    for (size_t i = 0; i < t.n; i++) /* rank 8, and little more */
+        for (size_t k = 0; k < t.n; k++)
+            t.h[i * t.n + k] = i % 8 == k % 8 ? (1 + 0.01f * (float)(i % 13)) * (1 + 0.01f * (float)(k % 13)) + (i == k ? 0x1p-19f : 0) : 0;
+    for (double damp = 0.01; damp > 1e-8; damp /= 100) {
+        aq_solve_options options = {.damp = damp, .order = AQ_ORDER_INPUTS};
+        aq_quant_spec spec = {.bits = 4, .group_size = 32, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_GPTQ};
+        aq_hessian *h;
+        assert_int_equal(aq_hessian_create(&h, t.h, t.n, &options, 1, NULL), AQ_OK);
+        assert_true(aq_hessian_damping(h) == damp);
+        aq_hessian_free(h);
+        solved s = solve(&t, spec, options, 1);
+        assert_int_equal(s.status, AQ_OK);
+        size_t different = textbook_disagreements(&t, &s, damp);
+        assert_true(different <= t.rows * t.n / 200); /* values that fall between two codes to rounding */
+        done(&s);
+    }
+    free_sample(&t);
+}
+
 static void damping_climbs_until_the_factor_exists(void **state) {
     (void)state;
     sample t = make_sample(4, 64);
@@ -289,6 +333,8 @@ int main(void) {
         cmocka_unit_test(the_reported_error_is_that_of_the_values),
         cmocka_unit_test(cuts_threads_and_kernels_change_no_byte),
         cmocka_unit_test(dead_inputs_get_weight_zero),
+        cmocka_unit_test(what_stands_beside_dead_inputs_does_not_matter),
+        cmocka_unit_test(a_second_moment_too_near_singular_for_floats_is_factored_in_doubles),
         cmocka_unit_test(damping_climbs_until_the_factor_exists),
         cmocka_unit_test(inputs_without_meaning_are_refused),
         cmocka_unit_test(any_scale_of_H_and_W_gives_the_same_codes),

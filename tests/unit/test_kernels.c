@@ -397,24 +397,37 @@ static void spreading_agrees(void **state) {
         }
 }
 
+/* Against the plain loop, for the scalar form is made of the same lines as the others. */
+#define DEFINE_SUBTRACTING(bits, type, multiply_add)                                                                                                           \
+    static void subtracting_rows_agrees_##bits(const aq_kernels *k) {                                                                                          \
+        enum { MOST = 7 };                                                                                                                                     \
+        static float raw[MOST * MAX];                                                                                                                          \
+        static type f[MOST], x[MOST * MAX], a[MAX], b[MAX];                                                                                                    \
+        for (int kind = 0; kind < KINDS; kind++)                                                                                                               \
+            for (size_t n = 0, count = 0; n < MAX; n += n < 40 ? 1 : 31, count = (count + 1) % (MOST + 1)) {                                                   \
+                fill(raw, MOST *MAX, kind);                                                                                                                    \
+                for (size_t i = 0; i < MOST * MAX; i++) x[i] = (type)raw[i] / 3;                                                                               \
+                fill(raw, MAX, NORMAL);                                                                                                                        \
+                for (size_t i = 0; i < MAX; i++) a[i] = b[i] = (type)raw[i] / 7;                                                                               \
+                for (size_t i = 0; i < MOST; i++) f[i] = (type)raw[MAX + i] / 5;                                                                               \
+                for (size_t l = 0; l < count; l++)                                                                                                             \
+                    for (size_t i = 0; i < n; i++) a[i] = multiply_add(-f[l], x[l * MAX + i], a[i]);                                                           \
+                k->gemm_f##bits->subtract_rows(f, count, x, MAX, n, b);                                                                                        \
+                for (size_t i = 0; i < MAX; i++)                                                                                                               \
+                    if (!(isnan(a[i]) && isnan(b[i]))) assert_memory_equal(&a[i], &b[i], sizeof *a);                                                           \
+            }                                                                                                                                                  \
+    }
+DEFINE_SUBTRACTING(32, float, fmaf)
+DEFINE_SUBTRACTING(64, double, fma)
+
 static void subtracting_rows_agrees(void **state) {
     (void)state;
-    enum { MOST = 7 };
-    static float raw[MOST * MAX];
-    static double f[MOST], x[MOST * MAX], a[MAX], b[MAX];
-    FOR_EACH_TABLE(k)
-    for (int kind = 0; kind < KINDS; kind++)
-        for (size_t n = 0, count = 0; n < MAX; n += n < 40 ? 1 : 31, count = (count + 1) % (MOST + 1)) {
-            fill(raw, MOST * MAX, kind);
-            for (size_t i = 0; i < MOST * MAX; i++) x[i] = (double)raw[i] / 3;
-            fill(raw, MAX, NORMAL);
-            for (size_t i = 0; i < MAX; i++) a[i] = b[i] = (double)raw[i] / 7;
-            for (size_t i = 0; i < MOST; i++) f[i] = (double)raw[MAX + i] / 5;
-            aq_kernels_scalar.subtract_rows(f, count, x, MAX, n, a);
-            k->subtract_rows(f, count, x, MAX, n, b);
-            for (size_t i = 0; i < MAX; i++)
-                if (!(isnan(a[i]) && isnan(b[i]))) assert_memory_equal(&a[i], &b[i], 8);
-        }
+    subtracting_rows_agrees_32(&aq_kernels_scalar);
+    subtracting_rows_agrees_64(&aq_kernels_scalar);
+    FOR_EACH_TABLE(k) {
+        subtracting_rows_agrees_32(k);
+        subtracting_rows_agrees_64(k);
+    }
 }
 
 /* Every finite half as scale and as offset, at any alignment; records of random fields. */
