@@ -18,7 +18,8 @@
 #include "quant/quant_internal.h"
 
 enum {
-    TASK_WEIGHTS = 1 << 16,   /* of a task of outputs: some 5 µs a row of x, or more */
+    TASK_WEIGHTS = 1 << 16, /* of a task of outputs, at least and at most: some 5 to 20 µs a row of x */
+    MOST_WEIGHTS = 1 << 18,
     START_WEIGHTS = 2 << 20,  /* that make a thread worth its start */
     THREAD_WEIGHTS = 1 << 18, /* that make one worth sending that stands ready */
     PADDING = 16              /* floats that kernels may read behind the last line */
@@ -96,17 +97,22 @@ typedef struct dots {
 
 /* x in the order in which dot_codes reads it, and the sums over each pair's inputs. */
 static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, uint64_t n_sums, float *out, float *sums) {
-    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols, width = w->layout.pairs_per_row == 1 ? inputs : w->layout.pair_width;
-    for (uint64_t block = 0; block < words / AQ_LANES; block++)
+    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols, width = aq_linear_pair_width(w), whole = inputs / width;
+    float copy[AQ_LANES * 16];
+    for (uint64_t block = 0; block < words / AQ_LANES; block++, out += per * AQ_LANES) {
+        const float *in = x + block * AQ_LANES * per;
+        uint64_t left = inputs - aq_least(block * AQ_LANES * per, inputs);
+        if (left < AQ_LANES * per) { /* the last block, or one of words behind the last */
+            memset(copy, 0, sizeof copy);
+            in = left ? memcpy(copy, in, left * sizeof *copy) : copy;
+        }
         for (uint64_t t = 0; t < per; t++)
-            for (uint64_t j = 0; j < AQ_LANES; j++) {
-                uint64_t i = (block * AQ_LANES + j) * per + t;
-                *out++ = i < inputs ? x[i] : 0.0f;
-            }
-    for (uint64_t p = 0; p < n_sums; p++) {
-        sums[p] = 0;
-        for (uint64_t i = p * width; i < aq_least((p + 1) * width, inputs); i++) sums[p] += x[i];
+            for (uint64_t j = 0; j < AQ_LANES; j++) out[t * AQ_LANES + j] = in[j * per + t];
     }
+    memset(sums, 0, n_sums * sizeof *sums);
+    for (uint64_t i = 0; i < width; i++) /* pairs side by side, so that none waits for its last sum */
+        for (uint64_t p = 0; p < whole; p++) sums[p] += x[p * width + i];
+    for (uint64_t i = whole * width; i < inputs; i++) sums[whole] += x[i];
 }
 
 /* Each of n lines `copies` times, up to `most` in all. */
@@ -175,10 +181,13 @@ static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint6
     aq_fp_leave(fp);
     d.x = memory;
     d.sums = sums;
-    d.outputs_per_task = aq_least(w->layout.rows, TASK_WEIGHTS / inputs + 1);
-    uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), worth = aq_threads_ready() ? THREAD_WEIGHTS : START_WEIGHTS;
-    uint64_t work = w->layout.rows * inputs / worth * aq_div_up(n_rows, 4);
+    uint64_t threads = (uint64_t)aq_cpu_threads(n_threads), worth = aq_threads_ready() ? THREAD_WEIGHTS : START_WEIGHTS, weights = w->layout.rows * inputs;
+    uint64_t work = weights / worth * aq_div_up(n_rows, 4);
     threads = aq_least(threads, work ? work : 1);
+    /* Two tasks a thread where that is not too much for one: a thread then often meets the codes that its cache has from the call before. */
+    uint64_t of_task = aq_least(weights / (2 * threads), MOST_WEIGHTS);
+    if (of_task < TASK_WEIGHTS) of_task = TASK_WEIGHTS;
+    d.outputs_per_task = aq_div_up(of_task, inputs * AQ_LANES) * AQ_LANES; /* whole turns of the kernels */
     bool ok = aq_parallel_for((size_t)aq_div_up(w->layout.rows, d.outputs_per_task), (int)threads, dot_task, &d);
     aq_free(memory);
     return ok ? AQ_OK : aq_fail_memory(err, 0, "the parameters of a layer's outputs");
