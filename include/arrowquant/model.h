@@ -5,7 +5,7 @@
  *
  * Accepted paths: a .safetensors file; a .gguf file; an *.index.json; a diffusers folder (model_index.json); a component or transformers-style folder
  * (config.json + *.safetensors or index); a plain folder with metadata.json and safetensors files.
- * A written container (Parquet folder) is opened by store.h; aq_model_open refuses it with a hint.
+ * A Parquet model folder is opened as a model by aq_store_open_model (store.h); aq_model_open refuses it with a hint.
  *
  * A model that is open does not change: its functions may be called from several threads at once.
  * All files are checked whole at open (ST01-ST17, IX01-IX10 of the design); ST18 by aq_model_check_unchanged at the end of a run.
@@ -91,6 +91,25 @@ struct aq_tensor_info {
  * AQ_ERR_IO (path missing, permission), AQ_ERR_FORMAT (refused), AQ_ERR_USAGE (ambiguous variant or component). */
 AQ_API aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options *options, aq_error *err);
 AQ_API void aq_model_close(aq_model *model);
+
+/* A model whose values another room reads: the container as a source. Functions take `user` and an index of a tensor. */
+typedef struct aq_model_source {
+    void *user;
+    const char *format;                                                                /* "parquet" */
+    const char *weights_folder, *weights_name;                                         /* below the root, as the model was before: "transformer"; "" */
+    const char *component, *class_name;                                                /* "" when unknown */
+    aq_modality modality;                                                              /* that it names itself; AQ_MODALITY_UNKNOWN: look for it */
+    size_t n_tensors, n_files, n_side_files, n_coded;                                  /* coded: tensors whose values stand for codes, which the user is told */
+    aq_status (*tensor)(void *user, size_t index, aq_tensor_info *out, aq_error *err); /* all but the role; strings live as long as `user` */
+    aq_status (*read_f32)(void *user, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err);
+    const void *(*data)(void *user, size_t index); /* of a tensor that is not computed; not NULL */
+    void (*release)(void *user, size_t index);
+    const char *(*file)(void *user, size_t index);
+    const char *(*side_file)(void *user, size_t index, const char **absolute_path);
+    void (*close)(void *user);
+} aq_model_source;
+/* Takes over source->user, in case of failure too. A path of a folder is the model's root, else the folder that holds the file. */
+AQ_API aq_status aq_model_open_from(aq_model **out, const char *path, const aq_model_source *source, const aq_model_options *options, aq_error *err);
 
 AQ_API size_t aq_model_n_tensors(const aq_model *model);
 AQ_API const aq_tensor_info *aq_model_tensor(const aq_model *model, size_t index);

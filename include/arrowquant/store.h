@@ -184,6 +184,10 @@ AQ_API const char *aq_store_file(const aq_store *store, size_t file_index);
 AQ_API size_t aq_store_n_side_files(const aq_store *store);
 AQ_API const char *aq_store_side_file(const aq_store *store, size_t index, const char **absolute_path);
 
+/* Opens a container of any version as the source of a run: tensors without codes as they are, codes as the F32 values that they stand for, with a warning that
+ * these carry the error of their codes. */
+AQ_API aq_status aq_store_open_model(aq_model **out, const char *path, const aq_model_options *options, aq_error *err);
+
 /* Full integrity check: SHA-256 of files against metadata.json, page CRCs, the hash of each tensor. Problems are passed to `report`, one sentence each,
  * naming the file and tensor. AQ_ERR_QUALITY when there was any. */
 AQ_API aq_status aq_store_verify(const aq_store *store, void (*report)(void *user, const char *problem), void *user, aq_error *err);

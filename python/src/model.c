@@ -22,7 +22,8 @@ static int model_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     aq_model *model = NULL;
     aq_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = aq_model_open(&model, PyBytes_AsString(path), &options, &err);
+    const char *name = PyBytes_AsString(path);
+    status = aq_store_is_container(name) ? aq_store_open_model(&model, name, &options, &err) : aq_model_open(&model, name, &options, &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
     if (status != AQ_OK) {

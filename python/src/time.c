@@ -194,8 +194,9 @@ static PyObject *smooth(PyObject *module, PyObject *args) {
 }
 
 static PyObject *figures(const aq_time_group *groups, size_t n, double threshold) {
-    double *work = aq_calloc(n, 3 * sizeof *work), *ds = work + n, *dz = work + 2 * n;
+    double *work = aq_calloc(n, 3 * sizeof *work);
     if (!work) return PyErr_NoMemory();
+    double *ds = work + n, *dz = work + 2 * n;
     double score = aq_time_groups_smoothness(groups, n, work, ds, dz);
     PyObject *scores = PyList_New((Py_ssize_t)n - 1), *violations = PyList_New(0), *result = NULL;
     for (size_t i = 0; scores && violations && i + 1 < n; i++) {

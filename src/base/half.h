@@ -36,7 +36,7 @@ static inline float aq_f16_to_f32(uint16_t h) {
     return aq_f32_from_bits(sign | (exp + 112) << 23 | frac << 13);
 }
 
-/* The same, without branches, of a half that is finite. */
+/* The same, without branches, of a half that is finite: stored parameters, which are checked when they are read (aq_quant_params_check). */
 static inline float aq_finite_f16_to_f32(uint16_t h) {
     float size = aq_f32_from_bits((uint32_t)(h & 0x7FFF) << 13) * 0x1p112f;
     return aq_f32_from_bits(aq_f32_bits(size) | (uint32_t)(h & 0x8000) << 16);

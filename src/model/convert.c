@@ -16,12 +16,16 @@ enum { PIECE_BYTES = 64 << 10 };
 
 const void *aq_model_data(const aq_model *model, size_t index) {
     const aq_tensor_info *t = &model->tensors[index];
+    if (model->source.tensor) return model->source.data(model->source.user, index);
     return model->files[t->file_index].map.data + t->offset;
 }
 
 void aq_model_release(const aq_model *model, size_t index) {
     const aq_tensor_info *t = &model->tensors[index];
-    aq_file_map_release(&model->files[t->file_index].map, t->offset, t->size_bytes);
+    if (model->source.tensor)
+        model->source.release(model->source.user, index);
+    else
+        aq_file_map_release(&model->files[t->file_index].map, t->offset, t->size_bytes);
 }
 
 static void convert_f64(const unsigned char *in, size_t n, float *out) {
@@ -117,7 +121,10 @@ aq_status aq_model_read_bytes(const aq_model *model, size_t index, uint64_t begi
     if (begin > t->size_bytes || size > t->size_bytes - begin)
         return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "bytes %llu + %llu of %llu", (unsigned long long)begin, (unsigned long long)size,
                           (unsigned long long)t->size_bytes);
-    return aq_weights_file_read(file, t->offset + begin, out, size, err);
+    if (!model->source.tensor) return aq_weights_file_read(file, t->offset + begin, out, size, err);
+    if (t->is_computed) return aq_fail_at(err, AQ_ERR_USAGE, file->path, t->name, "has no bytes of its own: its values are computed");
+    memcpy(out, (const uint8_t *)model->source.data(model->source.user, index) + begin, (size_t)size);
+    return AQ_OK;
 }
 
 aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin, uint64_t count, float *out, aq_error *err) {
@@ -131,7 +138,9 @@ aq_status aq_model_read_f32(const aq_model *model, size_t index, uint64_t begin,
                           (unsigned long long)t->count);
     if (count == 0) return AQ_OK;
     aq_status status;
-    if (t->block_type != 0)
+    if (model->source.tensor)
+        status = model->source.read_f32(model->source.user, index, begin, count, out, err);
+    else if (t->block_type != 0)
         status = read_blocks(file, t, begin, count, out, err);
     else if (t->dtype == AQ_F32)
         status = aq_weights_file_read(file, t->offset + begin * 4, out, count * 4, err);

@@ -75,7 +75,7 @@ aq_status aq_folder_config(aq_model *model, const char *dir, const aq_model_opti
 
 /* ---- side files ---- */
 
-static aq_status add_side_file(aq_model *model, const char *relative, const char *absolute, aq_error *err) {
+aq_status aq_model_add_side_file(aq_model *model, const char *relative, const char *absolute, aq_error *err) {
     if (model->n_side_files >= MAX_SIDE_FILES)
         return aq_fail_at(err, AQ_ERR_FORMAT, model->root, NULL, "more than %d files beside the weights", MAX_SIDE_FILES);
     aq_side_file *grown = aq_grow(model->side_files, &model->side_files_capacity, model->n_side_files, sizeof *grown);
@@ -107,7 +107,7 @@ static aq_status collect_side_file(aq_model *model, const char *dir, const char 
     if (!absolute || !relative) {
         status = aq_fail_memory(err, strlen(dir), "a path");
     } else if (aq_path_is_file(absolute)) {
-        status = add_side_file(model, relative, absolute, err);
+        status = aq_model_add_side_file(model, relative, absolute, err);
     } else if (rule.recurse && depth < MAX_SIDE_DEPTH && aq_path_is_dir(absolute)) {
         side_rule inner = rule;
         if (depth == 0) inner.keep_weights = strcmp(name, rule.component) != 0;

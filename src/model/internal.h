@@ -46,10 +46,16 @@ struct aq_model {
     size_t n_warnings, warnings_capacity;
     aq_side_file *side_files;
     size_t n_side_files, side_files_capacity;
-    json_t *config;      /* config.json of the weights, NULL without one */
-    json_t *model_index; /* model_index.json of a diffusers folder, NULL without one */
-    aq_lora *lora;       /* NULL without adapters */
+    json_t *config;         /* config.json of the weights, NULL without one */
+    json_t *model_index;    /* model_index.json of a diffusers folder, NULL without one */
+    aq_lora *lora;          /* NULL without adapters */
+    aq_model_source source; /* tensor is NULL unless another room reads the values */
 };
+
+/* Sums, names and doubles of the tensors in the model's array. */
+aq_status aq_model_index_tensors(aq_model *model, aq_error *err);
+/* Tensors whose values are not the bytes of the file, and what becomes of those that are kept. */
+aq_status aq_model_mark_computed(aq_model *model, aq_error *err);
 
 /* Adds `FILE: text` to the warnings; the file, which may be NULL, is escaped. */
 aq_status aq_model_warn(aq_model *model, aq_error *err, const char *file, const char *format, ...) __attribute__((format(printf, 4, 5)));
@@ -58,6 +64,8 @@ void *aq_grow(void *items, size_t *capacity, size_t n, size_t size);
 
 /* file.c: opens, checks and maps one safetensors file, which becomes the model's last one. Takes over `path`. */
 aq_status aq_model_add_file(aq_model *model, char *path, const aq_model_options *options, aq_error *err);
+/* A file that another room reads: its path, and what it looked like. */
+aq_status aq_model_add_stamp(aq_model *model, const char *path, aq_error *err);
 void aq_weights_file_free(aq_weights_file *file);
 /* Opens the file again, which must still be the one that was opened first; closed by aq_weights_file_done. */
 aq_status aq_weights_file_reopen(int *fd, const aq_weights_file *file, aq_error *err);
@@ -100,6 +108,9 @@ aq_status aq_folder_open(aq_model *model, const char *path, const aq_model_optio
 aq_status aq_config_load(json_t **out, const char *dir, const char *name, const aq_model_options *options, aq_error *err);
 /* The configuration beside the weights, the class it names, and whether it says that they are quantized already. */
 aq_status aq_folder_config(aq_model *model, const char *dir, const aq_model_options *options, aq_error *err);
+
+/* Adds a file that goes with the model. */
+aq_status aq_model_add_side_file(aq_model *model, const char *relative, const char *absolute, aq_error *err);
 
 /* reduced.c: refuses quantized weights by kind and pairs fp8 weights with their scales (IX09). */
 aq_status aq_reduced_check(aq_model *model, aq_error *err);

@@ -70,14 +70,13 @@ aq_status aq_fail_gguf(aq_error *err, const char *path) {
 
 aq_status aq_fail_container(aq_error *err, const char *path) {
     aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is an ArrowQuant container (Parquet), not a source model");
-    aq_hint(err, "`arrowquant inspect`, `verify`, `diff` and `export` read it; `quantize` starts from the source model");
+    aq_hint(err, "`arrowquant inspect`, `quantize`, `plan`, `verify`, `diff` and `export` read it");
     return AQ_ERR_FORMAT;
 }
 
 /* ---- the tensors of all files ---- */
 
 static aq_status join_tensors(aq_model *model, const aq_model_options *options, aq_error *err) {
-    aq_name_list twice = {0};
     size_t n = 0;
     for (size_t f = 0; f < model->n_files; f++) n += model->files[f].header.n_tensors;
     if (n > options->limits.n_tensors) return aq_fail_limit(err, model->path, NULL, "n_tensors", options->limits.n_tensors, "%zu tensors", n);
@@ -94,6 +93,12 @@ static aq_status join_tensors(aq_model *model, const aq_model_options *options, 
         header->tensors = NULL;
         model->n_tensors += header->n_tensors;
     }
+    return aq_model_index_tensors(model, err);
+}
+
+aq_status aq_model_index_tensors(aq_model *model, aq_error *err) {
+    aq_name_list twice = {0};
+    size_t n = model->n_tensors;
     aq_status status = aq_name_table_init(&model->names, model->tensors, sizeof *model->tensors, n, err);
     for (size_t i = 0; status == AQ_OK && i < n; i++) {
         model->total_bytes += model->tensors[i].size_bytes; /* sizes of existing files: no overflow */
@@ -161,13 +166,12 @@ static aq_status open_path(aq_model *model, const aq_model_options *options, aq_
     return aq_folder_open(model, model->path, options, err);
 }
 
-/* Tensors whose values are not the bytes of the file, and what becomes of those that are kept. */
-static aq_status mark_computed(aq_model *model, aq_error *err) {
+aq_status aq_model_mark_computed(aq_model *model, aq_error *err) {
     size_t n_blocks = 0, first = 0;
     for (size_t i = model->n_tensors; i-- > 0;) {
         aq_tensor_info *t = &model->tensors[i];
         bool fp8 = t->dtype == AQ_F8_E4M3 || t->dtype == AQ_F8_E5M2;
-        t->is_computed = t->scale_index >= 0 || t->block_type != 0 || t->adapter_index >= 0;
+        t->is_computed |= t->scale_index >= 0 || t->block_type != 0 || t->adapter_index >= 0;
         t->kept_dtype = t->adapter_index >= 0 ? AQ_F32 : fp8 && t->is_computed ? AQ_BF16 : t->dtype;
         if (t->block_type != 0) n_blocks++, first = i;
     }
@@ -192,7 +196,7 @@ aq_status aq_model_open(aq_model **out, const char *path, const aq_model_options
     if (status == AQ_OK) status = join_tensors(model, options, err);
     if (status == AQ_OK) status = aq_reduced_check(model, err);
     if (status == AQ_OK) status = aq_lora_open(model, options, err);
-    if (status == AQ_OK) status = mark_computed(model, err);
+    if (status == AQ_OK) status = aq_model_mark_computed(model, err);
     if (status == AQ_OK) aq_roles_assign(model);
     if (status == AQ_OK) status = aq_modality_detect(model, options, err);
     if (status == AQ_OK)
@@ -224,6 +228,7 @@ void aq_model_close(aq_model *model) {
     json_decref(model->config);
     json_decref(model->model_index);
     aq_lora_close(model->lora);
+    if (model->source.close) model->source.close(model->source.user);
     aq_free(model);
 }
 

@@ -107,6 +107,8 @@ static double try_grid(const float *x, uint64_t n, float s, float z, float q_max
     return error;
 }
 
+#define LARGEST_HALF 65504.0f
+
 /* The half scale and whole zero point (1 to 2^bits - 1) with the smallest error that clipped ranges, and a least-squares scale for each, find. */
 static grid search_group(const float *x, uint64_t n, int bits) {
     float lo = 0, hi = 0, q_max = (float)((1 << bits) - 1);
@@ -122,9 +124,9 @@ static grid search_group(const float *x, uint64_t n, int bits) {
             float zero = z + (float)shift, trial = s;
             zero = zero < 1 ? 1 : zero > q_max ? q_max : zero;
             for (int fit = 0; fit < 3; fit++) {
-                uint16_t half = aq_f32_to_f16(trial);
+                uint16_t half = aq_f32_to_f16(fminf(trial, LARGEST_HALF)); /* a larger step is not to be had: values beyond are clipped */
                 float rounded = aq_f16_to_f32(half);
-                if (!(rounded > 0) || !isfinite(rounded)) break;
+                if (!(rounded > 0)) break;
                 double error = try_grid(x, n, rounded, zero, q_max, &xc, &cc);
                 if (error < least) least = error, best = (grid){half, (uint8_t)zero};
                 if (!(cc > 0 && xc > 0)) break;

@@ -389,7 +389,7 @@ aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const a
     if (open.modality == AQ_MODALITY_UNKNOWN && modality) open.modality = aq_modality_from_name(modality);
     aq_status status = aq_config_validate(config, err);
     if (status == AQ_OK) aq_config_idle(config, warn_idle, job);
-    if (status == AQ_OK) status = aq_model_open(model, path, &open, err);
+    if (status == AQ_OK) status = aq_source_open_model(model, path, &open, err);
     if (status == AQ_OK) status = aq_component_check(*model, path, &open, err);
     if (status == AQ_OK && !allow_unmatched) status = aq_config_check_patterns(config, *model, err);
     if (status == AQ_OK) status = open_calibration(calib, calibration, *model, err);

@@ -287,7 +287,7 @@ static aq_status open_model(quantize_run *run, const char *model_path, aq_error 
     aq_model_options options = run->options->model;
     const char *modality = aq_config_string(run->config, "modality");
     if (options.modality == AQ_MODALITY_UNKNOWN && modality) options.modality = aq_modality_from_name(modality);
-    aq_status status = aq_model_open(&run->model, model_path, &options, err);
+    aq_status status = aq_source_open_model(&run->model, model_path, &options, err);
     if (status == AQ_OK) status = aq_component_check(run->model, model_path, &options, err);
     if (status != AQ_OK) return status;
     for (size_t i = 0; i < aq_model_n_warnings(run->model); i++) aq_sentences_add(&run->warnings, "%s", aq_model_warning(run->model, i));

@@ -55,9 +55,17 @@ static aq_status create_writer(quantize_run *run, aq_error *err) {
     return aq_store_writer_create(&run->writer, run->out_path, &options, err);
 }
 
+/* A container that is the source has the metadata.json of what it was made from among its files. */
+static bool has_source_metadata(const aq_model *model) {
+    const char *relative;
+    for (size_t i = 0; (relative = aq_model_side_file(model, i, NULL)) != NULL; i++)
+        if (strcmp(relative, aq_side_file_stored_name("metadata.json")) == 0) return true;
+    return false;
+}
+
 /* A folder's own metadata.json cannot keep its name: the container has one. */
 static aq_status copy_metadata(quantize_run *run, aq_error *err) {
-    if (!aq_path_is_dir(aq_model_path(run->model))) return AQ_OK;
+    if (!aq_path_is_dir(aq_model_path(run->model)) || has_source_metadata(run->model)) return AQ_OK;
     char *path = aq_path_join(aq_model_root(run->model), "metadata.json");
     if (!path) return aq_fail_memory(err, 0, "a path");
     aq_status status = aq_path_is_file(path) ? aq_store_writer_copy(run->writer, aq_side_file_stored_name("metadata.json"), path, err) : AQ_OK;

@@ -30,6 +30,10 @@ aq_status aq_source_open(aq_source *out, const char *path, const aq_model_option
     return status;
 }
 
+aq_status aq_source_open_model(aq_model **out, const char *path, const aq_model_options *options, aq_error *err) {
+    return path && aq_store_is_container(path) ? aq_store_open_model(out, path, options, err) : aq_model_open(out, path, options, err);
+}
+
 aq_status aq_component_check(const aq_model *model, const char *path, const aq_model_options *options, aq_error *err) {
     if (!options || !options->component || (model && aq_model_component(model)[0])) return AQ_OK;
     aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "--component needs a diffusers folder, and this is %s", model ? "none" : "a container");

@@ -34,6 +34,8 @@ aq_status aq_source_open(aq_source *out, const char *path, const aq_model_option
 /* Makes a container comparable with its source: weights of folded equalizations are read as W there, and the model's values as the container's folds make
  * them. AQ_ERR_FORMAT when the container's folds contradict its tensors. */
 aq_status aq_source_align_folds(aq_source *model, aq_source *container, aq_error *err);
+/* The source of a run, a container among them: values of its codes are those that they stand for. */
+aq_status aq_source_open_model(aq_model **out, const char *path, const aq_model_options *options, aq_error *err);
 /* AQ_ERR_USAGE when a component was asked for and none was chosen; `model` is NULL for a container. For commands of one input: of two it may concern one. */
 aq_status aq_component_check(const aq_model *model, const char *path, const aq_model_options *options, aq_error *err);
 void aq_source_close(aq_source *source);

@@ -255,16 +255,24 @@ static aq_status fingerprint(search *s, const size_t *start, aq_error *err) {
 
 static json_t *genes_json(const search *s, const individual *one) {
     json_t *genes = json_array();
-    for (size_t i = 0; genes && i < s->n; i++) json_array_append_new(genes, json_integer((json_int_t)one->genes[i]));
+    for (size_t i = 0; i < s->n; i++) {
+        if (genes && json_array_append_new(genes, json_integer((json_int_t)one->genes[i])) == 0) continue;
+        json_decref(genes);
+        return NULL;
+    }
     return genes;
 }
 
 static aq_status save_state(const search *s, aq_error *err) {
     if (!s->o->state_path) return AQ_OK;
     json_t *population = json_array();
-    for (size_t i = 0; population && i < s->o->population; i++)
-        json_array_append_new(population, json_pack("{s:o, s:o}", "genes", genes_json(s, &s->now[i]), "fitness",
-                                                    isfinite(s->now[i].fitness) ? json_real(s->now[i].fitness) : json_null()));
+    for (size_t i = 0; i < s->o->population; i++) {
+        json_t *fitness = isfinite(s->now[i].fitness) ? json_real(s->now[i].fitness) : json_null();
+        json_t *one = json_pack("{s:o, s:o}", "genes", genes_json(s, &s->now[i]), "fitness", fitness); /* NULL when any part of it is */
+        if (population && json_array_append_new(population, one) == 0) continue;
+        json_decref(population);
+        return aq_fail_memory(err, 0, "the state of the evolutionary search");
+    }
     char random[32];
     snprintf(random, sizeof random, "%016" PRIx64, s->random);
     json_t *json = json_pack("{s:s, s:s, s:I, s:I, s:s, s:o, s:O}", "schema", STATE_SCHEMA, "search", s->print, "generation", (json_int_t)s->generation,

@@ -51,12 +51,34 @@ void aq_time_stats_combine(aq_time_stats *into, const aq_time_stats *part) {
 enum { CLIPS = 29 }; /* 1, 0.975 … 0.3 of each end */
 static double clip_at(int i) { return 1 - 0.025 * i; }
 
+/* exp and log by operations that are rounded one way everywhere: libm's differ between versions, and with the instruction set; what they decide here is
+ * stored. Series to within 1e-15. */
+#define LN2_HIGH 0x1.62e42fefa38p-1 /* its last bits are zero: times a small whole number it is exact */
+#define LN2_LOW 0x1.ef35793c7673p-45
+
+static double exp_of(double x) { /* x <= 0 */
+    if (!(x > -700)) return 0;
+    int k = (int)(x / LN2_HIGH - 0.5);
+    double r = x - k * LN2_HIGH - k * LN2_LOW, sum = 1; /* |r| <= 0.35 */
+    for (int i = 14; i > 0; i--) sum = 1 + sum * r / i;
+    return ldexp(sum, k);
+}
+
+static double log_of(double x) { /* x > 0, finite */
+    int k;
+    double m = frexp(x, &k);
+    if (m < 0x1.6a09e667f3bcdp-1) m *= 2, k--; /* to [sqrt(1/2), sqrt(2)) */
+    double z = (m - 1) / (m + 1), sum = 0;
+    for (int i = 23; i > 0; i -= 2) sum = sum * z * z + 1.0 / i;
+    return k * LN2_HIGH + (2 * z * sum + k * LN2_LOW);
+}
+
 /* E (x - a)^2 over x > a of one part, whose upper half falls as exp(-(x - m) / b) / 2: b is such that of its `count` values one is expected at `furthest`.
  * So a part with rare large values (what an activation function leaves of a channel) has a heavy tail, and a small set is not clipped by much. */
 static double tail(double a, double m, double furthest, double count) {
-    double b = (furthest - m) / log(count > 4 ? count / 2 : 2), over = fmax(0, m - a);
+    double b = (furthest - m) / log_of(count > 4 ? count / 2 : 2), over = fmax(0, m - a);
     if (b <= 0) return over * over;
-    return b * b * exp(-fmax(0, a - m) / b) + over * over;
+    return b * b * exp_of(-fmax(0, a - m) / b) + over * over;
 }
 
 /* Mean squared error of clipping at c * end for each candidate, beyond that of clipping at `end` itself: the tails, and the one value of each part that is

@@ -222,12 +222,18 @@ static aq_status open_input(aq_store *s, aq_store_input *f, aq_error *err) {
 bool aq_store_is_container(const char *path) {
     if (!aq_path_is_dir(path)) return aq_path_is_file(path) && aq_text_ends_with(path, ".parquet");
     aq_names names = {0};
-    bool found = false;
+    bool found = false, ours = false, safetensors = false;
     if (aq_list_dir(&names, path, 1000000, NULL) != AQ_OK) return false;
-    for (size_t i = 0; i < names.n_names; i++)
-        found = found || (aq_text_ends_with(names.names[i], ".parquet") && strcmp(names.names[i], "calibration.parquet") != 0);
+    for (size_t i = 0; i < names.n_names; i++) {
+        const char *name = names.names[i];
+        unsigned index, n;
+        int end = 0;
+        ours |= sscanf(name, "model-%5u-of-%5u.parquet%n", &index, &n, &end) == 2 && end && !name[end];
+        found |= aq_text_ends_with(name, ".parquet") && strcmp(name, "calibration.parquet") != 0;
+        safetensors |= aq_text_ends_with(name, ".safetensors");
+    }
     aq_names_free(&names);
-    return found;
+    return ours || (found && !safetensors); /* other tables may lie beside the weights of a source model */
 }
 
 /* model-00001-of-00003.parquet: all three are there. */

@@ -81,7 +81,7 @@ def test_signatures_and_stubs_show_every_setting(function, stub, others):
 
 
 def test_the_type_stubs_say_what_the_module_is():
-    for package in ("mypy", "torch", "diffusers", "transformers"):  # what the modules of the package import
-        pytest.importorskip(package)
-    done = subprocess.run([sys.executable, "-m", "mypy.stubtest", "arrow_quant_v2", "--ignore-missing-stub"], capture_output=True, text=True)
+    """The C part alone has a stub; the rest is annotated, and mypy checks it."""
+    pytest.importorskip("mypy")
+    done = subprocess.run([sys.executable, "-m", "mypy.stubtest", "arrow_quant_v2._core", "--ignore-missing-stub"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -128,6 +128,19 @@ def test_gptq_means_the_weights(model, tmp_path, bits, kind):
     assert own["dynamic"]["+:^blocks\\.0\\.narrow$"] == {"bits": bits, "group_size": 32}  # 96 inputs are no multiple of 64
 
 
+def test_NU03_a_step_beyond_half_precision_is_the_largest_half_and_the_error_is_told(tmp_path):
+    """Steps of 2e5 where a half ends at 65504: values beyond what that reaches are clipped, the others keep their sign and their place."""
+    w = np.linspace(-1.5e6, 1.5e6, 64 * 128, dtype=np.float32).reshape(128, 64).T.copy()
+    safetensors_numpy.save_file({"a.weight": w}, tmp_path / "m.safetensors")
+    arrowquant("quantize", tmp_path / "m.safetensors", "-o", tmp_path / "q", "--bits", 4, "--group", 64, "--modality", "image", "--params", "f32")
+    report = arrowquant("export", tmp_path / "q", "--to", "gptq", "-o", tmp_path / "g")
+    file = safetensors_numpy.load_file(next((tmp_path / "g").glob("*.safetensors")))
+    assert file["a.scales"].max() == 65504
+    back = undo_gptq(file, "a", 4)
+    assert np.isfinite(back).all() and np.corrcoef(back.ravel(), w.ravel())[0, 1] > 0.8 and (back[:, :40] <= 0).all()
+    assert "added error" in " ".join(report["warnings"])
+
+
 def test_gptq_from_the_source_is_near_the_best_of_its_grid(model, tmp_path):
     container, _ = quantized(model, "asym4f16", "--bits", 4, "--group", 64, "--params", "f16", "--asym")
     report = arrowquant("export", container, "--to", "gptq", "-o", tmp_path / "g", "--source", model[0])

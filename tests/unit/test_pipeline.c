@@ -470,13 +470,25 @@ static void a_component_of_what_has_none_is_refused(void **state) {
     assert_int_equal(aq_verify(st_path("o"), model, &options.model, NULL, 1, 0.9, NULL, &err), AQ_OK);
 }
 
-static void a_container_of_a_pipeline_is_named_as_one(void **state) {
+static void a_container_of_a_pipeline_is_a_source_too(void **state) {
     (void)state;
     json_decref(quantize(DIT, st_path("o"), "bit_width=8"));
     assert_true(aq_path_exists(st_path("o/model_index.json")));
-    result r = quantize_with(st_path("o"), st_path("p"), "bit_width=4", NULL, NULL);
-    assert_int_equal(r.status, AQ_ERR_FORMAT);
-    assert_non_null(strstr(r.err.message, "is an ArrowQuant container"));
+    aq_quantize_options options = {0};
+    aq_model_options_init(&options.model);
+    options.model.component = "vae";
+    result r = quantize_with(st_path("o"), st_path("p"), "bit_width=4", &options, NULL);
+    assert_int_equal(r.status, AQ_ERR_USAGE);
+    assert_non_null(strstr(r.err.message, "holds the component \"transformer\", not \"vae\""));
+    json_t *report = quantize(st_path("o"), st_path("p"), "bit_width=4"), *warnings = json_object_get(report, "warnings");
+    assert_true(aq_path_exists(st_path("p/model_index.json")) && aq_path_exists(st_path("p/transformer/config.json")));
+    assert_non_null(strstr(json_string_value(json_array_get(warnings, 0)), "42 tensors are quantized already"));
+    json_decref(report);
+    /* What is no run opens source models alone. */
+    aq_model *model;
+    aq_error err;
+    assert_int_equal(aq_model_open(&model, st_path("o"), NULL, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "is an ArrowQuant container"));
 }
 
 static void inputs_of_the_model_are_no_statistics_and_that_is_told(void **state) {
@@ -660,7 +672,7 @@ int main(int argc, char **argv) {
         TEST(a_size_target_out_of_reach_is_refused_before_work),
         TEST(ST18_a_model_that_changes_while_it_is_read_is_refused),
         TEST(a_component_of_what_has_none_is_refused),
-        TEST(a_container_of_a_pipeline_is_named_as_one),
+        TEST(a_container_of_a_pipeline_is_a_source_too),
         TEST(inputs_of_the_model_are_no_statistics_and_that_is_told),
         TEST(fp8_weights_are_read_with_their_scale),
         TEST(progress_never_falls_and_names_every_tensor_once),
