@@ -6,12 +6,14 @@ reading the arrays alone takes with the same threads: no quantizer can be faster
 """
 
 import argparse
+import asyncio
 import logging
 import math
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 
 import arrow_quant_v2 as aq
@@ -65,6 +67,44 @@ def bench_overhead(rounds):
     print(f"quantize_batch, 100 of 1000 x 1000  {min(totals) * 1e3:8.2f} ms   {given / min(totals) / 1e9:.2f} GB/s of float32")
     print(f"  above the library's own time      {min(overheads) * 1e3:8.2f} ms   (must be below 2)")
     print(f"  memory grew by {grown:.0f} MiB: the result is {size:.0f} MiB, the input, which is not copied, {given / 2**20:.0f} MiB")
+
+
+async def longest_pauses(work):
+    """Runs a coroutine beside one that wakes up each millisecond; seconds of work, and how much too late the latest and the median wake-up came."""
+    late, done = [], False
+
+    async def ticker():
+        while not done:
+            start = time.perf_counter()
+            await asyncio.sleep(0.001)
+            late.append(time.perf_counter() - start - 0.001)
+
+    task, start = asyncio.create_task(ticker()), time.perf_counter()
+    await work()
+    seconds, done = time.perf_counter() - start, True
+    await task
+    return seconds, max(late), sorted(late)[len(late) // 2]
+
+
+def bench_event_loop():
+    """The event loop while a model of 40 layers is searched on all threads."""
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(folder, "model.safetensors")
+        save_file({f"blocks.{i}.proj.weight": rng.standard_normal((1024, 1024), dtype=np.float32) for i in range(40)}, source)
+        config = aq.DiffusionQuantConfig(bit_width=4, modality="image", fail_fast=False)
+
+        async def quiet():
+            await asyncio.sleep(1)
+
+        async def quantize():
+            await aq.AsyncArrowQuantV2().quantize_diffusion_model_async(source, os.path.join(folder, "out"), config)
+
+        for name, work in (("nothing", quiet), ("a model", quantize)):
+            seconds, longest, median = asyncio.run(longest_pauses(work))
+            print(f"event loop beside {name:<18}{seconds * 1e3:8.0f} ms   wake-ups late by {median * 1e3:.2f} ms (median), {longest * 1e3:.1f} ms at most")
 
 
 def modules(arrays):
@@ -194,6 +234,7 @@ def main():
     if not args.peers:
         bench_import(args.rounds)
         bench_overhead(args.rounds)
+        bench_event_loop()
     # 128 does not divide 1000: the peers take 200. (quanto's quantize() chooses by itself: there a whole row of 1000.)
     for n_layers, size, group in ((100, 1000, 200), (32, 1024, 128), (8, 2048, 128), (4, 4096, 128)):
         for threads in args.threads:
