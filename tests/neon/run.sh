@@ -18,7 +18,7 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$root"
 $cc -std=c17 -O2 -static -ffp-contract=off -D_GNU_SOURCE -Iinclude -Isrc -o "$dir/parity" tests/neon/parity.c src/kernels/scalar.c src/kernels/neon.c \
-    src/kernels/gemm.c src/kernels/dispatch.c src/quant/*.c src/base/cpu.c src/base/error.c src/base/mem.c src/base/threads.c -lm -lpthread
+    src/kernels/gemm.c src/kernels/dispatch.c src/quant/*.c src/base/cpu.c src/base/error.c src/base/mem.c src/base/pages.c src/base/threads.c -lm -lpthread
 ARROWQUANT_ISA=scalar "$native" >"$dir/scalar"
 "$native" >"$dir/best"
 ARROWQUANT_ISA=neon $emulator "$dir/parity" >"$dir/neon"
