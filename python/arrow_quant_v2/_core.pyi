@@ -383,6 +383,7 @@ def _linear_at(
     /,
 ) -> None: ...
 
+@final
 class _Listener:
     n_calls: int
     def __new__(cls, calibration: Calibration, clock: Any, tensor: type, float32: Any, n_inputs: int, threads: int, slow: Callable[[Any], None], /) -> Self: ...

@@ -218,9 +218,11 @@ def test_ST01_a_truncated_file_is_refused_and_named(cli, model, tmp_path, cut, p
 
 
 def test_IX09_containers_and_models_are_told_apart(cli, model, container):
-    for words in (["quantize", container.name], ["verify", model.name], ["export", model.name, "--to", "safetensors"]):
+    for words in (["verify", model.name], ["export", model.name, "--to", "safetensors"]):
         result = cli(*words, "--progress", "never")
         assert result.code == 3 and "source model" in result.err
+    result = cli("quantize", container.name, "-o", "again", "--progress", "never")
+    assert result.code == 0 and "quantized already: their values carry that error" in result.err
 
 
 def test_FA08_too_little_memory_names_what_is_enough(cli, model):

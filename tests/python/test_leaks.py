@@ -27,7 +27,8 @@ def resident_bytes():
 
 
 def stays_flat(calls, n):
-    """Runs each of the calls n times after a warm-up; at the end resident memory has grown by less than BYTES_A_CALL for each round."""
+    """Runs each of the calls n times after a warm-up; at the end resident memory has grown by less than BYTES_A_CALL for each round. Up to three times: a leak
+    grows each time, what the allocator of a large process keeps does not."""
     calls = list(calls)
 
     def rounds(count):
@@ -37,10 +38,13 @@ def stays_flat(calls, n):
         gc.collect()
 
     rounds(300)
-    before, objects = resident_bytes(), len(gc.get_objects())
-    rounds(n)
-    assert resident_bytes() - before < max(BYTES_A_CALL * n, 1 << 20)
-    assert len(gc.get_objects()) - objects < 500
+    for _ in range(3):
+        before, objects = resident_bytes(), len(gc.get_objects())
+        rounds(n)
+        grown, more = resident_bytes() - before, len(gc.get_objects()) - objects
+        if grown < max(BYTES_A_CALL * n, 1 << 20) and more < 500:
+            return
+    pytest.fail(f"{grown} bytes and {more} objects more after {n} rounds, three times")
 
 
 @pytest.fixture(autouse=True)
