@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "calibration/products.h"
 #include "kernels/gemm.h"
 
 #define SPILL_BLOCK_BYTES (UINT64_C(32) << 20) /* rows gathered in one call for a spilled triangle */
@@ -283,13 +284,26 @@ static int threads_for(uint64_t n, uint64_t n_rows, int n_threads) {
     return worth < 2 ? 1 : (int)(worth < most ? worth : most);
 }
 
+static double *triangle_row(const void *context, uint64_t i) {
+    const aq_moment *m = context;
+    uint64_t p = i / panel_height(m->n), begin = p * panel_height(m->n);
+    return m->sum + panel_offset(m->n, p) + (i - begin) * (m->n - begin) - begin;
+}
+
+/* The rows of one block. */
 static aq_status add_rows(aq_moment *m, aq_moment_pool *pool, const float *x, uint64_t n_rows, uint64_t stride, int n_threads, aq_error *err) {
     aq_status status = settle(m, pool, err);
     if (status != AQ_OK) return status;
-    addition a = {.m = m, .pool = pool, .x = x, .n_rows = n_rows, .stride = stride, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};
-    aq_parallel_for(aq_moment_n_panels(m->n), threads_for(m->n, n_rows, n_threads), add_panel, &a);
-    if (a.status != AQ_OK) m->is_broken = true;
-    return a.status;
+    int threads = threads_for(m->n, n_rows, n_threads);
+    if (!m->is_spilled) {
+        if (!aq_products_add(x, n_rows, stride, m->n, triangle_row, m, threads)) status = aq_fail_memory(err, 8 * m->n * n_rows, "products of rows");
+    } else {
+        addition a = {.m = m, .pool = pool, .x = x, .n_rows = n_rows, .stride = stride, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};
+        aq_parallel_for(aq_moment_n_panels(m->n), threads, add_panel, &a);
+        status = a.status;
+    }
+    if (status != AQ_OK) m->is_broken = true;
+    return status;
 }
 
 /* Rows of one call, any number: pieces of at most a block, cut evenly. Where there are threads for all of them, or but one thread, each is one task. */
