@@ -15,6 +15,7 @@ enum role { NEW, ALONE, LEADS, FOLLOWS }; /* shares its input with nobody, first
 typedef struct {
     PyObject_HEAD
     PyObject *common[N_OBJECTS], *words[N_WORDS];
+    PyObject *call;          /* what is called with the arguments afterwards; NULL: the listener is a hook */
     PyObject *slow, *inputs; /* inputs: list of (weak reference, version) that the first of those who share an input was given in this pass */
     Py_ssize_t n_inputs;
     size_t index;
@@ -26,6 +27,7 @@ static int listener_traverse(PyObject *self, visitproc visit, void *arg) {
     listener *l = (listener *)self;
     Py_VISIT(Py_TYPE(self));
     for (int i = 0; i < N_OBJECTS; i++) Py_VISIT(l->common[i]);
+    Py_VISIT(l->call);
     Py_VISIT(l->slow);
     Py_VISIT(l->inputs);
     return 0;
@@ -35,6 +37,7 @@ static int listener_clear(PyObject *self) {
     listener *l = (listener *)self;
     for (int i = 0; i < N_OBJECTS; i++) Py_CLEAR(l->common[i]);
     for (int i = 0; i < N_WORDS; i++) Py_CLEAR(l->words[i]);
+    Py_CLEAR(l->call);
     Py_CLEAR(l->slow);
     Py_CLEAR(l->inputs);
     return 0;
@@ -168,26 +171,46 @@ static int record(listener *l, PyObject *x) {
     return -1;
 }
 
-/* A pre-hook: hook(module, args, kwargs). */
-static PyObject *listener_call(PyObject *self, PyObject *args, PyObject *kwargs) {
-    listener *l = (listener *)self;
-    PyObject *module, *given, *named, *x = NULL;
-    (void)kwargs;
-    if (!PyArg_UnpackTuple(args, "_Listener", 3, 3, &module, &given, &named)) return NULL;
-    if (PyTuple_Check(given) && PyTuple_Size(given) > 0) {
-        x = PyTuple_GetItem(given, 0);
-    } else if (PyDict_Check(named)) {
-        PyObject *key;
-        Py_ssize_t at = 0;
-        if (!PyDict_Next(named, &at, &key, &x)) x = NULL;
-    }
-    if (!x) return Py_NewRef(Py_None); /* forward says what it misses */
+/* Adds the first argument of a layer's call to the statistics, here or in Python. False: an exception. */
+static bool hear(listener *l, PyObject *args, PyObject *kwargs) {
+    PyObject *x = NULL, *key;
+    Py_ssize_t at = 0;
+    if (PyTuple_Check(args) && PyTuple_Size(args) > 0)
+        x = PyTuple_GetItem(args, 0);
+    else if (!kwargs || !PyDict_Check(kwargs) || !PyDict_Next(kwargs, &at, &key, &x))
+        return true; /* forward says what it misses */
     Py_INCREF(x);
     l->n_calls++;
     int done = l->role == NEW || l->n_inputs < 0 ? 0 : l->role == FOLLOWS ? recognize(l, x) : record(l, x);
-    PyObject *result = done < 0 ? NULL : done ? Py_NewRef(Py_None) : PyObject_CallFunctionObjArgs(l->slow, x, NULL);
+    if (done == 0) {
+        PyObject *result = PyObject_CallFunctionObjArgs(l->slow, x, NULL);
+        done = result ? 1 : -1;
+        Py_XDECREF(result);
+    }
     Py_DECREF(x);
-    return result;
+    return done > 0;
+}
+
+/* In place of the layer's call, listener(*args, **kwargs), or as a hook before it, listener(module, args, kwargs). */
+static PyObject *listener_call(PyObject *self, PyObject *args, PyObject *kwargs) {
+    listener *l = (listener *)self;
+    if (l->call) {
+        PyObject *call = Py_NewRef(l->call), *result = hear(l, args, kwargs) ? PyObject_Call(call, args, kwargs) : NULL;
+        Py_DECREF(call);
+        return result;
+    }
+    PyObject *module, *given, *named;
+    if (!PyArg_UnpackTuple(args, "_Listener", 3, 3, &module, &given, &named)) return NULL;
+    return hear(l, given, named) ? Py_NewRef(Py_None) : NULL;
+}
+
+/* precede(call): it stands in place of this from now on; None: it is a hook. */
+static PyObject *precede(PyObject *self, PyObject *call) {
+    listener *l = (listener *)self;
+    PyObject *old = l->call;
+    l->call = call == Py_None ? NULL : Py_NewRef(call);
+    Py_XDECREF(old);
+    Py_RETURN_NONE;
 }
 
 /* settle(index, follows, inputs): its layer's number in the calibration, once it is known; follows: it shares the input of another, whose inputs these are;
@@ -213,6 +236,7 @@ static PyObject *settle(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"settle", settle, METH_VARARGS, NULL},
+    {"precede", precede, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyObject *n_calls(PyObject *self, void *unused) {

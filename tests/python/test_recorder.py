@@ -1,5 +1,7 @@
 """The Recorder: what a running torch module feeds its layers, as NumPy computes it from the same inputs."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import warnings
@@ -333,6 +335,37 @@ def test_contiguous_float32_is_read_in_place(monkeypatch):
         module(x=torch.from_numpy(x.numpy()), timestep=5)
     assert [name for name, _ in by_python[2:]] == ["to_q.weight"] and rec.passes == 7
     assert rec.calibration.stats("to_q.weight", group=0)["count"] == 5 * 6 + 4
+
+
+def test_layers_with_hooks_of_their_own_encoders_and_copies_are_none_the_worse():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.changed, self.plain = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, x):
+            return self.encoder(self.plain(self.changed(x)))
+
+    module, x = Net().eval(), seeded(2, 3, 8)
+    module.changed.register_forward_pre_hook(lambda _, args: (args[0] + 1,))  # what the layer gets counts, not what it was called with
+    after = []
+    module.encoder.register_forward_hook(lambda *_: after.append(1))
+    with torch.no_grad():
+        wanted = module(x)
+        with warnings.catch_warnings(), Recorder(module, None, timestep=None, exclude=["encoder.self_attn*"]) as rec:
+            warnings.simplefilter("error")
+            assert module.plain._compiled_call_impl is not None  # no hook, which torch would take a longer way for
+            torch.testing.assert_close(module(x), wanted)
+            copy.deepcopy(module.plain)(x), pickle.loads(pickle.dumps(module.plain))(x)  # copies are not recorded
+    c = rec.collect()
+    assert {name: c.stats(name, 0)["count"] for name in c.layers} == dict.fromkeys(
+        ["changed.weight", "plain.weight", "encoder.linear1.weight", "encoder.linear2.weight"], 6
+    )
+    np.testing.assert_allclose(c.stats("changed.weight", 0)["sum"], (x + 1).double().sum((0, 1)).numpy(), rtol=1e-6)
+    assert len(after) == 2 and all(
+        part._compiled_call_impl is None and not part._forward_pre_hooks for name, part in module.named_modules() if name != "changed"
+    )
 
 
 def test_a_listener_takes_no_layer_that_the_calibration_lacks():

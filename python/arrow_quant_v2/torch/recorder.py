@@ -157,6 +157,8 @@ class Recorder:
             n_inputs = layer.n_inputs if layer.shape is None else -1
             fixed = (self.calibration, self._clock, torch.Tensor, torch.float32)
             layer.listener = _Listener(*fixed, n_inputs, threads, self._slow_hook_of(layer))
+        encoders = [part for part in module.modules() if isinstance(part, torch.nn.TransformerEncoderLayer)]
+        self._skippable = {id(part) for encoder in encoders for part in encoder.modules()}
         self._leading: list[Layer] = []  # layers that others follow, and those others
         self._following: list[Layer] = []
         self._leaders: dict[int, list[Layer]] = {}  # layers first called in this pass, by the address of what they read: others may share it
@@ -186,10 +188,15 @@ class Recorder:
         hook(self.module.register_forward_pre_hook(self._before_pass, with_kwargs=True, prepend=True))
         hook(self.module.register_forward_hook(self._after_pass))
         for layer in self._layers:
-            hook(layer.module.register_forward_pre_hook(layer.listener, with_kwargs=True))
+            hook(Preceding(layer) if self._can_precede(layer.module) else layer.module.register_forward_pre_hook(hook_of(layer), with_kwargs=True))
             if self._gradients:
                 self._watch_gradient(layer)
         return self
+
+    def _can_precede(self, module):
+        """Whether a listener may stand before the module's call. A hook costs several times as much, but is what other hooks, compiled modules and encoder
+        layers get on with, which look for hooks and else skip the calls of their parts."""
+        return getattr(module, "_compiled_call_impl", module) is None and not module._forward_pre_hooks and id(module) not in self._skippable
 
     def __exit__(self, kind, value, traceback) -> None:
         self._remove_hooks()
@@ -431,6 +438,25 @@ class Layer:
             if y is not None and then == version and (y is x or same_memory(x, y)):
                 return True
         return False
+
+
+def hook_of(layer):
+    """Its listener as a function, which copies of the module can take along."""
+    return lambda module, args, kwargs: layer.listener(module, args, kwargs)
+
+
+class Preceding:
+    """A listener in the place where torch keeps a module's compiled call; it leads to the plain one, hooks and all. Copies and pickles do not take it along."""
+
+    def __init__(self, layer):
+        self.module, self.listener = layer.module, layer.listener
+        self.listener.precede(self.module._call_impl)
+        self.module._compiled_call_impl = self.listener
+
+    def remove(self):
+        if self.module._compiled_call_impl is self.listener:
+            self.module._compiled_call_impl = None
+        self.listener.precede(None)
 
 
 def version_of(x):
