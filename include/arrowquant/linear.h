@@ -31,14 +31,14 @@ typedef struct aq_linear_weight {
  * Up to AQ_LINEAR_FEW rows: sums are F32 with fused multiply-adds, of s q x + o x, w = s q + o being the line of a pair, in 16 lanes.
  *
  * More rows: each 256 inputs of a row (from a multiple of 256 on) become integers X = rint(x / t), t the least power of two, at least 2^-126, for which no |X|
- * is above 32767. So x is off by at most a 32767th of the largest |x| of its 256, or by 2^-127 where that is more, and not at all where x / t is whole. A row of y
- * starts as the bias, or 0; for each 256 inputs, in F32: p = 0; p = fma(I, s, p) for their pairs in rising order, I the exact sum of X q, rounded to F32;
- * p = fma(o, sum of X, p) for the pairs; y = fma(p, t, y). With two levels, s = S k, I is the sum of X k q and S takes the place of s: for all inputs of a group
- * (and of the 256) at once at 2 bits, for 64 of them at 4 bits (32 where the group is no multiple of 64). Rows do not depend on each other.
+ * is above 32767. So x is off by at most a 32767th of the largest |x| of its 256, or by 2^-127 where that is more, and not at all where x / t is whole. A row
+ * of y starts as the bias, or 0; for each 256 inputs, in F32: p = 0; p = fma(I, s, p) for their pairs in rising order, I the exact sum of X q, rounded to F32;
+ * p = fma(o, sum of X, p) for the pairs; y = fma(p, t, y). With two levels, s = S k, I is the sum of X k q and S takes the place of s: for all inputs of a
+ * group (and of the 256) at once at 2 bits, for 64 of them at 4 bits (32 where the group is no multiple of 64). Rows do not depend on each other.
  *
  * In F32 instead, with the bits of the product of aq_gemm_f32 on the dequantized matrix added to the bias: rows with NaN or infinity; layers whose pairs do not
- * begin on words of 32 bits of codes (odd group sizes) or are R2Q's levels, also up to AQ_LINEAR_FEW rows; layers with F32 parameters of which an s is not within
- * 2^-60 to 2^60 or an |o| not below 2^60.
+ * begin on words of 32 bits of codes (odd group sizes) or are R2Q's levels, also up to AQ_LINEAR_FEW rows; layers with F32 parameters of which an s is not
+ * within 2^-60 to 2^60 or an |o| not below 2^60.
  *
  * Any way the same bits at any thread count and on every instruction set (NaNs apart). AQ_ERR_MEMORY, nothing else: y is untouched or holds partial sums then.
  */
