@@ -25,7 +25,7 @@ static inline __attribute__((always_inline)) void NAME(sums_of)(size_t height, s
 
 static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, const aq_word_block *b, const float *from, uint64_t from_stride, size_t height,
                                                                 size_t width, float *y, uint64_t y_stride) {
-    vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS];
+    vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS], none = {0};
     size_t segment = 0;
     for (size_t at = 0, end = b->scales.first; at < b->scales.words; at = end, end += b->scales.width, segment++) {
         vi sums[WORD_ROWS * WORD_VECTORS];
@@ -35,11 +35,12 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
         for (size_t i = 0; i < rows; i++)
             for (size_t v = 0; v < WORD_VECTORS; v++) {
                 size_t k = i * WORD_VECTORS + v;
-                part[k] = v_fma(__builtin_convertvector(sums[k], vf), line[v], at == 0 ? (vf){0} : part[k]);
+                part[k] = v_fma(__builtin_convertvector(sums[k], vf), line[v], at == 0 ? none : part[k]);
             }
     }
     vf total[WORD_ROWS][WORD_VECTORS];
     for (size_t i = 0; i < rows; i++)
+        /* cppcheck-suppress uninitvar ; a block has words */
         for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = part[i * WORD_VECTORS + v];
     for (size_t at = 0, k = 0; at < b->offsets.words; at = b->offsets.first + k * b->offsets.width, k++) {
         for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->o + k * WORD_COLS + v * W);
@@ -51,6 +52,7 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
     for (size_t i = 0; i < rows; i++)
         for (size_t v = 0; v < WORD_VECTORS; v++) {
             vf sum = v_fma(total[i][v], v_set(b->x_scales[i]), v_load(from + i * from_stride + v * W));
+            /* cppcheck-suppress legacyUninitvar ; it is written here */
             v_store((whole ? y + i * y_stride : edge + i * WORD_COLS) + v * W, sum);
         }
     for (size_t i = 0; !whole && i < height; i++) memcpy(y + i * y_stride, edge + i * WORD_COLS, width * sizeof *y);

@@ -202,7 +202,7 @@ static bool run_chunk(product *p, int n_threads) {
 static aq_status redo_dropped(const product *p, int n_threads, aq_error *err) {
     uint64_t inputs = p->weight->layout.cols, outputs = p->weight->layout.rows;
     for (uint64_t row = 0, end; row < p->rows; row = end + 1) {
-        for (end = row; end < p->rows && memchr(p->dropped + end * p->blocks, true, p->blocks); end++) continue;
+        for (end = row; end < p->rows && memchr(p->dropped + end * p->blocks, 1, p->blocks); end++) continue;
         if (end == row) continue;
         aq_status status = aq_linear_panels(p->weight, p->x + row * inputs, end - row, p->y + row * outputs, n_threads, err);
         if (status != AQ_OK) return status;
