@@ -39,9 +39,10 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
             }
     }
     vf total[WORD_ROWS][WORD_VECTORS];
-    for (size_t i = 0; i < rows; i++)
+    for (size_t i = 0; i < rows; i++) {
         /* cppcheck-suppress uninitvar ; a block has words */
         for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = part[i * WORD_VECTORS + v];
+    }
     for (size_t at = 0, k = 0; at < b->offsets.words; at = b->offsets.first + k * b->offsets.width, k++) {
         for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->o + k * WORD_COLS + v * W);
         for (size_t i = 0; i < rows; i++)
