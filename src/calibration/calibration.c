@@ -435,7 +435,7 @@ aq_status aq_calib_mean(const aq_calib *c, size_t layer, const double *weights, 
         double factor = share(weights, s.count, g, &total) / (double)(s.count ? s.count : 1);
         rows += s.count;
         in_hessian = c->options.hessian_pooled ? s.hessian_count : in_hessian + s.hessian_count;
-        for (uint64_t i = 0; factor != 0 && i < n; i++) sum[i] += factor * s.sum[i];
+        for (uint64_t i = 0; factor != 0 && s.sum && i < n; i++) sum[i] += factor * s.sum[i];
     }
     for (uint64_t i = 0; status == AQ_OK && i < n; i++) {
         mean[i] = total > 0 ? (float)(sum[i] / total) : 0;

@@ -55,7 +55,7 @@ aq_status aq_kernels_select(const char *isa, aq_error *err) {
         origin = "ARROWQUANT_ISA: ";
     }
     const aq_kernels *k = isa && *isa ? aq_kernels_find(isa) : best();
-    if (!k) {
+    if (!k && isa) {
         char shown[64];
         aq_escape(shown, sizeof shown, isa, strlen(isa));
         if (known(isa))

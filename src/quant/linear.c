@@ -97,7 +97,8 @@ typedef struct dots {
 
 /* x in the order in which dot_codes reads it, and the sums over each pair's inputs. */
 static void lay_out(const aq_linear_weight *w, const float *x, uint64_t words, uint64_t n_sums, float *out, float *sums) {
-    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols, width = aq_linear_pair_width(w), whole = inputs / width;
+    uint64_t per = 32 / (uint64_t)w->spec.bits, inputs = w->layout.cols, width = aq_linear_pair_width(w);
+    uint64_t whole = inputs / width; /* NOLINT(clang-analyzer-core.DivideZero): a layer with inputs has pairs of some */
     float copy[AQ_LANES * 16];
     for (uint64_t block = 0; block < words / AQ_LANES; block++, out += per * AQ_LANES) {
         const float *in = x + block * AQ_LANES * per;
