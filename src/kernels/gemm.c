@@ -175,36 +175,28 @@ static bool run(product *p, int n_threads) {
     return true;
 }
 
+/* A product of either type, as p.kernels say. */
+static bool run_plain(product p, matrix a, matrix b, bool subtract, aq_gemm_part part, int n_threads) {
+    p.a = a;
+    p.b = b;
+    p.subtract = subtract;
+    p.upper = part != AQ_GEMM_FULL;
+    p.masked = part == AQ_GEMM_UPPER;
+    return run(&p, n_threads);
+}
+
 bool aq_gemm_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_matrix_f32 b, float *c, uint64_t ldc, bool subtract, aq_gemm_part part,
                  int n_threads) {
-    product p = {.kernels = aq_kernels_get()->gemm_f32,
-                 .m = m,
-                 .n = n,
-                 .k = k,
-                 .ldc = ldc,
-                 .c = (char *)c,
-                 .subtract = subtract,
-                 .upper = part != AQ_GEMM_FULL,
-                 .masked = part == AQ_GEMM_UPPER};
-    p.a = (matrix){(const char *)a.data, a.row_stride, a.col_stride};
-    p.b = (matrix){(const char *)b.data, b.row_stride, b.col_stride};
-    return run(&p, n_threads);
+    matrix left = {(const char *)a.data, a.row_stride, a.col_stride}, right = {(const char *)b.data, b.row_stride, b.col_stride};
+    product p = {.kernels = aq_kernels_get()->gemm_f32, .m = m, .n = n, .k = k, .ldc = ldc, .c = (char *)c};
+    return run_plain(p, left, right, subtract, part, n_threads);
 }
 
 bool aq_gemm_f64(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f64 a, aq_matrix_f64 b, double *c, uint64_t ldc, bool subtract, aq_gemm_part part,
                  int n_threads) {
-    product p = {.kernels = aq_kernels_get()->gemm_f64,
-                 .m = m,
-                 .n = n,
-                 .k = k,
-                 .ldc = ldc,
-                 .c = (char *)c,
-                 .subtract = subtract,
-                 .upper = part != AQ_GEMM_FULL,
-                 .masked = part == AQ_GEMM_UPPER};
-    p.a = (matrix){(const char *)a.data, a.row_stride, a.col_stride};
-    p.b = (matrix){(const char *)b.data, b.row_stride, b.col_stride};
-    return run(&p, n_threads);
+    matrix left = {(const char *)a.data, a.row_stride, a.col_stride}, right = {(const char *)b.data, b.row_stride, b.col_stride};
+    product p = {.kernels = aq_kernels_get()->gemm_f64, .m = m, .n = n, .k = k, .ldc = ldc, .c = (char *)c};
+    return run_plain(p, left, right, subtract, part, n_threads);
 }
 
 bool aq_gemm_filled_f32(uint64_t m, uint64_t n, uint64_t k, aq_matrix_f32 a, aq_gemm_fill_f32 *fill, void *context, float *c, uint64_t ldc, int n_threads) {

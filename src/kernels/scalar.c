@@ -419,40 +419,7 @@ static void word_tile(const aq_word_block *b, const float *from, uint64_t from_s
 
 static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, word_tile};
 
-const aq_kernels aq_kernels_scalar = {
-    .name = "scalar",
-    .f16_to_f32 = f16_to_f32,
-    .f32_to_f16 = f32_to_f16,
-    .bf16_to_f32 = bf16_to_f32,
-    .f32_to_bf16 = f32_to_bf16,
-    .find_nonfinite = find_nonfinite,
-    .range = range,
-    .ranges = ranges,
-    .column_stats = column_stats,
-    .quantize = quantize,
-    .quantize2 = quantize2,
-    .quantize4 = quantize4,
-    .quantize_groups = quantize_groups,
-    .rtn_f32 = rtn_f32,
-    .rtn_f16 = rtn_f16,
-    .dequantize = dequantize,
-    .pack2 = pack2,
-    .pack4 = pack4,
-    .unpack2 = unpack2,
-    .unpack4 = unpack4,
-    .error_sums = error_sums,
-    .transpose = transpose,
-    .lane_range = lane_range,
-    .fit = fit,
-    .fit_sums = fit_sums,
-    .fit_lines = fit_lines,
-    .grid_try = grid_try,
-    .pair_error = pair_error,
-    .gemm_f32 = &gemm_f32,
-    .gemm_f64 = &gemm_f64,
-    .half_lines = half_lines,
-    .two_level = two_level,
-    .dot_codes = dot_codes,
-    .words = &words,
-    .spread = spread,
-};
+#define KERNELS aq_kernels_scalar
+#define KERNELS_NAME "scalar"
+#define WORDS words
+#include "kernels/table.h"

@@ -1,4 +1,4 @@
-/* The table of an instruction set's kernels: a part of template.h, whose file defines KERNELS, KERNELS_NAME and WORDS. */
+/* The table of an instruction set's kernels, from functions of these names; whoever includes it defines KERNELS, KERNELS_NAME and WORDS. */
 const aq_kernels KERNELS = {
     .name = KERNELS_NAME,
     .f16_to_f32 = f16_to_f32,
