@@ -17,7 +17,8 @@ static aq_status set_max_memory(aq_config *config, const char *text, aq_error *e
     return aq_config_set(config, "max_memory_limit_mb", number, "--max-memory", err);
 }
 
-/* A size in bytes as the field's MB of 2^20 bytes, in millionths of it, rounded down. Written in integers, so that no locale matters. */
+/* A size in bytes as the field's MB of 2^20 bytes, with enough digits to give the same number of bytes again. Written in integers, so that no locale matters.
+ */
 static aq_status set_target_size(aq_config *config, const char *text, aq_error *err) {
     const uint64_t mib = UINT64_C(1) << 20;
     uint64_t bytes;
@@ -25,8 +26,8 @@ static aq_status set_target_size(aq_config *config, const char *text, aq_error *
     if (status) return status;
     if (bytes == 0) return aq_fail(err, AQ_ERR_USAGE, "--target-size: invalid size \"%s\"; must be above 0", cli_safe(text));
     char number[48];
-    unsigned long long millionths = bytes % mib * 1000000 / mib;
-    snprintf(number, sizeof number, "%llu.%06llu", (unsigned long long)(bytes / mib), bytes < mib && millionths == 0 ? 1 : millionths);
+    unsigned long long billionths = (bytes % mib * 1000000000 + mib / 2) / mib;
+    snprintf(number, sizeof number, "%llu.%09llu", (unsigned long long)(bytes / mib), billionths);
     return aq_config_set(config, "target_model_size_mb", number, "--target-size", err);
 }
 

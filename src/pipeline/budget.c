@@ -109,7 +109,7 @@ aq_status aq_budget_plan(quantize_run *run, aq_error *err) {
 aq_status aq_budget_check(const quantize_run *run, aq_error *err) {
     double target_mb = aq_config_float(run->config, "target_model_size_mb");
     char size[32], target[32];
-    if (!(target_mb > 0) || aq_config_bool(run->config, "target_size_is_wish") || (double)run->predicted_bytes <= target_mb * (double)MIB) return AQ_OK;
+    if (!(target_mb > 0) || aq_config_bool(run->config, "target_size_is_wish") || run->predicted_bytes <= aq_target_bytes(run->config)) return AQ_OK;
     aq_fail(err, AQ_ERR_BUDGET, "the target size of %s MiB is not met: %s give about %s MiB", aq_text_fixed(target, target_mb, 1),
             run->plan ? "this plan and these settings" : "these settings", aq_text_fixed(size, (double)run->predicted_bytes / (double)MIB, 1));
     aq_hint(err, "use fewer bits or larger groups, or a larger --target-size");
@@ -131,7 +131,7 @@ aq_status aq_budget_check_outcome(const quantize_run *run, aq_error *err) {
         if (status != AQ_OK) return status;
         bytes += more;
     }
-    if (!changed || (double)bytes <= target_mb * (double)MIB) return AQ_OK;
+    if (!changed || bytes <= aq_target_bytes(run->config)) return AQ_OK;
     char size[32], target[32];
     aq_fail(err, AQ_ERR_BUDGET, "layers that became larger than planned make it %s MiB, above the target size of %s MiB; nothing was written",
             aq_text_fixed(size, (double)bytes / (double)MIB, 1), aq_text_fixed(target, target_mb, 1));

@@ -187,10 +187,14 @@ static uint64_t overheads(const aq_plan_problem *problem, const aq_model *model)
     return n;
 }
 
+uint64_t aq_target_bytes(const aq_config *config) {
+    double mb = aq_config_float(config, "target_model_size_mb");
+    return mb > 0 ? (uint64_t)fmin(fmax(rint(mb * (double)MIB), 1), 1e18) : 0;
+}
+
 uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model) {
-    double target_mb = aq_config_float(config, "target_model_size_mb"), bpw = aq_config_float(config, "target_bpw");
-    uint64_t budget = 0;
-    if (target_mb > 0 && !aq_config_bool(config, "target_size_is_wish")) budget = (uint64_t)fmin(fmax(target_mb * (double)MIB, 1), 1e18);
+    double bpw = aq_config_float(config, "target_bpw");
+    uint64_t budget = aq_config_bool(config, "target_size_is_wish") ? 0 : aq_target_bytes(config);
     if (bpw > 0) {
         double bytes = bpw / 8 * (double)open_weights(problem, model) + (double)problem->other_bytes + (double)overheads(problem, model);
         uint64_t by_bits = (uint64_t)fmin(bytes, 1e18);
@@ -246,7 +250,7 @@ static json_t *count_or_null(uint64_t value) { return value ? json_integer(value
 static json_t *wish_json(const planner *p, uint64_t bytes) {
     double target_mb = aq_config_float(p->config, "target_model_size_mb");
     if (!(target_mb > 0) || !aq_config_bool(p->config, "target_size_is_wish")) return json_null();
-    return json_pack("{s:f, s:b}", "target_mb", target_mb, "met", (double)bytes <= target_mb * (double)MIB);
+    return json_pack("{s:f, s:b}", "target_mb", target_mb, "met", bytes <= aq_target_bytes(p->config));
 }
 
 static aq_status set_summary(const planner *p, aq_plan *plan, aq_error *err) {

@@ -14,6 +14,7 @@
 #include "base/mem.h"
 #include "pipeline/compare.h"
 #include "pipeline/inputs.h"
+#include "pipeline/planning.h"
 #include "pipeline/quantize.h"
 
 const char *aq_side_file_stored_name(const char *relative_path) { return strcmp(relative_path, "metadata.json") == 0 ? "source_metadata.json" : relative_path; }
@@ -332,9 +333,9 @@ static json_t *input_json(const quantize_run *run) {
                      (json_int_t)run->source_bytes);
 }
 
-static json_t *target_json(const quantize_run *run, double size_mb) {
-    double target = aq_config_float(run->config, "target_model_size_mb");
-    return target > 0 ? json_boolean(size_mb <= target) : json_null();
+static json_t *target_json(const quantize_run *run, uint64_t size) {
+    uint64_t target = aq_target_bytes(run->config);
+    return target > 0 ? json_boolean(size <= target) : json_null();
 }
 
 static double ratio(double a, double b) { return b > 0 ? a / b : (double)NAN; }
@@ -348,8 +349,8 @@ static json_t *summary_json(const quantize_run *run, const aq_store *store, cons
         aq_report_real(ratio(8 * size, n_weights)), "compression_ratio", aq_report_real(ratio((double)run->source_bytes, (double)list->stored_bytes)), "cosine",
         aq_report_real(aq_mean_cosine(&f->mean)), "sqnr_db", aq_report_real(aq_mean_sqnr_db(&f->mean)), "output_sqnr_db", aq_report_real(output_db(f)), "worst",
         aq_mean_worst_json(&f->mean), "model_size_mb", aq_report_real(mb), "bit_width", f->n_layers ? json_integer(usual_bits(f)) : json_null(), "calibrated",
-        f->n_calibrated > 0, "verified", !run->options->no_verify, "target_met", target_json(run, mb), "fallbacks", f->fallbacks, "fallback_rate",
-        fallback_rate(f), "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
+        f->n_calibrated > 0, "verified", !run->options->no_verify, "target_met", target_json(run, aq_store_size_bytes(store)), "fallbacks", f->fallbacks,
+        "fallback_rate", fallback_rate(f), "n_widened", (json_int_t)f->n_widened, "nonfinite", nonfinite_json(f));
     return json;
 }
 

@@ -43,8 +43,10 @@ def test_an_impossible_budget_is_5_with_the_smallest_size(cli, model):
     result = cli("plan", model.name, "--target-size", "10KB", "--json")
     assert result.code == 5
     message = result.json["error"]["message"]
+    assert "the budget of 10000 bytes" in message
     smallest = int(message.split(" is ")[1].split()[0])
-    assert cli("plan", model.name, "--target-size", f"{smallest + 1}B", "-q").code == 0
+    assert cli("plan", model.name, "--target-size", f"{smallest - 1}B", "-q").code == 5
+    assert cli("plan", model.name, "--target-size", f"{smallest}B", "-q").code == 0
     assert cli("quantize", model.name, "--target-size", "10KB").code == 5
 
 

@@ -88,9 +88,10 @@ def test_size_words(cli, size, mib):
     assert settings(cli, "--max-memory", size)["max_memory_limit_mb"] == mib
 
 
-@pytest.mark.parametrize(("size", "mib"), [("6.5GB", 6198.883056), ("6.5GiB", 6656), ("512KiB", 0.5), ("1B", 1e-06)])
-def test_a_target_size_takes_size_words(cli, size, mib):
-    assert settings(cli, "--target-size", size)["target_model_size_mb"] == mib
+@pytest.mark.parametrize(("size", "n"), [("6.5GB", 6500000000), ("6.5GiB", 6656 << 20), ("512KiB", 512 << 10), ("1B", 1), ("2289674B", 2289674)])
+def test_a_target_size_takes_size_words_to_the_byte(cli, size, n):
+    mib = settings(cli, "--target-size", size)["target_model_size_mb"]
+    assert round(mib * 2**20) == n and abs(mib * 2**20 - n) < 0.01
 
 
 def test_the_hint_of_a_missed_target_size_names_an_option(cli, model):
