@@ -7,7 +7,7 @@
 
 #include "pipeline/job.h"
 
-/* The size that is asked for or wished, in whole bytes (as MiB it may end in a fraction of one). 0: none. */
+/* The size that is asked for or wished, in whole bytes, a fraction of one dropped. 0: none. */
 uint64_t aq_target_bytes(const aq_config *config);
 /* The budget of a configuration in bytes of the container's Parquet files; 0: none. A profile's target is a wish and no budget. */
 uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model);
