@@ -58,7 +58,7 @@ AQ_API aq_status aq_calib_add_layer(aq_calib *calib, const char *name, uint64_t 
  * and warned of). Different layers may be updated from several threads at once. n_threads: 0 all.
  * AQ_ERR_FORMAT names layer, row and channel of a value that is not finite (or, with H, beyond 1e16), or a timestep outside the schedule; nothing of the call
  * is added then. AQ_ERR_USAGE: the layer shares the statistics of another; that one is updated. After AQ_ERR_MEMORY or AQ_ERR_IO (spill file) the collection
- * may hold a part of the call. */
+ * may hold a part of the call. AQ_ERR_INTERRUPTED: stopped by aq_calib_set_keep_going; nothing of the call was added. */
 AQ_API aq_status aq_calib_update(aq_calib *calib, size_t layer, const float *x, uint64_t n_rows, uint64_t row_stride, const int32_t *timesteps,
                                  int32_t timestep, int n_threads, aq_error *err);
 
@@ -71,6 +71,11 @@ typedef struct aq_conv_shape {
 /* The same for a convolution. timesteps [batch] or NULL. */
 AQ_API aq_status aq_calib_update_conv(aq_calib *calib, size_t layer, const float *x, const aq_conv_shape *shape, const int32_t *timesteps, int32_t timestep,
                                       int n_threads, aq_error *err);
+
+/* keep_going(user), NULL: never, is asked by calls of the two functions above that take about half a second or more and by aq_calib_save, on their own threads
+ * and many times a second; false ends the call with AQ_ERR_INTERRUPTED, and neither the collection nor a file has changed. A long call holds what it has
+ * summed apart until it is complete, for which it takes the memory of one more H (in the spill file where max_memory_bytes would be exceeded). */
+AQ_API void aq_calib_set_keep_going(aq_calib *calib, bool (*keep_going)(void *user), void *user);
 
 /* Adds a gradient dL/dW [rows, n_inputs] of the layer's weight: kept as means of squares per row and per column (for the "gradient" sensitivity). */
 AQ_API aq_status aq_calib_add_gradient(aq_calib *calib, size_t layer, const float *gradient, uint64_t rows, aq_error *err);

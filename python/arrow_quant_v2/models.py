@@ -137,6 +137,9 @@ class ArrowQuantV2(_core.ArrowQuantV2):
 
     _markov: str | None = None  # figures of the last time-aware run, as JSON
 
+    def __reduce__(self):
+        return type(self), (self.mode,), self.__dict__ or None
+
     def _run(self, model_path, output_path, config, progress_callback, *first_message):
         output, report = run_quantize(self.mode, model_path, output_path, config, progress_callback, *first_message)
         figures = markov_of(output, 0.3 if config is None else config.smoothness_threshold)

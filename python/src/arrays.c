@@ -259,7 +259,7 @@ static void kit_free(result_kit *kit) {
 PyObject *aqpy_list_of_floats(const float *data, uint64_t n) {
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (uint64_t i = 0; list && i < n; i++) {
-        PyObject *item = PyFloat_FromDouble((double)data[i]);
+        PyObject *item = i % (1 << 20) == 0 && PyErr_CheckSignals() < 0 ? NULL : PyFloat_FromDouble((double)data[i]);
         if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
     }
     return list;

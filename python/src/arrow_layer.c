@@ -339,7 +339,8 @@ PyObject *aqpy_arrow_dequantize(const aqpy_state *state, PyObject *object, bool 
     PyObject *maker = as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type), *arrays = maker ? PyDict_New() : NULL;
     for (uint64_t i = 0; arrays && i < self->table.n_rows; i++) {
         void *data;
-        PyObject *name = name_of(&self->rows[i]), *array = name ? dequantize_row(state, self, &self->rows[i], n_threads, &data) : NULL;
+        PyObject *name = PyErr_CheckSignals() == 0 ? name_of(&self->rows[i]) : NULL,
+                 *array = name ? dequantize_row(state, self, &self->rows[i], n_threads, &data) : NULL;
         array = aqpy_buffer_as_array(array, maker);
         if (!array || PyDict_SetItem(arrays, name, array) < 0) Py_CLEAR(arrays);
         Py_XDECREF(name);

@@ -17,6 +17,38 @@ void aqpy_calibration_enter(aqpy_calibration *c) {
 }
 void aqpy_calibration_leave(aqpy_calibration *c) { PyThread_release_lock(c->lock); }
 
+/* ---- Ctrl-C ---- */
+
+static const double ASK_SECONDS = 0.05;
+
+/* A handler is Python, and may use this very collection: it runs when the call is over and the lock is left. Here Ctrl-C is only noticed. */
+static bool keep_going(void *user) {
+    aqpy_calibration *c = user;
+    double now = aqpy_seconds();
+    if (!c->thread || now - c->asked_s < ASK_SECONDS) return true;
+    c->asked_s = now;
+    PyEval_RestoreThread(c->thread);
+    bool stop = PyOS_InterruptOccurred();
+    c->thread = PyEval_SaveThread();
+    return !stop;
+}
+
+void aqpy_calibration_begin(aqpy_calibration *c) {
+    c->asked_s = 0;
+    c->thread = PyEval_SaveThread();
+}
+
+void aqpy_calibration_end(aqpy_calibration *c) {
+    PyEval_RestoreThread(c->thread);
+    c->thread = NULL;
+}
+
+bool aqpy_calibration_again(aq_status status) {
+    if (status != AQ_ERR_INTERRUPTED) return false;
+    PyErr_SetInterrupt(); /* noticing it took it away */
+    return PyErr_CheckSignals() == 0;
+}
+
 PyObject *aqpy_calibration_fail(PyObject *self, const aq_error *err) {
     aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
     return state ? aqpy_raise(state, err) : NULL;
@@ -30,6 +62,7 @@ static PyObject *wrap(PyTypeObject *type, aq_calib *calib) {
     if (c) c->lock = PyThread_allocate_lock();
     if (c && c->lock) {
         c->calib = calib;
+        aq_calib_set_keep_going(calib, keep_going, c);
         return (PyObject *)c;
     }
     aq_calib_free(calib);
@@ -295,7 +328,7 @@ PyDoc_STRVAR(update_doc,
              "layer: its name or number; x: float32 [n_rows, n_inputs], read in place with any distance between rows; timesteps: one int for all rows, an\n"
              "array of int32 or int64 whose length divides n_rows (each holds for as many rows: the tokens of one sample), or None where it is unknown\n"
              "(counted in group 0); threads: 0 all. Raises FormatError that names layer, row and channel of a value that is not finite or the timestep\n"
-             "outside the schedule; nothing of the call is added then.\n\n"
+             "outside the schedule; nothing of the call is added then, nor when Ctrl-C stops a long call.\n\n"
              ">>> import numpy as np\n"
              ">>> import arrow_quant_v2 as aq\n"
              ">>> c = aq.Calibration(num_timesteps=1000, groups=10)\n"
@@ -321,21 +354,25 @@ static PyObject *update(PyObject *self, PyObject *args, PyObject *kwargs) {
     } else if (read_times(time_object, n_rows, &t)) {
         aq_error err = {0};
         aq_status status = AQ_OK;
-        aqpy_calibration_enter(c);
-        bool found = aqpy_layer_find(c, &layer, &index);
-        if (found && aq_calib_n_inputs(c->calib, index) != n_inputs) {
-            PyErr_Format(aqpy_get(aqpy_state_of_type(Py_TYPE(self)), AQPY_ShapeMismatchError), "layer '%s' has %llu inputs, x has rows of %llu",
-                         aq_calib_layer_name(c->calib, index), (unsigned long long)aq_calib_n_inputs(c->calib, index), (unsigned long long)n_inputs);
-            found = false;
-        }
-        if (found) {
-            Py_BEGIN_ALLOW_THREADS
-            status = aq_calib_update(c->calib, index, r.data, n_rows, n_rows > 1 ? (uint64_t)stride / sizeof(float) : n_inputs, t.each, t.one, threads, &err);
-            Py_END_ALLOW_THREADS
-        }
-        aqpy_calibration_leave(c);
+        bool found;
+        do {
+            aqpy_calibration_enter(c);
+            found = aqpy_layer_find(c, &layer, &index);
+            if (found && aq_calib_n_inputs(c->calib, index) != n_inputs) {
+                PyErr_Format(aqpy_get(aqpy_state_of_type(Py_TYPE(self)), AQPY_ShapeMismatchError), "layer '%s' has %llu inputs, x has rows of %llu",
+                             aq_calib_layer_name(c->calib, index), (unsigned long long)aq_calib_n_inputs(c->calib, index), (unsigned long long)n_inputs);
+                found = false;
+            }
+            if (found) {
+                aqpy_calibration_begin(c);
+                status =
+                    aq_calib_update(c->calib, index, r.data, n_rows, n_rows > 1 ? (uint64_t)stride / sizeof(float) : n_inputs, t.each, t.one, threads, &err);
+                aqpy_calibration_end(c);
+            }
+            aqpy_calibration_leave(c);
+        } while (found && aqpy_calibration_again(status));
         aq_free(t.each);
-        if (found) result = status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
+        if (found && !PyErr_Occurred()) result = status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
     }
     PyBuffer_Release(&r.view);
     return result;
@@ -409,16 +446,19 @@ static PyObject *update_conv(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (ok && read_times(time_object, s.batch, &t)) {
         aq_error err = {0};
         aq_status status = AQ_OK;
-        aqpy_calibration_enter(c);
-        bool found = aqpy_layer_find(c, &layer, &index);
-        if (found) {
-            Py_BEGIN_ALLOW_THREADS
-            status = aq_calib_update_conv(c->calib, index, r.data, &s, t.each, t.one, threads, &err);
-            Py_END_ALLOW_THREADS
-        }
-        aqpy_calibration_leave(c);
+        bool found;
+        do {
+            aqpy_calibration_enter(c);
+            found = aqpy_layer_find(c, &layer, &index);
+            if (found) {
+                aqpy_calibration_begin(c);
+                status = aq_calib_update_conv(c->calib, index, r.data, &s, t.each, t.one, threads, &err);
+                aqpy_calibration_end(c);
+            }
+            aqpy_calibration_leave(c);
+        } while (found && aqpy_calibration_again(status));
         aq_free(t.each);
-        if (found) result = status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
+        if (found && !PyErr_Occurred()) result = status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
     }
     PyBuffer_Release(&r.view);
     return result;
@@ -506,7 +546,8 @@ static PyObject *merge(PyObject *self, PyObject *other) {
 }
 
 PyDoc_STRVAR(save_doc, "save($self, /, path, overwrite=False)\n--\n\n"
-                       "Writes the file; it appears when it is complete. Raises FileExistsError where there is one and overwrite is false.\n\n"
+                       "Writes the file; it appears when it is complete, and not at all when Ctrl-C stops the call. Raises FileExistsError where there is one "
+                       "and overwrite is false.\n\n"
                        ">>> import arrow_quant_v2 as aq\n"
                        ">>> aq.Calibration().save('empty.aqcal', overwrite=True)\n");
 static PyObject *save(PyObject *self, PyObject *args, PyObject *kwargs) {
@@ -520,12 +561,15 @@ static PyObject *save(PyObject *self, PyObject *args, PyObject *kwargs) {
     }
     aq_error err = {0};
     aq_status status;
-    aqpy_calibration_enter(c);
-    Py_BEGIN_ALLOW_THREADS
-    status = aq_calib_save(c->calib, PyBytes_AsString(path), overwrite, &err);
-    Py_END_ALLOW_THREADS
-    aqpy_calibration_leave(c);
+    do {
+        aqpy_calibration_enter(c);
+        aqpy_calibration_begin(c);
+        status = aq_calib_save(c->calib, PyBytes_AsString(path), overwrite, &err);
+        aqpy_calibration_end(c);
+        aqpy_calibration_leave(c);
+    } while (aqpy_calibration_again(status));
     Py_DECREF(path);
+    if (PyErr_Occurred()) return NULL;
     return status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
 }
 

@@ -10,11 +10,19 @@ typedef struct aqpy_calibration {
     PyObject_HEAD
     aq_calib *calib;
     PyThread_type_lock lock;
+    PyThreadState *thread; /* of a call that may be stopped, while the library works */
+    double asked_s;        /* when it last looked for Ctrl-C */
 } aqpy_calibration;
 
 /* Takes the lock, without the GIL where another call holds it. */
 void aqpy_calibration_enter(aqpy_calibration *c);
 void aqpy_calibration_leave(aqpy_calibration *c);
+/* Before and after a long call into the library, which runs without the GIL and ends with AQ_ERR_INTERRUPTED at Ctrl-C. */
+void aqpy_calibration_begin(aqpy_calibration *c);
+void aqpy_calibration_end(aqpy_calibration *c);
+/* After it, when the lock was left: whether Ctrl-C ended it and its handler raised nothing, so that the call, of which nothing remains, is made again. False
+ * with the exception, if any. */
+bool aqpy_calibration_again(aq_status status);
 /* Raises what `err` says; NULL. */
 PyObject *aqpy_calibration_fail(PyObject *self, const aq_error *err);
 

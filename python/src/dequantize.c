@@ -135,9 +135,11 @@ static PyObject *dequantize_levels(const aqpy_state *state, PyObject *codes, PyO
         goto done;
     }
     const uint8_t *packed = view.buf;
+    Py_BEGIN_ALLOW_THREADS
     for (uint64_t r = 0; r < rows; r++)
         for (uint64_t i = 0; i < cols; i++)
             ((float *)data)[r * cols + i] = l.data[4 * (r * layout.groups_per_row + i / group) + (packed[r * layout.row_bytes + i / 4] >> i % 4 * 2 & 3)];
+    Py_END_ALLOW_THREADS
     PyObject *maker = o->as_numpy ? aqpy_array_maker() : Py_NewRef((PyObject *)&PyMemoryView_Type);
     if (maker)
         array = aqpy_buffer_as_array(array, maker);
@@ -199,7 +201,7 @@ static PyObject *dequantize_all(const aqpy_state *state, PyObject *results, cons
     PyObject *items = PyMapping_Items(results), *arrays = items ? PyDict_New() : NULL;
     for (Py_ssize_t i = 0; arrays && i < PyList_Size(items); i++) {
         PyObject *name, *result, *array = NULL;
-        bool is_pair = aqpy_pair(PyList_GetItem(items, i), &name, &result);
+        bool is_pair = PyErr_CheckSignals() == 0 && aqpy_pair(PyList_GetItem(items, i), &name, &result);
         if (is_pair && PyDict_Check(result))
             array = dequantize_layer(state, result, o);
         else if (is_pair)

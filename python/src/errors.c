@@ -13,19 +13,88 @@ typedef struct exception {
 
 static const exception exceptions[] = {
     {AQPY_ArrowQuantError, AQPY_N_OBJECTS, "arrow_quant_v2.ArrowQuantError", AQ_ERR_INTERNAL,
-     "Base of all failures of ArrowQuant.\n\nAttributes: file, tensor and hint (str or None), code (int, the command line's exit code)."},
+     "Base of all failures of ArrowQuant.\n\nAttributes: file, tensor and hint (str or None), code (int, the command line's exit code).\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> try:\n"
+     "...     aq.inspect('nowhere')\n"
+     "... except aq.ArrowQuantError as error:\n"
+     "...     error.code, str(error)\n"
+     "(6, 'Model not found: nowhere')\n"},
     {AQPY_QuantizationError, AQPY_ArrowQuantError, "arrow_quant_v2.QuantizationError", AQ_ERR_INTERNAL,
-     "A layer could not be quantized, or a model file is damaged."},
-    {AQPY_ConfigurationError, AQPY_ArrowQuantError, "arrow_quant_v2.ConfigurationError", AQ_ERR_USAGE, "A configuration field, file or variable is wrong."},
-    {AQPY_ValidationError, AQPY_ArrowQuantError, "arrow_quant_v2.ValidationError", AQ_ERR_QUALITY, "The result is below the accuracy that was asked for."},
-    {AQPY_ModelNotFoundError, AQPY_ArrowQuantError, "arrow_quant_v2.ModelNotFoundError", AQ_ERR_IO, "The model path does not exist or is empty."},
-    {AQPY_MetadataError, AQPY_ArrowQuantError, "arrow_quant_v2.MetadataError", AQ_ERR_FORMAT, "Metadata is missing, unreadable, or names no known modality."},
-    {AQPY_ShapeMismatchError, AQPY_ArrowQuantError, "arrow_quant_v2.ShapeMismatchError", AQ_ERR_USAGE, "Shapes that must agree do not."},
-    {AQPY_FormatError, AQPY_QuantizationError, "arrow_quant_v2.FormatError", AQ_ERR_FORMAT, "An input file is malformed or of a kind that is not supported."},
+     "A layer could not be quantized, or a model file is damaged.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> with open('cut.safetensors', 'wb') as f:\n"
+     "...     _ = f.write(b'not a model')\n"
+     ">>> try:\n"
+     "...     aq.ArrowQuantV2().quantize_diffusion_model('cut.safetensors', 'cut-int4')\n"
+     "... except aq.QuantizationError as error:\n"
+     "...     error.file\n"
+     "'cut.safetensors'\n"},
+    {AQPY_ConfigurationError, AQPY_ArrowQuantError, "arrow_quant_v2.ConfigurationError", AQ_ERR_USAGE,
+     "A configuration field, file or variable is wrong.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> aq.DiffusionQuantConfig(bit_width=3).validate()\n"
+     "Traceback (most recent call last):\n"
+     "arrow_quant_v2.ConfigurationError: Invalid bit width: 3. Must be 2, 4, or 8\n"},
+    {AQPY_ValidationError, AQPY_ArrowQuantError, "arrow_quant_v2.ValidationError", AQ_ERR_QUALITY,
+     "The result is below the accuracy that was asked for.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> try:\n"
+     "...     aq.quantize('examples/dit-fashion', 'exact', min_accuracy=1, fail_fast=True)\n"
+     "... except aq.ValidationError as error:\n"
+     "...     error.tensor is None, error.code\n"
+     "(False, 4)\n"},
+    {AQPY_ModelNotFoundError, AQPY_ArrowQuantError, "arrow_quant_v2.ModelNotFoundError", AQ_ERR_IO,
+     "The model path does not exist or is empty.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> aq.ArrowQuantV2().quantize_diffusion_model('nowhere', 'nowhere-int4')\n"
+     "Traceback (most recent call last):\n"
+     "arrow_quant_v2.ModelNotFoundError: Model not found: nowhere\n"},
+    {AQPY_MetadataError, AQPY_ArrowQuantError, "arrow_quant_v2.MetadataError", AQ_ERR_FORMAT,
+     "Metadata is missing, unreadable, or names no known modality.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> header = b'{\"w\":{\"dtype\":\"F32\",\"shape\":[1,1],\"data_offsets\":[0,4]}}'\n"
+     ">>> with open('unknown.safetensors', 'wb') as f:\n"
+     "...     _ = f.write(len(header).to_bytes(8, 'little') + header + bytes(4))\n"
+     ">>> try:\n"
+     "...     aq.ArrowQuantV2().quantize_diffusion_model('unknown.safetensors', 'unknown-int4')\n"
+     "... except aq.MetadataError as error:\n"
+     "...     'metadata' in str(error), error.file\n"
+     "(True, 'unknown.safetensors')\n"},
+    {AQPY_ShapeMismatchError, AQPY_ArrowQuantError, "arrow_quant_v2.ShapeMismatchError", AQ_ERR_USAGE,
+     "Shapes that must agree do not.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> try:\n"
+     "...     aq.cosine_similarity([1.0, 2.0], [1.0])\n"
+     "... except aq.ShapeMismatchError as error:\n"
+     "...     isinstance(error, ValueError)\n"
+     "True\n"},
+    {AQPY_FormatError, AQPY_QuantizationError, "arrow_quant_v2.FormatError", AQ_ERR_FORMAT,
+     "An input file is malformed or of a kind that is not supported.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> with open('cut.safetensors', 'wb') as f:\n"
+     "...     _ = f.write(b'not a model')\n"
+     ">>> try:\n"
+     "...     aq.inspect('cut.safetensors')\n"
+     "... except aq.FormatError as error:\n"
+     "...     error.file, error.code\n"
+     "('cut.safetensors', 3)\n"},
     {AQPY_BudgetError, AQPY_ConfigurationError, "arrow_quant_v2.BudgetError", AQ_ERR_BUDGET,
-     "No allocation meets the size budget; `minimum` is the smallest size that can be reached, in bytes (None when it is not known)."},
+     "No allocation meets the size budget; `minimum` is the smallest size that can be reached, in bytes (None when it is not known).\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> try:\n"
+     "...     aq.plan('examples/dit-fashion', target_size='1 kB')\n"
+     "... except aq.BudgetError as error:\n"
+     "...     error.minimum > 1000\n"
+     "True\n"},
     {AQPY_Interrupted, AQPY_ArrowQuantError, "arrow_quant_v2.Interrupted", AQ_ERR_INTERRUPTED,
-     "The work was cancelled; a run that can be resumed kept its state."},
+     "The work was cancelled; a run that can be resumed kept its state.\n\n"
+     ">>> import arrow_quant_v2 as aq\n"
+     ">>> try:\n"
+     "...     aq.quantize('examples/dit-fashion', 'cancelled', progress=lambda p: False)\n"
+     "... except aq.Interrupted as error:\n"
+     "...     error.code\n"
+     "130\n"},
 };
 
 static int add_exception(PyObject *module, const exception *e) {

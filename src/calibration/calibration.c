@@ -65,6 +65,7 @@ aq_status aq_calib_create(aq_calib **out, const aq_calib_options *options, aq_er
     if (!c) return aq_fail_memory(err, sizeof *c, "a collection");
     aq_moment_pool_init(&c->pool);
     c->map.fd = -1;
+    c->long_work = AQ_CALIB_LONG_WORK;
     c->options = *options;
     c->options.data_name = c->options.data_sha256 = c->options.spill_folder = NULL;
     if (c->options.hessian_most == 0) c->options.hessian_most = defaults.hessian_most;
@@ -88,7 +89,7 @@ static void free_gradient(aq_calib_layer *l) {
     aq_free(l->gradient_cols_mean);
 }
 
-static void free_layer(aq_calib *c, aq_calib_layer *layer) {
+void aq_calib_layer_free(aq_calib *c, aq_calib_layer *layer) {
     for (uint32_t g = 0; layer->groups && g < c->options.n_groups; g++) aq_sums_free(c, &layer->groups[g], layer->n_inputs);
     for (uint32_t g = 0; layer->moments && g < aq_calib_n_moments(c); g++) aq_moment_free(&layer->moments[g], &c->pool);
     aq_free(layer->groups);
@@ -100,7 +101,7 @@ static void free_layer(aq_calib *c, aq_calib_layer *layer) {
 
 void aq_calib_free(aq_calib *c) {
     if (!c) return;
-    for (size_t i = 0; i < c->n_layers; i++) free_layer(c, &c->layers[i]);
+    for (size_t i = 0; i < c->n_layers; i++) aq_calib_layer_free(c, &c->layers[i]);
     aq_moment_pool_free(&c->pool);
     if (c->map.data || c->map.fd >= 0) aq_file_map_close(&c->map);
     aq_free((void *)(uintptr_t)c->options.data_name);
@@ -196,7 +197,7 @@ aq_status aq_calib_add_layer(aq_calib *c, const char *name, uint64_t n_inputs, c
     aq_status status = layer.name ? AQ_OK : aq_fail_memory(err, length, "a name");
     if (status == AQ_OK && shared < 0) status = plan(c, &layer, err);
     if (status != AQ_OK) {
-        free_layer(c, &layer);
+        aq_calib_layer_free(c, &layer);
         return status;
     }
     size_t at = slot(c, name);

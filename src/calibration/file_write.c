@@ -20,6 +20,7 @@ typedef struct {
 
 typedef struct {
     carquet_writer_t *parquet;
+    const aq_calib *calib;
     const char *path;
     column columns[CAL_COLUMNS];
     int16_t max_def[CAL_COLUMNS];
@@ -156,6 +157,10 @@ static aq_status write_row_group(writer *w, aq_error *err) {
 
 static bool take_row(void *user, const aq_calib_row row, aq_error *err) {
     writer *w = user;
+    if (w->calib->keep_going && !w->calib->keep_going(w->calib->keep_going_user)) {
+        aq_fail(err, AQ_ERR_INTERRUPTED, "interrupted while the statistics were written; no file was made");
+        return false;
+    }
     for (int c = 0; c < CAL_COLUMNS; c++)
         if (!put_cell(w, (aq_calib_column)c, &row[c])) {
             aq_fail_memory(err, row[c].n, "a row of the statistics");
@@ -230,7 +235,7 @@ aq_status aq_calib_save_keyed(const aq_calib *c, const char *path, bool overwrit
     aq_draft draft;
     aq_status status = aq_draft_begin(&draft, path, overwrite, err);
     if (status != AQ_OK) return status;
-    writer w = {.path = path};
+    writer w = {.path = path, .calib = c};
     status = write_file(&w, c, draft.temp, key, err);
     aq_calib_digest_end(w.digest, NULL);
     clear(&w);

@@ -13,7 +13,8 @@
 #define AQ_CALIB_LIMIT_INPUTS (UINT64_C(1) << 24)
 #define AQ_CALIB_LIMIT_TIMESTEPS (1 << 24)
 #define AQ_CALIB_LIMIT_NAME_BYTES 1024
-#define AQ_CALIB_HUGE 1e16f /* squares of larger inputs, summed over a block, could leave F32 */
+#define AQ_CALIB_LONG_WORK 0x1p37 /* about half a second on two threads of a laptop */
+#define AQ_CALIB_HUGE 1e16f       /* squares of larger inputs, summed over a block, could leave F32 */
 
 /* Column sums of rows; arrays [n_inputs] in one block of memory that begins at `sum`; NULL and count 0 when nothing was seen. */
 typedef struct aq_sums {
@@ -33,6 +34,7 @@ typedef struct aq_calib_layer {
     double *gradient_rows, *gradient_cols; /* sums of squares over the other dimension */
     uint64_t n_gradient_rows, n_gradients;
     double *gradient_rows_mean, *gradient_cols_mean; /* as they are shown */
+    aq_watch *watch;                                 /* of the one call that it is for (stage.c), or NULL */
 } aq_calib_layer;
 
 struct aq_calib {
@@ -50,6 +52,9 @@ struct aq_calib {
     char fingerprint[65];   /* of the content as it was read, "" before */
     atomic_bool is_changed; /* since then */
     char cache_key[65];     /* that the file was kept under, "" */
+    bool (*keep_going)(void *user);
+    void *keep_going_user;
+    double long_work; /* from which on a call is long (stage.c) */
 };
 
 /* ---- layers ---- */
@@ -72,6 +77,22 @@ void aq_gradient_finish(aq_calib_layer *layer);
 /* aq_calib_save with the key of a cache (may be NULL). */
 aq_status aq_calib_save_keyed(const aq_calib *c, const char *path, bool overwrite, const char *key, aq_error *err);
 #define AQ_CALIB_KEY_CACHE "arrowquant.calibration.cache_key"
+
+/* ---- long calls (stage.c) ---- */
+
+typedef struct aq_stage {
+    aq_calib *calib;
+    aq_calib_layer *layer, held; /* where the call's rows go in the end, and until then where the call is a long one */
+    aq_watch watch;
+} aq_stage;
+/* The layer to add a call's n_rows to: the given one, or an empty one that takes its place until aq_stage_end. NULL: no memory. */
+aq_calib_layer *aq_stage_begin(aq_stage *stage, aq_calib *c, aq_calib_layer *layer, uint64_t n_rows, aq_error *err);
+/* Adds everything to the given one when `status`, which is what comes back, is AQ_OK. */
+aq_status aq_stage_end(aq_stage *stage, aq_status status, int n_threads, aq_error *err);
+
+/* Adds the sums, moments and timesteps of another layer, of collection `from`, whose moments are flushed. */
+aq_status aq_calib_layer_add(aq_calib *into, aq_calib_layer *t, const aq_calib *from, const aq_calib_layer *f, aq_error *err);
+void aq_calib_layer_free(aq_calib *c, aq_calib_layer *layer);
 
 /* ---- sums ---- */
 

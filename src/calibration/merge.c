@@ -66,9 +66,8 @@ static aq_status check_layers(const aq_calib *into, const aq_calib *from, aq_err
     return AQ_OK;
 }
 
-static aq_status add_stats(aq_calib *into, aq_calib_layer *t, const aq_calib *from, const aq_calib_layer *f, aq_error *err) {
-    aq_status status = aq_calib_settle(from, f, err);
-    if (status == AQ_OK) status = aq_calib_settle(into, t, err);
+aq_status aq_calib_layer_add(aq_calib *into, aq_calib_layer *t, const aq_calib *from, const aq_calib_layer *f, aq_error *err) {
+    aq_status status = AQ_OK;
     for (uint32_t g = 0; status == AQ_OK && g < into->options.n_groups; g++) {
         if (f->groups[g].count == 0) continue;
         if (!aq_sums_reserve(into, &t->groups[g], t->n_inputs)) return aq_fail_memory(err, 28 * t->n_inputs, "a layer's statistics");
@@ -124,8 +123,13 @@ aq_status aq_calib_merge(aq_calib *into, const aq_calib *from, aq_error *err) {
         status = find_or_add(into, from, f, &at, err);
         if (status != AQ_OK) break;
         aq_calib_layer *t = &into->layers[at];
-        if (t->source == at) status = add_stats(into, t, from, &from->layers[f->source], err);
-        if (status == AQ_OK) status = add_gradients(t, f, err);
+        f = &from->layers[f->source];
+        if (t->source == at) {
+            status = aq_calib_settle(from, f, err);
+            if (status == AQ_OK) status = aq_calib_settle(into, t, err);
+            if (status == AQ_OK) status = aq_calib_layer_add(into, t, from, f, err);
+        }
+        if (status == AQ_OK) status = add_gradients(t, &from->layers[i], err);
     }
     if (status == AQ_OK) status = unite(&into->options.data_name, from->options.data_name, err);
     if (status == AQ_OK) status = unite(&into->options.data_sha256, from->options.data_sha256, err);

@@ -110,8 +110,18 @@ void aq_moment_trim(aq_moment *m, aq_moment_pool *pool) {
     m->rows = NULL;
 }
 
+/* The last place in the spill file is free again. */
+static void release_spill(aq_moment *m, aq_moment_pool *pool) {
+    pthread_mutex_lock(&pool->lock);
+    bool is_last = m->is_spilled && pool->end == m->spill_at + 8 * triangle_size(m->n);
+    if (is_last && ftruncate(pool->fd, (off_t)m->spill_at) == 0) pool->end = m->spill_at;
+    m->is_spilled = false;
+    pthread_mutex_unlock(&pool->lock);
+}
+
 void aq_moment_free(aq_moment *m, aq_moment_pool *pool) {
     aq_moment_trim(m, pool);
+    if (m->is_spilled) release_spill(m, pool);
     drop(m->sum, m->sum ? 8 * triangle_size(m->n) : 0, pool);
     aq_free(m->parts);
     m->sum = NULL;
@@ -190,6 +200,10 @@ static bool add_panel(void *context, size_t p) {
     uint64_t size = (end - begin) * (n - begin), offset = panel_offset(n, p);
     aq_error err;
     aq_error_clear(&err);
+    if (!aq_watch_goes_on(m->watch)) {
+        aq_watch_fail(m->layer, &err);
+        return addition_fails(a, &err);
+    }
     float *products = a->x ? aq_calloc(size, sizeof *products) : NULL;
     double *loaded = m->is_spilled ? aq_alloc(size * sizeof *loaded) : NULL, *buffer = a->from ? aq_alloc(size * sizeof *buffer) : NULL;
     const double *sums = NULL;
@@ -296,7 +310,8 @@ static aq_status add_rows(aq_moment *m, aq_moment_pool *pool, const float *x, ui
     if (status != AQ_OK) return status;
     int threads = threads_for(m->n, n_rows, n_threads);
     if (!m->is_spilled) {
-        if (!aq_products_add(x, n_rows, stride, m->n, triangle_row, m, threads)) status = aq_fail_memory(err, 8 * m->n * n_rows, "products of rows");
+        if (!aq_products_add(x, n_rows, stride, m->n, triangle_row, m, m->watch, threads))
+            status = aq_watch_goes_on(m->watch) ? aq_fail_memory(err, 8 * m->n * n_rows, "products of rows") : aq_watch_fail(m->layer, err);
     } else {
         addition a = {.m = m, .pool = pool, .x = x, .n_rows = n_rows, .stride = stride, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};
         aq_parallel_for(aq_moment_n_panels(m->n), threads, add_panel, &a);
@@ -315,7 +330,9 @@ static aq_status add_directly(aq_moment *m, aq_moment_pool *pool, const float *x
         status = aq_fail_memory(err, 4 * threads * n * n, "products of rows");
     while (status == AQ_OK && w.done < w.n_pieces) {
         uint64_t left = w.n_pieces - w.done;
-        if (w.products && left >= threads) {
+        if (!aq_watch_goes_on(m->watch)) {
+            status = aq_watch_fail(m->layer, err);
+        } else if (w.products && left >= threads) {
             w.at_once = (size_t)threads;
             if (!aq_parallel_for(w.at_once, (int)threads, multiply_piece, &w))
                 status = aq_fail_memory(err, 4 * threads * n * n, "products of rows");
@@ -397,6 +414,7 @@ aq_status aq_moment_add(aq_moment *m, aq_moment_pool *pool, const float *x, uint
 }
 
 aq_status aq_moment_merge(aq_moment *into, aq_moment_pool *pool, const aq_moment *from, aq_moment_pool *from_pool, aq_error *err) {
+    if (from->count == 0) into->n_offered += from->n_offered;
     if (from->count == 0) return AQ_OK;
     aq_status status = aq_moment_check(from, err);
     if (status == AQ_OK) status = settle(into, pool, err);

@@ -38,6 +38,16 @@ typedef struct aq_moment_part {
     char hash[33]; /* XXH3-128 of the bytes */
 } aq_moment_part;
 
+/* Whether a long call is to go on: asked by its tasks, but on the thread of the call alone. */
+typedef struct aq_watch {
+    bool (*keep_going)(void *user);
+    void *user;
+    pthread_t thread;
+    atomic_bool stopped;
+} aq_watch;
+bool aq_watch_goes_on(aq_watch *watch); /* NULL: always */
+aq_status aq_watch_fail(const char *layer, aq_error *err);
+
 typedef struct aq_moment {
     uint64_t n;         /* inputs */
     uint64_t count;     /* rows so far, the gathered ones included */
@@ -54,6 +64,7 @@ typedef struct aq_moment {
     uint64_t stored_count;    /* rows in the stored form */
     const char *file, *layer; /* of the stored form, for messages */
     atomic_bool is_checked;   /* the parts were compared with their hashes */
+    aq_watch *watch;          /* of the one call that it is for (stage.c), or NULL */
 } aq_moment;
 
 void aq_moment_pool_init(aq_moment_pool *pool);
@@ -70,7 +81,7 @@ aq_status aq_moment_add(aq_moment *moment, aq_moment_pool *pool, const float *x,
 aq_status aq_moment_flush(aq_moment *moment, aq_moment_pool *pool, int n_threads, aq_error *err);
 /* Frees the room for gathered rows; flushed before. */
 void aq_moment_trim(aq_moment *moment, aq_moment_pool *pool);
-/* Adds `from`, whose own pool is from_pool; both are flushed. */
+/* Adds `from`, whose own pool is from_pool and which is flushed. */
 aq_status aq_moment_merge(aq_moment *into, aq_moment_pool *pool, const aq_moment *from, aq_moment_pool *from_pool, aq_error *err);
 
 /* ---- reading, panel by panel; the moment is flushed ---- */

@@ -21,6 +21,7 @@ typedef struct {
     float *left, *right;            /* the packed sides: AQ_GEMM_BLOCK rows after the other, strip (panel) after strip */
     aq_triangle_row *row;
     const void *context;
+    aq_watch *watch;
 } products;
 
 static uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
@@ -62,6 +63,7 @@ static void multiply_panel(const products *p, uint64_t first, uint64_t end, uint
 
 static bool multiply_group(void *context, size_t task) {
     const products *p = context;
+    if (!aq_watch_goes_on(p->watch)) return false;
     uint64_t rows = p->kernels->rows, cols = p->kernels->cols, first = task * p->group, end = least(p->strips, first + p->group);
     float c[MOST_GROUP * MOST_COLS];
     for (uint64_t q = first * rows / cols; q < p->panels; q++) {
@@ -80,9 +82,9 @@ static bool multiply_group(void *context, size_t task) {
     return true;
 }
 
-bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t n, aq_triangle_row *row, const void *context, int n_threads) {
+bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t n, aq_triangle_row *row, const void *context, aq_watch *watch, int n_threads) {
     const aq_gemm_kernels *kernels = aq_kernels_get()->gemm_f32;
-    products p = {.kernels = kernels, .stride = stride, .n = n, .n_spans = (uint64_t)n_threads, .row = row, .context = context};
+    products p = {.kernels = kernels, .stride = stride, .n = n, .n_spans = (uint64_t)n_threads, .row = row, .context = context, .watch = watch};
     p.strips = aq_div_up(n, kernels->rows);
     p.panels = aq_div_up(n, kernels->cols);
     p.group = (n <= 512 ? 48 : n <= 2048 ? 96 : MOST_GROUP) / kernels->rows;
@@ -91,12 +93,13 @@ bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t 
     if (!memory) return false;
     p.left = memory + (64 - (uintptr_t)memory % 64) / sizeof *memory;
     p.right = p.left + left;
-    for (uint64_t done = 0; done < n_rows; done += most) {
+    bool ok = true;
+    for (uint64_t done = 0; ok && done < n_rows; done += most) {
         p.x = x + done * stride;
         p.n_rows = least(most, n_rows - done);
         aq_parallel_for(p.n_spans, n_threads, pack_span, &p);
-        aq_parallel_for(aq_div_up(p.strips, p.group), n_threads, multiply_group, &p);
+        ok = aq_parallel_for(aq_div_up(p.strips, p.group), n_threads, multiply_group, &p);
     }
     aq_free(memory);
-    return true;
+    return ok;
 }

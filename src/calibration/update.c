@@ -106,7 +106,8 @@ static void sum_tile(const update *u, size_t at, size_t tile) {
 static bool sum_span(void *context, size_t span) {
     const update *u = context;
     size_t n = u->n_pieces * u->n_tiles;
-    for (size_t i = n * span / u->n_spans; i < n * (span + 1) / u->n_spans; i++) sum_tile(u, i / u->n_tiles, i % u->n_tiles);
+    for (size_t i = n * span / u->n_spans; i < n * (span + 1) / u->n_spans && aq_watch_goes_on(u->layer->watch); i++)
+        sum_tile(u, i / u->n_tiles, i % u->n_tiles);
     return true;
 }
 
@@ -183,6 +184,7 @@ static bool reserve(update *u) {
 static aq_status check_values(const update *u, aq_error *err) {
     uint64_t n = u->layer->n_inputs;
     bool ok = true;
+    if (!aq_watch_goes_on(u->layer->watch)) return aq_watch_fail(u->layer->name, err); /* not all was summed */
     for (size_t r = 0; r < u->n_runs; r++) {
         const run *s = &u->runs[r];
         ok = ok && isfinite(s->sum_sq) && (!u->layer->moments || (s->min > -AQ_CALIB_HUGE && s->max < AQ_CALIB_HUGE));
@@ -278,7 +280,11 @@ aq_status aq_calib_update(aq_calib *c, size_t index, const float *x, uint64_t n_
     if (n_rows > 1 && row_stride < layer->n_inputs)
         return aq_fail_at(err, AQ_ERR_USAGE, NULL, layer->name, "its rows lie %llu floats apart and have %llu", (unsigned long long)row_stride,
                           (unsigned long long)layer->n_inputs);
-    return add_rows(c, layer, x, n_rows, row_stride, timesteps, timestep, 1, n_threads, err);
+    aq_stage stage;
+    aq_calib_layer *to = aq_stage_begin(&stage, c, layer, n_rows, err);
+    if (!to) return AQ_ERR_MEMORY;
+    status = add_rows(c, to, x, n_rows, row_stride, timesteps, timestep, 1, n_threads, err);
+    return aq_stage_end(&stage, status, n_threads, err);
 }
 
 /* ---- convolutions ---- */
@@ -364,6 +370,9 @@ aq_status aq_calib_update_conv(aq_calib *c, size_t index, const float *x, const 
     if (rows_at_once > f.n_per_sample) rows_at_once = f.n_per_sample;
     float *rows = aq_alloc(rows_at_once * n * sizeof *rows);
     if (!rows) return aq_fail_memory(err, rows_at_once * n * sizeof *rows, "unfolded inputs");
+    aq_stage stage;
+    layer = aq_stage_begin(&stage, c, layer, shape->batch * f.n_per_sample, err);
+    if (!layer) status = AQ_ERR_MEMORY;
     for (uint32_t b = 0; status == AQ_OK && b < shape->batch; b++)
         for (uint64_t i = 0; status == AQ_OK && i < f.n_per_sample; i += rows_at_once) {
             uint64_t some = f.n_per_sample - i < rows_at_once ? f.n_per_sample - i : rows_at_once;
@@ -371,5 +380,5 @@ aq_status aq_calib_update_conv(aq_calib *c, size_t index, const float *x, const 
             status = add_rows(c, layer, rows, some, n, NULL, timesteps ? timesteps[b] : timestep, some, n_threads, err);
         }
     aq_free(rows);
-    return status;
+    return layer ? aq_stage_end(&stage, status, n_threads, err) : status;
 }

@@ -1,5 +1,8 @@
 """The type Calibration: what goes in by the buffer protocol comes out as NumPy computes it."""
 
+import ctypes
+import functools
+import signal
 import threading
 
 import arrow_quant_v2 as aq
@@ -312,3 +315,47 @@ def test_threads_change_nothing():
         c.update(c.add_layer("a.weight", 96), x, np.arange(70), threads=threads)
         results.append((c.hessian(0).tobytes(), c.stats(0, 0)["sum"].tobytes()))
     assert len(set(results)) == 1
+
+
+# ---- Ctrl-C ----
+
+
+def pending(slot):
+    """An object that has SIGINT pending, and no line of Python run since, when a call reads its arguments."""
+    ask = functools.partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(signal.SIGINT))  # returns 0
+    return type("Pending", (), {slot: ask})()
+
+
+@pytest.mark.parametrize("call", ["update", "update_conv"])
+def test_FA10_ctrl_c_stops_a_long_call_and_nothing_of_it_is_added(call):
+    c = aq.Calibration(num_timesteps=10, groups=1)
+    c.add_layer("a.weight", 4096)
+    c.update("a.weight", np.ones((3, 4096), np.float32), 5)
+    before = c.fingerprint()
+    with pytest.raises(KeyboardInterrupt):
+        if call == "update":
+            c.update("a.weight", np.zeros((8192, 4096), np.float32), 5, threads=pending("__index__"))
+        else:
+            c.update_conv("a.weight", np.zeros((2, 4096, 64, 64), np.float32), 1, timesteps=5, threads=pending("__index__"))
+    assert c.fingerprint() == before and c.stats("a.weight", 0)["count"] == 3
+
+
+def test_FA10_a_handler_that_raises_nothing_may_use_the_collection_and_the_call_is_made_whole():
+    c, seen = aq.Calibration(), []
+    c.add_layer("a.weight", 4096)
+    old = signal.signal(signal.SIGINT, lambda *_: seen.append(c.stats("a.weight", 0)))
+    try:
+        c.update("a.weight", np.ones((8192, 4096), np.float32), threads=pending("__index__"))
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert seen == [None] and c.stats("a.weight", 0)["count"] == 8192
+    assert c.hessian("a.weight").min() == c.hessian("a.weight").max() == 1
+
+
+def test_FA10_ctrl_c_stops_a_save_and_leaves_no_file(tmp_path):
+    c = aq.Calibration()
+    c.add_layer("a.weight", 8)
+    c.update("a.weight", np.ones((3, 8), np.float32))
+    with pytest.raises(KeyboardInterrupt):
+        c.save(tmp_path / "a.aqcal", overwrite=pending("__len__"))
+    assert not list(tmp_path.iterdir())

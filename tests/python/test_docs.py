@@ -39,8 +39,6 @@ def example_folder(tmp_path_factory):
 def test_every_name_has_a_docstring_and_its_example_runs(name, thing, example_folder, monkeypatch):
     monkeypatch.chdir(example_folder)
     assert thing.__doc__, name
-    if inspect.isclass(thing) and issubclass(thing, BaseException):
-        return
     test = doctest.DocTestParser().get_doctest(thing.__doc__, {}, name, None, None)
     assert test.examples, f"{name} has no example"
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

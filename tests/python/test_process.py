@@ -1,7 +1,9 @@
 """The module inside a process: Ctrl-C, fork, worker processes, sub-interpreters, time to import."""
 
+import copy
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -140,6 +142,22 @@ def test_FA17_worker_processes_give_the_same(small, tmp_path, method):
         results = pool.map(work, [(small, tmp_path / f"{method}{i}") for i in range(4)])
     assert results == [expected] * 4
     assert all(tree_bytes(tmp_path / f"{method}{i}") == tree_bytes(tmp_path / "parent") for i in range(4))
+
+
+def test_FA17_quantizers_and_errors_go_from_process_to_process(small, tmp_path):
+    q = aq.ArrowQuantV2("base")
+    weights = [{"w": np.full((2, 3), i, np.float32)} for i in range(3)]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(q.quantize_batch, weights) == [q.quantize_batch(w) for w in weights]
+        with pytest.raises(aq.ModelNotFoundError, match="^Model not found: nowhere$") as e:
+            pool.apply(aq.quantize, ("nowhere",))
+        with pytest.raises(aq.BudgetError) as budget:
+            pool.apply(aq.plan, (small,), {"target_size": "1B"})
+    assert (e.value.file, e.value.code) == ("nowhere", 6) and budget.value.minimum > 1 and budget.value.hint
+    timed = aq.ArrowQuantV2()
+    timed._markov = '{"is_valid": true}'
+    for other in (pickle.loads(pickle.dumps(timed)), copy.copy(timed), copy.deepcopy(timed)):
+        assert other.mode == "diffusion" and other.get_markov_metrics() == {"is_valid": True}
 
 
 def test_FA17_workers_of_a_torch_data_loader_read_a_container(small, tmp_path):
