@@ -10,13 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <arrowquant/linear.h>
+#include <arrowquant/time.h>
 
 #include "base/file.h"
 #include "base/mem.h"
 #include "kernels/gemm.h"
 
-enum { SIZE = 1024, LAYERS = 64, MOST_ROWS = 1024, REPEATS = 7 };
+enum { SIZE = 1024, LAYERS = 64, MOST_ROWS = 1024, REPEATS = 7, RUNS = 4 };
 
 typedef struct stack {
     aq_linear_weight layers[LAYERS];
@@ -30,6 +30,12 @@ typedef struct stack {
 static void on_codes(const stack *s) {
     for (size_t i = 0; i < LAYERS; i++)
         if (aq_linear(&s->layers[i], s->x, s->rows, s->y, s->threads, NULL) != AQ_OK) exit(1);
+}
+
+/* Inputs coded with 8 bits, each row by its own range. */
+static void on_integers(const stack *s) {
+    for (size_t i = 0; i < LAYERS; i++)
+        if (aq_linear_coded(&s->layers[i], s->x, s->rows, NULL, NULL, 0, s->y, s->threads, NULL) != AQ_OK) exit(1);
 }
 
 static void in_f32(const stack *s) {
@@ -74,7 +80,7 @@ static void drop(stack *s) {
 }
 
 static void shortest(void (*const run[])(const stack *), size_t n, const stack *s, double seconds[]) {
-    for (size_t i = 0; i < 3; i++) seconds[i] = INFINITY;
+    for (size_t i = 0; i < RUNS; i++) seconds[i] = INFINITY;
     for (int round = 0; round < REPEATS; round++)
         for (size_t i = 0; i < n; i++) {
             double start = aq_now_s();
@@ -91,7 +97,7 @@ int bench_linear(int argc, char **argv) {
     } kinds[] = {{4, 128, AQ_PARAMS_F16}, {4, 64, AQ_PARAMS_F16},        {8, 128, AQ_PARAMS_F16},
                  {2, 64, AQ_PARAMS_F16},  {4, 256, AQ_PARAMS_TWO_LEVEL}, {2, 256, AQ_PARAMS_TWO_LEVEL}};
     static const uint64_t rows[] = {1, 4, 8, 16, 49, 256, 1024};
-    static void (*const runs[])(const stack *) = {on_codes, in_f32, read_all};
+    static void (*const runs[RUNS])(const stack *) = {on_codes, on_integers, in_f32, read_all};
     int threads = argc > 1 ? atoi(argv[1]) : 1;
     stack s = {.threads = threads};
     float *weights = aq_alloc((size_t)LAYERS * SIZE * SIZE * sizeof *weights), *x = aq_alloc(MOST_ROWS * SIZE * sizeof *x);
@@ -107,13 +113,14 @@ int bench_linear(int argc, char **argv) {
         make(&s, kinds[kind].bits, kinds[kind].group, kinds[kind].form);
         double bytes = (double)s.layers[0].layout.codes_bytes;
         for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
-            double seconds[3];
+            double seconds[RUNS];
             s.rows = rows[r];
-            shortest(runs, rows[r] > 64 && kind > 0 ? 1 : 3, &s, seconds);
+            shortest(runs, rows[r] > 64 && kind > 0 ? 2 : RUNS, &s, seconds);
             printf("INT%d g%-3d %-9s %4d rows  %9.1f us  %7.1f GFLOP/s", kinds[kind].bits, (int)kinds[kind].group, aq_params_form_name(kinds[kind].form),
                    (int)rows[r], seconds[0] * 1e6, 2e-9 * SIZE * SIZE * (double)rows[r] / seconds[0]);
-            if (isfinite(seconds[1])) printf("  %5.2f x F32", seconds[1] / seconds[0]);
-            if (rows[r] == 1) printf("  codes at %5.2f GB/s, %.2f of reading them", bytes / seconds[0] * 1e-9, seconds[2] / seconds[0]);
+            printf("  8-bit inputs %7.1f", 2e-9 * SIZE * SIZE * (double)rows[r] / seconds[1]);
+            if (isfinite(seconds[2])) printf("  %5.2f, %5.2f x F32", seconds[2] / seconds[0], seconds[2] / seconds[1]);
+            if (rows[r] == 1) printf("  codes at %5.2f GB/s, %.2f of reading them", bytes / seconds[0] * 1e-9, seconds[3] / seconds[0]);
             printf("\n");
         }
         drop(&s);

@@ -7,7 +7,7 @@
 #ifndef ARROWQUANT_TIME_H
 #define ARROWQUANT_TIME_H
 
-#include <arrowquant/quant.h>
+#include <arrowquant/linear.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -104,13 +104,26 @@ AQ_API void aq_activation_quantize(const float *x, uint64_t rows, uint64_t n, co
 /* Dynamic: the pair of each row from its own range. scales, zero_points [rows]. */
 AQ_API void aq_activation_quantize_dynamic(const float *x, uint64_t rows, uint64_t n, float *scales, float *zero_points, uint8_t *codes);
 
-/* y [rows, layout->rows] = sum_i (q_w - z_w) s_w (q_x - z_x) s_x, with integer sums per pair of weights: exact integers, then one rounding order
- * (groups in rising order, in double). The definition that faster paths are compared with. Weights of 2, 4 or 8 bits, axis 1, any parameter form.
+/* y [rows, layout->rows] = sum_i (q_w - z_w) s_w (q_x - z_x) s_x + bias, in exact integers and then one rounding order: the same bits at any thread count and
+ * on every instruction set, and no row depends on the others or on how many they are. Weights of 2, 4 or 8 bits, axis 1, any parameter form.
+ *
+ * w = s q + o is the line of a pair of weights (linear.h), X = q_x - Z, Z the whole number nearest to z_x (halves to even) from 0 to 255. A row of y starts as
+ * the bias, or 0; for each 256 inputs, in F32: p = 0; p = fma(I, s, p) for their pairs in rising order, I the exact sum of X q; p = fma(o, sum of X, p) for the
+ * pairs; p = fma(C, Z - z_x, p), C what p is for inputs X = 1; y = fma(p, s_x, y). With two levels I and s are those of linear.h. R2Q's levels are two planes
+ * of bits, w = 2 a1 b1 + 2 a2 b0 + o with o = m - a1 - a2: for each 256 inputs first y = fma(p, s_x, y) for b1 without offsets, then as above for b0; C is the
+ * sum of both.
+ *
+ * In double instead, as time_linear.c has it: layers whose pairs do not begin on words of 32 bits of codes (odd group sizes), or with F32 parameters beyond the
+ * bounds that linear.h names.
+ *
  * What the layer's codes are of (equalization, rotation: store.h) the caller's x must be multiplied by before it is coded.
  * x_codes [rows, layout->cols]; pairs as in aq_activation_quantize. bias [layout->rows] or NULL. AQ_ERR_USAGE for axis 0, AQ_ERR_MEMORY. */
 AQ_API aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, const uint8_t *x_codes,
                                    uint64_t rows, const float *x_scales, const float *x_zero_points, size_t pair_stride, const float *bias, int n_threads,
                                    float *y, aq_error *err);
+/* The same of x [rows, inputs] that is coded on the way: by aq_activation_quantize, or with scales NULL by aq_activation_quantize_dynamic. */
+AQ_API aq_status aq_linear_coded(const aq_linear_weight *weight, const float *x, uint64_t rows, const float *scales, const float *zero_points,
+                                 size_t pair_stride, float *y, int n_threads, aq_error *err);
 
 #ifdef __cplusplus
 }

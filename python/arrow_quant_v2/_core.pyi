@@ -380,6 +380,9 @@ def _linear_at(
     group_size: int,
     params: str,
     threads: int,
+    scales: int = ...,
+    zero_points: int = ...,
+    n_pairs: int = ...,
     /,
 ) -> None: ...
 

@@ -52,14 +52,25 @@ static PyObject *linear_stored(PyObject *module, PyObject *args) {
 
 PyDoc_STRVAR(linear_at_doc,
              "_linear_at($module, x, codes, parameters, bias, out, rows, outputs, inputs, codes_bytes, parameters_bytes, bits, group_size,\n"
-             "           params, threads, /)\n--\n\n"
+             "           params, threads, scales=None, zero_points=None, n_pairs=None, /)\n--\n\n"
              "_linear_stored on addresses, for a caller that knows what lies there: x, bias (0: none) and out aligned float32, codes and parameters\n"
-             "of so many bytes. At one row of x the buffer protocol would cost more than half of the product.\n");
+             "of so many bytes. At one row of x the buffer protocol would cost more than half of the product. With the last three inputs are coded\n"
+             "with 8 bits: n_pairs is 1 or rows; addresses 0: each row by its own range. ValueError for NaN and infinity then.\n");
+
+/* The product with inputs that are coded with 8 bits, or with index `bad` set when one is not finite. */
+static aq_status coded(const aq_linear_weight *w, const float *x, uint64_t rows, const uint64_t pairs[3], float *y, int threads, uint64_t *bad, aq_error *err) {
+    aq_batch_layer all = {.weights = x, .rows = rows, .cols = w->layout.cols};
+    aq_batch_check(&all, 1, &(aq_batch_options){.n_threads = threads}, NULL);
+    *bad = all.first_nonfinite;
+    if (*bad != AQ_ALL_FINITE) return AQ_ERR_FORMAT;
+    return aq_linear_coded(w, x, rows, (const void *)(uintptr_t)pairs[0], (const void *)(uintptr_t)pairs[1], pairs[2] == 1 ? 0 : 1, y, threads, err);
+}
+
 static PyObject *linear_at(PyObject *module, PyObject *const *args, Py_ssize_t n_args) {
-    enum { X, CODES, PARAMS, BIAS, OUT, ROWS, OUTPUTS, INPUTS, CODES_BYTES, PARAMS_BYTES, BITS, GROUP, FORM, THREADS, N };
-    if (n_args != N) return PyErr_Format(PyExc_TypeError, "_linear_at takes %d arguments, not %zd", N, n_args);
-    uint64_t at[N];
-    for (size_t i = 0; i < N; i++) {
+    enum { X, CODES, PARAMS, BIAS, OUT, ROWS, OUTPUTS, INPUTS, CODES_BYTES, PARAMS_BYTES, BITS, GROUP, FORM, THREADS, N, PAIRS = N, ALL = N + 3 };
+    if (n_args != N && n_args != ALL) return PyErr_Format(PyExc_TypeError, "_linear_at takes %d or %d arguments, not %zd", N, ALL, n_args);
+    uint64_t at[ALL], bad = AQ_ALL_FINITE;
+    for (size_t i = 0; i < (size_t)n_args; i++) {
         if (i == FORM) continue;
         at[i] = PyLong_AsUnsignedLongLong(args[i]);
         if (at[i] == (uint64_t)-1 && PyErr_Occurred()) return NULL;
@@ -78,8 +89,13 @@ static PyObject *linear_at(PyObject *module, PyObject *const *args, Py_ssize_t n
     w.bias = (const void *)(uintptr_t)at[BIAS];
     aq_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = aq_linear(&w, (const void *)(uintptr_t)at[X], at[ROWS], (void *)(uintptr_t)at[OUT], at[THREADS] <= 4096 ? (int)at[THREADS] : 4096, &err);
+    const float *x = (const void *)(uintptr_t)at[X];
+    float *y = (void *)(uintptr_t)at[OUT];
+    int threads = at[THREADS] <= 4096 ? (int)at[THREADS] : 4096;
+    status = n_args == N ? aq_linear(&w, x, at[ROWS], y, threads, &err) : coded(&w, x, at[ROWS], at + PAIRS, y, threads, &bad, &err);
     Py_END_ALLOW_THREADS
+    if (bad != AQ_ALL_FINITE)
+        return PyErr_Format(PyExc_ValueError, "x contains NaN or Inf at index %llu. Please clean your data before quantization.", (unsigned long long)bad);
     if (status != AQ_OK) return aqpy_raise(state, &err);
     Py_RETURN_NONE;
 }

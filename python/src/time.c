@@ -387,7 +387,6 @@ typedef struct call {
     aq_quant_layout layout;
     float *pairs;     /* weights' parameters as F32 pairs, where they came as lists */
     float *row_pairs; /* scales then zero points by row of x */
-    uint8_t *x_codes;
     uint64_t rows;
     int threads;
     bool dynamic;
@@ -400,7 +399,6 @@ static void call_free(call *c) {
     if (c->packed.obj) PyBuffer_Release(&c->packed);
     aq_free(c->pairs);
     aq_free(c->row_pairs);
-    aq_free(c->x_codes);
 }
 
 static bool mismatch(const aqpy_state *state, const char *what, uint64_t found, uint64_t expected) {
@@ -471,22 +469,14 @@ static PyObject *run(const aqpy_state *state, call *c) {
     void *y;
     PyObject *array = shape ? new_array(state, 'f', c->rows * c->layout.rows, shape, &y) : NULL;
     Py_XDECREF(shape);
-    c->x_codes = array ? aq_alloc(c->x.count) : NULL;
-    if (array && !c->x_codes) PyErr_NoMemory();
-    if (!array || !c->x_codes) {
-        Py_XDECREF(array);
-        return NULL;
-    }
-    float *s = c->row_pairs, *z = c->row_pairs + c->rows;
+    if (!array) return NULL;
+    const float *s = c->dynamic ? NULL : c->row_pairs, *z = c->dynamic ? NULL : c->row_pairs + c->rows;
+    aq_linear_weight w = {
+        .spec = c->spec, .layout = c->layout, .codes = c->codes.buf, .params = c->pairs ? (const void *)c->pairs : c->packed.buf, .bias = c->bias.data};
     aq_error err = {0};
     aq_status status;
     Py_BEGIN_ALLOW_THREADS
-    if (c->dynamic)
-        aq_activation_quantize_dynamic(c->x.data, c->rows, c->layout.cols, s, z, c->x_codes);
-    else
-        aq_activation_quantize(c->x.data, c->rows, c->layout.cols, s, z, 1, c->x_codes);
-    status = aq_linear_integer(&c->spec, &c->layout, c->codes.buf, c->pairs ? (const void *)c->pairs : c->packed.buf, c->x_codes, c->rows, s, z, 1,
-                               c->bias.data, c->threads, y, &err);
+    status = aq_linear_coded(&w, c->x.data, c->rows, s, z, 1, y, c->threads, &err);
     Py_END_ALLOW_THREADS
     if (status == AQ_OK) return aqpy_array_over(array);
     Py_DECREF(array);

@@ -110,9 +110,10 @@ typedef struct aq_segments {
 
 /* A block of some rows of x and of some outputs, laid out for a tile. */
 typedef struct aq_word_block {
-    aq_segments scales, offsets;
-    const float *x, *x_scales, *x_sums; /* [words][rows], [rows], [segments of offsets][rows] */
-    const float *w, *s, *o;             /* [words][cols], lines w = s q + o: [segments of scales][cols], [segments of offsets][cols] */
+    aq_segments scales;
+    size_t n_offsets;
+    const float *x, *x_scales, *x_sums; /* [words][rows], [rows], [n_offsets][rows] */
+    const float *w, *s, *o;             /* [words][cols], lines w = s q + o: [segments of scales][cols], [n_offsets][cols] */
 } aq_word_block;
 
 typedef struct aq_word_kernels {
@@ -120,10 +121,12 @@ typedef struct aq_word_kernels {
     /* Steps [0, depth), depth <= AQ_WORD_BLOCK, of `rows` rows of finite inputs (NULL: zeros) as integers X = rint(x / scale), 0 behind the last. The scale of
      * a row is the power of two, 2^-126 or more, with which the largest |X| lies between 2^14 and 32767. sums: those of X over each segment. */
     void (*pack_inputs)(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums);
+    /* The same of inputs that are codes of 8 bits: X = x - zero, with a zero of 0 to 255 for each row. */
+    void (*pack_codes)(const uint8_t *const *x, const int32_t *zeros, size_t depth, int bits, const aq_segments *segments, float *words, float *sums);
     /* Words of the codes of a panel, times their factors where it has any. Columns from its width on are not defined. */
     void (*unpack_codes)(const aq_code_panel *panel, float *words);
     /* Rows [0, height) and outputs [0, width) of y = from + the product, where all of a tile can be read of `from` (stride 0: the same line for each row). With
-     * I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments, I rounded to float; then p = fma(o, sum of X, p) over them; y =
+     * I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments, I rounded to float; then p = fma(o, x_sums, p) over the offsets; y =
      * fma(p, scale, from). */
     void (*tile)(const aq_word_block *block, const float *from, uint64_t from_stride, size_t height, size_t width, float *y, uint64_t y_stride);
 } aq_word_kernels;
@@ -150,7 +153,9 @@ typedef struct aq_kernels {
 
     /* codes[i] = clamp(rint(x[i] * (1 / s) + z), 0, q_max), one byte each; half to even; x[i] / s when s < AQ_TINY_SCALE. s > 0. */
     void (*quantize)(const float *x, size_t n, float s, float z, int q_max, uint8_t *codes);
-    /* The same codes, q_max 3 and 15, packed as pack2 and pack4 do. */
+    /* codes[i] = clamp(rint(x[i] / s + z), 0, 255), NaN as 0: how inputs of layers are coded (time.h). */
+    void (*quantize_inputs)(const float *x, size_t n, float s, float z, uint8_t *codes);
+    /* The same codes as quantize, q_max 3 and 15, packed as pack2 and pack4 do. */
     void (*quantize2)(const float *x, size_t n, float s, float z, uint8_t *packed);
     void (*quantize4)(const float *x, size_t n, float s, float z, uint8_t *packed);
     /* The same codes of n <= 16 groups of `size` values that follow each other, group j with s[j] and z[j], size * bits whole bytes, x / s below 2^30; and

@@ -69,6 +69,10 @@ static void quantize(const float *x, size_t n, float s, float z, int q_max, uint
     for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)round_code((s < AQ_TINY_SCALE ? x[i] / s : x[i] * inverse) + z, top);
 }
 
+static void quantize_inputs(const float *x, size_t n, float s, float z, uint8_t *codes) {
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)round_code(x[i] / s + z, 255.0f);
+}
+
 static void quantize_packed(const float *x, size_t n, float s, float z, size_t bits, uint8_t *packed) {
     for (size_t i = 0; i < n; i++) {
         uint8_t code;
@@ -367,21 +371,34 @@ static float input_scale(const float *x, size_t n) {
     return scale;
 }
 
-static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums) {
+/* The integers of one row as words in column i, and their sums. */
+static void pack_row(const int32_t *integers, size_t i, int bits, const aq_segments *segments, float *words, float *sums) {
     size_t half = 16 / (size_t)bits;
+    for (size_t word = 0; word < segments->words; word++) {
+        const int32_t *first = integers + word / half * 2 * half + word % half;
+        words[word * WORD_ROWS + i] = word_of(first[0], first[half]);
+    }
+    for (size_t at = 0, k = 0, end = segments->first; at < segments->words; k++, end += segments->width) {
+        int32_t sum = 0;
+        for (; at < end && at < segments->words; at++) sum += below(words[at * WORD_ROWS + i]) + above(words[at * WORD_ROWS + i]);
+        sums[k * WORD_ROWS + i] = (float)sum;
+    }
+}
+
+static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums) {
     for (size_t i = 0; i < WORD_ROWS; i++) {
         int32_t integers[AQ_WORD_BLOCK] = {0};
         scales[i] = x[i] ? input_scale(x[i], depth) : 0.0f;
         for (size_t l = 0; x[i] && l < depth; l++) integers[l] = (int32_t)rintf(x[i][l] / scales[i]);
-        for (size_t word = 0; word < segments->words; word++) {
-            const int32_t *first = integers + word / half * 2 * half + word % half;
-            words[word * WORD_ROWS + i] = word_of(first[0], first[half]);
-        }
-        for (size_t at = 0, k = 0, end = segments->first; at < segments->words; k++, end += segments->width) {
-            int32_t sum = 0;
-            for (; at < end && at < segments->words; at++) sum += below(words[at * WORD_ROWS + i]) + above(words[at * WORD_ROWS + i]);
-            sums[k * WORD_ROWS + i] = (float)sum;
-        }
+        pack_row(integers, i, bits, segments, words, sums);
+    }
+}
+
+static void pack_codes(const uint8_t *const *x, const int32_t *zeros, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
+    for (size_t i = 0; i < WORD_ROWS; i++) {
+        int32_t integers[AQ_WORD_BLOCK] = {0};
+        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = x[i][l] - zeros[i];
+        pack_row(integers, i, bits, segments, words, sums);
     }
 }
 
@@ -407,8 +424,7 @@ static float word_product(const aq_word_block *b, size_t i, size_t j, float from
         }
         part = fmaf((float)sum, b->s[k * WORD_COLS + j], part);
     }
-    for (size_t at = 0, k = 0; at < b->offsets.words; at = b->offsets.first + k * b->offsets.width, k++)
-        part = fmaf(b->o[k * WORD_COLS + j], b->x_sums[k * WORD_ROWS + i], part);
+    for (size_t k = 0; k < b->n_offsets; k++) part = fmaf(b->o[k * WORD_COLS + j], b->x_sums[k * WORD_ROWS + i], part);
     return fmaf(part, b->x_scales[i], from);
 }
 
@@ -417,7 +433,7 @@ static void word_tile(const aq_word_block *b, const float *from, uint64_t from_s
         for (size_t j = 0; j < width; j++) y[i * y_stride + j] = word_product(b, i, j, from[i * from_stride + j]);
 }
 
-static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, word_tile};
+static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, pack_inputs, pack_codes, unpack_codes, word_tile};
 
 #define KERNELS aq_kernels_scalar
 #define KERNELS_NAME "scalar"

@@ -10,6 +10,7 @@ const aq_kernels KERNELS = {
     .ranges = ranges,
     .column_stats = column_stats,
     .quantize = quantize,
+    .quantize_inputs = quantize_inputs,
     .quantize2 = quantize2,
     .quantize4 = quantize4,
     .quantize_groups = quantize_groups,

@@ -259,7 +259,7 @@ static inline __attribute__((always_inline)) void quantize_any(const float *x, s
         for (size_t u = 0; u < 64 / W; u++) {
             vf v = v_load(x + i + u * W);
             t[u] = (tiny ? v / scale : v * inverse) + zero;
-            if (!near) t[u] = v_min(t[u], top);
+            if (!near) t[u] = v_min(top, t[u]); /* NaN stays and converts to less than 0 */
         }
         codes_64(codes + i * rate / 8, t, bits);
     }
@@ -285,6 +285,8 @@ static void quantize(const float *x, size_t n, float s, float z, int q_max, uint
     else
         quantize_any(x, n, false, false, s, z, 8, q_max, codes);
 }
+
+static void quantize_inputs(const float *x, size_t n, float s, float z, uint8_t *codes) { quantize_any(x, n, true, false, s, z, 8, 255, codes); }
 
 static void quantize2(const float *x, size_t n, float s, float z, uint8_t *packed) {
     if (s < AQ_TINY_SCALE)

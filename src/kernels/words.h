@@ -52,17 +52,11 @@ static float pack_input_row(const float *x, size_t depth, int bits, float *words
     return scale;
 }
 
-static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums) {
-    enum { MOST = AQ_WORD_BLOCK / 2 };
-    float rows[WORD_ROWS * MOST];
-    for (size_t i = 0; i < WORD_ROWS; i++) {
-        scales[i] = 0;
-        if (x[i])
-            scales[i] = pack_input_row(x[i], depth, bits, rows + i * MOST);
-        else
-            memset(rows + i * MOST, 0, MOST * sizeof *rows);
-    }
-    pack_f32(WORD_ROWS, words, rows, MOST, 1, WORD_ROWS, segments->words);
+enum { MOST_WORDS = AQ_WORD_BLOCK / 2 };
+
+/* The words of each row, one row after the other, as a tile reads them, and their sums. */
+static void pack_words(const float *rows, const aq_segments *segments, float *words, float *sums) {
+    pack_f32(WORD_ROWS, words, rows, MOST_WORDS, 1, WORD_ROWS, segments->words);
     for (size_t at = 0, end = segments->first; at < segments->words; end += segments->width, sums += WORD_ROWS) {
         int32_t sum[WORD_ROWS] = {0};
         for (; at < end && at < segments->words; at++)
@@ -73,6 +67,30 @@ static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_
             }
         for (size_t i = 0; i < WORD_ROWS; i++) sums[i] = (float)sum[i];
     }
+}
+
+static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums) {
+    float rows[WORD_ROWS * MOST_WORDS];
+    for (size_t i = 0; i < WORD_ROWS; i++) {
+        scales[i] = 0;
+        if (x[i])
+            scales[i] = pack_input_row(x[i], depth, bits, rows + i * MOST_WORDS);
+        else
+            memset(rows + i * MOST_WORDS, 0, MOST_WORDS * sizeof *rows);
+    }
+    pack_words(rows, segments, words, sums);
+}
+
+static void pack_codes(const uint8_t *const *x, const int32_t *zeros, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
+    float rows[WORD_ROWS * MOST_WORDS];
+    size_t padded = (depth + AQ_LANES - 1) / AQ_LANES * AQ_LANES;
+    for (size_t i = 0; i < WORD_ROWS; i++) {
+        int32_t integers[AQ_WORD_BLOCK];
+        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = x[i][l] - zeros[i];
+        for (size_t l = x[i] ? depth : 0; l < padded; l++) integers[l] = 0;
+        pair_up(integers, padded, bits, rows + i * MOST_WORDS);
+    }
+    pack_words(rows, segments, words, sums);
 }
 
 /* The 16 bytes of each of 4 rows, or what is left of them, as four words of four lanes. */

@@ -25,8 +25,9 @@ static inline __attribute__((always_inline)) void NAME(sums_of)(size_t height, s
 
 static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, const aq_word_block *b, const float *from, uint64_t from_stride, size_t height,
                                                                 size_t width, float *y, uint64_t y_stride) {
-    vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS], none = {0};
+    vf part[WORD_ROWS * WORD_VECTORS], line[WORD_VECTORS];
     size_t segment = 0;
+    for (size_t k = 0; k < rows * WORD_VECTORS; k++) part[k] = (vf){0};
     for (size_t at = 0, end = b->scales.first; at < b->scales.words; at = end, end += b->scales.width, segment++) {
         vi sums[WORD_ROWS * WORD_VECTORS];
         if (end > b->scales.words) end = b->scales.words;
@@ -35,15 +36,13 @@ static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, con
         for (size_t i = 0; i < rows; i++)
             for (size_t v = 0; v < WORD_VECTORS; v++) {
                 size_t k = i * WORD_VECTORS + v;
-                part[k] = v_fma(__builtin_convertvector(sums[k], vf), line[v], at == 0 ? none : part[k]);
+                part[k] = v_fma(__builtin_convertvector(sums[k], vf), line[v], part[k]);
             }
     }
     vf total[WORD_ROWS][WORD_VECTORS];
-    for (size_t i = 0; i < rows; i++) {
-        /* cppcheck-suppress uninitvar ; a block has words */
+    for (size_t i = 0; i < rows; i++)
         for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = part[i * WORD_VECTORS + v];
-    }
-    for (size_t at = 0, k = 0; at < b->offsets.words; at = b->offsets.first + k * b->offsets.width, k++) {
+    for (size_t k = 0; k < b->n_offsets; k++) {
         for (size_t v = 0; v < WORD_VECTORS; v++) line[v] = v_load(b->o + k * WORD_COLS + v * W);
         for (size_t i = 0; i < rows; i++)
             for (size_t v = 0; v < WORD_VECTORS; v++) total[i][v] = v_fma(line[v], v_set(b->x_sums[k * WORD_ROWS + i]), total[i][v]);
@@ -64,11 +63,13 @@ static void NAME(tile)(const aq_word_block *b, const float *from, uint64_t from_
         NAME(tile_of)(WORD_ROWS, b, from, from_stride, height, width, y, y_stride);
     else if (height > 4 && WORD_ROWS > 4)
         NAME(tile_of)(WORD_ROWS < 8 ? WORD_ROWS : 8, b, from, from_stride, height, width, y, y_stride);
-    else
+    else if (height > 1)
         NAME(tile_of)(4, b, from, from_stride, height, width, y, y_stride);
+    else
+        NAME(tile_of)(1, b, from, from_stride, height, width, y, y_stride);
 }
 
-static const aq_word_kernels NAME(kernels) = {WORD_ROWS, WORD_COLS, pack_inputs, unpack_codes, NAME(tile)};
+static const aq_word_kernels NAME(kernels) = {WORD_ROWS, WORD_COLS, pack_inputs, pack_codes, unpack_codes, NAME(tile)};
 
 #undef SUM
 #undef ADD_PRODUCTS

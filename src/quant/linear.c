@@ -196,7 +196,8 @@ static aq_status multiply_codes(const aq_linear_weight *w, const float *x, uint6
 
 aq_status aq_linear(const aq_linear_weight *weight, const float *x, uint64_t n_rows, float *y, int n_threads, aq_error *err) {
     if (n_rows == 0 || weight->layout.rows == 0) return AQ_OK;
-    if (weight->layout.cols == 0 || !aq_linear_words_fit(weight)) return aq_linear_panels(weight, x, n_rows, y, n_threads, err);
+    if (weight->layout.cols == 0 || weight->spec.params == AQ_PARAMS_R2Q || !aq_linear_words_fit(weight))
+        return aq_linear_panels(weight, x, n_rows, y, n_threads, err);
     if (n_rows <= AQ_LINEAR_FEW) return multiply_codes(weight, x, n_rows, y, n_threads, err);
     return aq_linear_words(weight, x, n_rows, y, n_threads, err);
 }

@@ -1,10 +1,11 @@
 /* Layers on integers (algorithms 6): y = s_w s_x sum (q_w - z_w)(q_x - z_x), W8A8, W4A8, W2A8.
  *
- * Zero points are real numbers, so the product is taken apart: for one group of n weights that share a pair,
+ * Where pairs of weights begin on words of codes, which is the rule, linear_words.c multiplies, as it does inputs of 16 bits. The plain way here is for the
+ * rest. Zero points are real numbers, so it takes the product apart: for one group of n weights that share a pair,
  *     sum (q_w - z_w)(q_x - z_x) = sum q_w q_x - z_x sum q_w - z_w sum q_x + n z_w z_x,
- * exact integer sums and one rounding order of the rest, in double. So a group is K (sum p q_x - z_x sum p) + O (sum q_x - n z_x) with one plane p = q_w of
+ * exact integer sums and one rounding order of what follows, in double. So a group is K (sum p q_x - z_x sum p) + O (sum q_x - n z_x) with one plane p = q_w of
  * whole numbers, K = s_w, O = -z_w s_w. R2Q's levels m +- a1 +- a2 are two planes of 0 and 1 with K = 2 a1, 2 a2 and O = m - a1 - a2.
- * Any way to get the integers gives the same result; the plain one here is the definition. */
+ */
 #include <arrowquant/time.h>
 
 #include <math.h>
@@ -15,31 +16,32 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "base/threads.h"
+#include "quant/linear_internal.h"
 
 /* ---- activations ---- */
 
-static void code_row(const float *x, uint64_t n, float s, float z, uint8_t *codes) {
-    for (uint64_t i = 0; i < n; i++) {
-        float q = rintf(x[i] / s + z);
-        q = q > 0 ? q : 0; /* and NaN */
-        codes[i] = (uint8_t)(q < 255 ? q : 255);
-    }
+void aq_activation_quantize(const float *x, uint64_t rows, uint64_t n, const float *scales, const float *zero_points, size_t pair_stride, uint8_t *codes) {
+    const aq_kernels *k = aq_kernels_get();
+    for (uint64_t r = 0; r < rows; r++) k->quantize_inputs(x + r * n, n, scales[r * pair_stride], zero_points[r * pair_stride], codes + r * n);
 }
 
-void aq_activation_quantize(const float *x, uint64_t rows, uint64_t n, const float *scales, const float *zero_points, size_t pair_stride, uint8_t *codes) {
-    for (uint64_t r = 0; r < rows; r++) code_row(x + r * n, n, scales[r * pair_stride], zero_points[r * pair_stride], codes + r * n);
+void aq_activation_row_pair(const aq_kernels *k, const float *x, uint64_t n, float *scale, float *zero_point) {
+    float lo = 0, hi = 0;
+    if (n > 0 && !k->range(x, n, &lo, &hi)) { /* infinity counts, NaN does not */
+        lo = hi = 0;
+        for (uint64_t i = 0; i < n; i++) {
+            lo = x[i] < lo ? x[i] : lo;
+            hi = x[i] > hi ? x[i] : hi;
+        }
+    }
+    aq_activation_pair(lo, hi, scale, zero_point);
 }
 
 void aq_activation_quantize_dynamic(const float *x, uint64_t rows, uint64_t n, float *scales, float *zero_points, uint8_t *codes) {
+    const aq_kernels *k = aq_kernels_get();
     for (uint64_t r = 0; r < rows; r++) {
-        float lo = 0, hi = 0;
-        for (uint64_t i = 0; i < n; i++) {
-            float v = x[r * n + i];
-            lo = v < lo ? v : lo;
-            hi = v > hi ? v : hi;
-        }
-        aq_activation_pair(lo, hi, &scales[r], &zero_points[r]);
-        code_row(x + r * n, n, scales[r], zero_points[r], codes + r * n);
+        aq_activation_row_pair(k, x + r * n, n, &scales[r], &zero_points[r]);
+        k->quantize_inputs(x + r * n, n, scales[r], zero_points[r], codes + r * n);
     }
 }
 
@@ -171,11 +173,9 @@ static void sum_activations(const aq_quant_layout *l, const uint8_t *x_codes, ui
         }
 }
 
-aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, const uint8_t *x_codes,
-                            uint64_t rows, const float *x_scales, const float *x_zero_points, size_t pair_stride, const float *bias, int n_threads, float *y,
-                            aq_error *err) {
-    aq_error_clear(err);
-    if (spec->axis != 1) return aq_fail(err, AQ_ERR_USAGE, "integer execution needs groups along the inputs (axis 1)");
+static aq_status in_double(const aq_linear_weight *w, const uint8_t *x_codes, uint64_t rows, const float *x_scales, const float *x_zero_points,
+                           size_t pair_stride, float *y, int n_threads, aq_error *err) {
+    const aq_quant_layout *layout = &w->layout;
     uint64_t n_sums, bytes, factor_bytes;
     if (!aq_mul(rows, layout->pairs_per_row, &n_sums) || !aq_mul(n_sums, 8, &bytes) || !aq_mul(layout->n_pairs, 12, &factor_bytes))
         return aq_fail_memory(err, UINT64_MAX, "sums of activations");
@@ -183,19 +183,19 @@ aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *la
     int64_t *sums = aq_alloc(bytes);
     aq_status status = factors && sums ? AQ_OK : aq_fail_memory(err, bytes + factor_bytes, "sums of activations");
     if (status == AQ_OK) {
-        load_factors(spec, layout, params, factors);
+        load_factors(&w->spec, layout, w->params, factors);
         sum_activations(layout, x_codes, rows, sums);
-        product p = {.spec = spec,
+        product p = {.spec = &w->spec,
                      .layout = layout,
-                     .codes = codes,
+                     .codes = w->codes,
                      .x_codes = x_codes,
-                     .n_planes = spec->params == AQ_PARAMS_R2Q ? 2 : 1,
+                     .n_planes = w->spec.params == AQ_PARAMS_R2Q ? 2 : 1,
                      .factors = factors,
                      .x_sums = sums,
                      .rows = rows,
                      .x_scales = x_scales,
                      .x_zeros = x_zero_points,
-                     .bias = bias,
+                     .bias = w->bias,
                      .pair_stride = pair_stride,
                      .y = y};
         if (!aq_parallel_for((size_t)aq_div_up(layout->rows, TASK_ROWS), n_threads, run_task, &p)) status = aq_fail_memory(err, layout->cols, "a row of codes");
@@ -203,4 +203,50 @@ aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *la
     aq_free(factors);
     aq_free(sums);
     return status;
+}
+
+/* The codes of x, then their product. */
+static aq_status code_in_double(const aq_linear_weight *w, const float *x, uint64_t rows, const float *scales, const float *zero_points, size_t pair_stride,
+                                float *y, int n_threads, aq_error *err) {
+    uint64_t inputs = w->layout.cols, bytes;
+    if (!aq_mul(rows, inputs + 2 * sizeof(float), &bytes)) return aq_fail_memory(err, UINT64_MAX, "codes of activations");
+    float *pairs = aq_alloc(bytes);
+    if (!pairs) return aq_fail_memory(err, bytes, "codes of activations");
+    uint8_t *codes = (uint8_t *)(pairs + 2 * rows);
+    if (scales) {
+        aq_activation_quantize(x, rows, inputs, scales, zero_points, pair_stride, codes);
+    } else {
+        aq_activation_quantize_dynamic(x, rows, inputs, pairs, pairs + rows, codes);
+        scales = pairs;
+        zero_points = pairs + rows;
+        pair_stride = 1;
+    }
+    aq_status status = in_double(w, codes, rows, scales, zero_points, pair_stride, y, n_threads, err);
+    aq_free(pairs);
+    return status;
+}
+
+static aq_status refuse_axis(const aq_quant_spec *spec, aq_error *err) {
+    aq_error_clear(err);
+    return spec->axis == 1 ? AQ_OK : aq_fail(err, AQ_ERR_USAGE, "integer execution needs groups along the inputs (axis 1)");
+}
+
+aq_status aq_linear_coded(const aq_linear_weight *weight, const float *x, uint64_t rows, const float *scales, const float *zero_points, size_t pair_stride,
+                          float *y, int n_threads, aq_error *err) {
+    aq_status status = refuse_axis(&weight->spec, err);
+    if (status != AQ_OK) return status;
+    aq_coded_inputs coded = {.x = x, .scales = scales, .zeros = zero_points, .pair_stride = pair_stride};
+    if (aq_linear_codes_fit(weight)) return aq_linear_codes(weight, &coded, rows, y, n_threads, err);
+    return code_in_double(weight, x, rows, scales, zero_points, pair_stride, y, n_threads, err);
+}
+
+aq_status aq_linear_integer(const aq_quant_spec *spec, const aq_quant_layout *layout, const uint8_t *codes, const void *params, const uint8_t *x_codes,
+                            uint64_t rows, const float *x_scales, const float *x_zero_points, size_t pair_stride, const float *bias, int n_threads, float *y,
+                            aq_error *err) {
+    aq_status status = refuse_axis(spec, err);
+    if (status != AQ_OK) return status;
+    aq_linear_weight w = {.spec = *spec, .layout = *layout, .codes = codes, .params = params, .bias = bias};
+    aq_coded_inputs coded = {.codes = x_codes, .scales = x_scales, .zeros = x_zero_points, .pair_stride = pair_stride};
+    if (aq_linear_codes_fit(&w)) return aq_linear_codes(&w, &coded, rows, y, n_threads, err);
+    return in_double(&w, x_codes, rows, x_scales, x_zero_points, pair_stride, y, n_threads, err);
 }

@@ -1,8 +1,8 @@
 """Layers that run on integers: 8-bit codes of the input times the 2, 4 or 8-bit codes of the weight (W8A8, W4A8, W2A8).
 
 How the input is coded is a matter of `mode`: one scale and zero point for all timesteps ('static'), one for each group of timesteps ('time'), which the
-sampler's timestep picks, or one for each row (token) from its own range ('dynamic'). The library's reference path does the work: sums of products are exact
-integers, so the result is the same on every machine and for any number of threads.
+sampler's timestep picks, or one for each row (token) from its own range ('dynamic'). Sums of products are exact integers (aq_linear_coded of the library), so
+the result is the same on every machine and for any number of threads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import _core
 from ..activations import static_pair
+from . import ops
 from .modules import QuantLinear
 from .time_context import TimeContext
 
@@ -105,9 +106,25 @@ class IntegerLinear(nn.Module):
         s, z = self._pairs()
         if self.simulate:
             return self._simulated(values, s, z).to(x.dtype)
+        y = None if torch.compiler.is_compiling() else self._now(values, s, z)
+        if y is not None:
+            return y.to(x.dtype)
         bias = None if layer.bias is None else layer.bias.detach().to("cpu", torch.float32).contiguous().numpy()
-        arguments = (layer.qweight.cpu().numpy(), layer.qparams.cpu().numpy(), (layer.rows, layer.cols), form.bits, form.group_size, form.params, s, z, bias, 0)
-        return torch.from_numpy(_core._linear_integer(values.cpu().contiguous().numpy(), *arguments)).to(x.device, x.dtype)
+        arguments = (layer.qweight.cpu().numpy(), layer.qparams.cpu().numpy(), (layer.rows, layer.cols), form.bits, form.group_size, form.params, s, z, bias)
+        return torch.from_numpy(_core._linear_integer(values.cpu().contiguous().numpy(), *arguments, torch.get_num_threads())).to(x.device, x.dtype)
+
+    def _now(self, values, s, z):
+        """The product without numpy's buffers, see ops.linear_now; None where that does not suit."""
+        layer, rows = self.layer, values.numel() // max(1, self.in_features)
+        if rows == 0 or values.shape[-1] != self.in_features or (s is not None and rows % len(s)):
+            return None
+        if s is None:
+            pairs = (0, 0, rows)
+        else:
+            if len(s) > 1:
+                s, z = np.repeat(s, rows // len(s)), np.repeat(z, rows // len(s))
+            pairs = (s.ctypes.data, z.ctypes.data, len(s))
+        return ops.linear_now(values.contiguous(), layer.qweight, layer.qparams, layer.bias, layer.form, pairs)
 
     def _simulated(self, x, s, z):
         rows = x.reshape(-1, x.shape[-1])
@@ -131,8 +148,6 @@ class IntegerLinear(nn.Module):
 
 def _plain(layer, form):
     """The dequantized codes themselves, equalization and rotation not undone: what coded inputs are multiplied by."""
-    from . import ops
-
     return ops.unpacked(layer.qweight, layer.qparams, layer.cols, form.bits, form.group_size, form.params)
 
 

@@ -117,10 +117,11 @@ _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C.
 _tracing, _transformed, _profiled = torch._C._get_tracing_state, torch._C._functorch.peek_interpreter_stack, torch._C._autograd._profiler_enabled
 
 
-def linear_now(x, qweight, qparams, bias, form):
+def linear_now(x, qweight, qparams, bias, form, pairs=()):
     """linear, or None where torch has to see the operator: gradients, other devices and types, and whatever traces, transforms or records operators.
 
-    A custom operator written in Python costs 20 µs a call, as much as half of the product of a row by a million weights.
+    A custom operator written in Python costs 20 µs a call, as much as half of the product of a row by a million weights. pairs: addresses of scales and zero
+    points, and how many there are, where inputs are coded with 8 bits (_core._linear_at); such products have no gradient.
     """
     if type(x) is not torch.Tensor or x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous() or x.is_neg():
         return None
@@ -128,7 +129,7 @@ def linear_now(x, qweight, qparams, bias, form):
         return None
     if bias is not None and (bias.dtype is not torch.float32 or bias.numel() != qweight.shape[0] or not bias.is_cpu or not bias.is_contiguous()):
         return None
-    if _grad() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+    if not pairs and _grad() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return None
     if _forward_ad._current_level >= 0 or _dispatch_modes() or _function_modes() or _tracing() or _transformed() or _profiled():
         return None
@@ -152,6 +153,7 @@ def linear_now(x, qweight, qparams, bias, form):
         form.group_size,
         form.params,
         _threads(),
+        *pairs,
     )
     return y
 
