@@ -55,7 +55,8 @@ typedef struct aq_sample {
 AQ_API aq_status aq_dataset_open(aq_dataset **out, const char *path, const aq_dataset_options *options, aq_error *err);
 AQ_API void aq_dataset_close(aq_dataset *dataset);
 
-/* Next sample; *end (and no sample) after the last. AQ_ERR_FORMAT names the line; the next call goes on with the following one. */
+/* Next sample; *end (and no sample) after the last. AQ_ERR_FORMAT names the line; the next call goes on with the following one. On failure *out has the
+ * number of the line and nothing else. */
 AQ_API aq_status aq_dataset_next(aq_dataset *dataset, aq_sample *out, bool *end, aq_error *err);
 
 /* Number of samples, 0 when only reading tells (JSONL). */

@@ -86,18 +86,21 @@ void aq_dataset_close(aq_dataset *d) {
 }
 
 aq_status aq_dataset_next(aq_dataset *d, aq_sample *out, bool *end, aq_error *err) {
+    static const aq_sample nothing = {.timestep = -1, .dtype = AQ_F64};
     aq_error local;
     if (!err) err = &local;
     for (;;) {
         aq_error_clear(err);
-        memset(out, 0, sizeof *out);
-        out->timestep = -1;
-        out->dtype = AQ_F64;
+        *out = nothing;
         *end = false;
         if (d->is_broken) return aq_fail_at(err, AQ_ERR_FORMAT, d->path, NULL, "cannot be read further");
         aq_status status = d->reader->next(d, out, end, err);
+        if (status == AQ_OK) return AQ_OK;
+        uint64_t line = out->line;
+        *out = nothing; /* what a bad line had filled in is no sample */
+        out->line = line;
         if (status != AQ_ERR_FORMAT || !d->options.on_bad) return status;
-        if (d->is_broken || !d->options.on_bad(d->options.on_bad_user, out->line, err)) return status;
+        if (d->is_broken || !d->options.on_bad(d->options.on_bad_user, line, err)) return status;
     }
 }
 

@@ -13,13 +13,6 @@
 
 #include "base/error.h"
 
-/* Fuzz targets try what lies behind the hashes: what a hostile writer could do with right ones. */
-#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
-enum { AQ_HASHES_IGNORED = 1 };
-#else
-enum { AQ_HASHES_IGNORED = 0 };
-#endif
-
 enum { AQ_MOMENT_ROWS = 512 }; /* rows of a full block in memory */
 
 /* What all moments of a collection share: the spill file (opened when first needed, without a name) and the count of bytes held. */

@@ -150,6 +150,7 @@ static void CA03_bad_lines_are_refused_by_number_and_the_next_is_read(void **sta
         aq_error err;
         assert_int_equal(aq_dataset_next(d, &s, &end, &err), AQ_ERR_FORMAT);
         assert_int_equal(s.line, 2);
+        assert_true(!s.text && !s.values && s.n_values == 0 && s.shape.rank == 0 && s.timestep == -1); /* a bad line is no sample */
         if (!strstr(err.message, "line 2: ") || !strstr(err.message, bad[i].reason)) fail_msg("%s: %s", bad[i].line, err.message);
         s = next(d);
         assert_string_equal(s.text, "after");
