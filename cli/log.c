@@ -42,8 +42,13 @@ void cli_log_write(aq_log_level level, const char *message) {
     struct tm utc;
     gmtime_r(&now, &utc);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    fprintf(state.file, "%s %s: %s\n", when, level_names[level], message);
-    fflush(state.file);
+    if (fprintf(state.file, "%s %s: %s\n", when, level_names[level], message) >= 0 && fflush(state.file) == 0) return;
+    const char *why = strerror(errno);
+    fclose(state.file); /* what is in it stays; the job goes on */
+    state.file = NULL;
+    char warning[256];
+    snprintf(warning, sizeof warning, "the log ends here, as it cannot be written: %s", why);
+    cli_log(AQ_LOG_WARNING, warning);
 }
 
 /* A log must not grow at the end of a model. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/draft.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "job.h"
@@ -41,7 +42,7 @@ static void print_layer(cli_table *table, const char *name, const json_t *layer)
                                                error > 0 ? cli_decibel(-10 * log10(error)) : "exact"});
 }
 
-static void print_summary(const cli_args *args, const json_t *s) {
+static void print_summary(const json_t *s) {
     uint64_t budget = cli_json_count(s, "budget_bytes");
     const json_t *counts = json_object_get(s, "bits"), *n;
     const char *bits;
@@ -62,9 +63,6 @@ static void print_summary(const cli_args *args, const json_t *s) {
     if (json_is_object(wish))
         cli_print(stdout, "the profile's size of %.0f MiB is %s\n", cli_json_real(wish, "target_mb"),
                   json_is_true(json_object_get(wish, "met")) ? "met" : "not met");
-    const char *output = cli_args_value(args, "output");
-    if (output)
-        cli_print(stdout, "wrote %s\nnext: arrowquant quantize %s --plan %s\n", cli_safe(output), cli_shell_word(args->operands[0]), cli_shell_word(output));
 }
 
 static void print_plan(const cli_args *args, const json_t *report) {
@@ -80,7 +78,7 @@ static void print_plan(const cli_args *args, const json_t *report) {
     }
     cli_table_print(table);
     if (n > MOST_ROWS && !args->verbose) cli_print(stdout, "... %zu more: -v shows all\n", n - MOST_ROWS);
-    print_summary(args, json_object_get(report, "summary"));
+    print_summary(json_object_get(report, "summary"));
 }
 
 static aq_status read_count(const cli_args *args, const char *option, uint64_t most, uint64_t *out, aq_error *err) {
@@ -178,21 +176,16 @@ static void print_groups(const cli_args *args, const json_t *report) {
     json_object_foreach(json_object_get(s, "group_sizes"), size, count) { cli_print(stdout, "  %s: %lld layers", size, (long long)json_integer_value(count)); }
     cli_print(stdout, "\n");
     print_most_sensitive(json_object_get(report, "layers"));
-    const char *output = cli_args_value(args, "output");
-    if (output) cli_print(stdout, "wrote %s\n", cli_safe(output));
 }
 
 /* The JSON of the tool as it is, for those who read its keys. */
 static aq_status save_groups(const char *path, const char *report, bool overwrite, aq_error *err) {
-    if (!overwrite && aq_path_exists(path)) {
-        aq_fail_at(err, AQ_ERR_IO, path, NULL, "exists");
-        aq_hint(err, "--overwrite replaces it");
-        return AQ_ERR_IO;
-    }
+    aq_status status = aq_draft_check(path, overwrite, err);
+    if (status != AQ_OK) return status;
     json_t *json = json_loads(report, 0, NULL);
     char *text = json ? aq_json_dump(json, true) : NULL;
     json_decref(json);
-    aq_status status = text ? aq_file_write(path, text, strlen(text), err) : aq_fail_memory(err, strlen(report), "the allocation");
+    status = text ? aq_file_write(path, text, strlen(text), err) : aq_fail_memory(err, strlen(report), "the allocation");
     free(text);
     return status;
 }
@@ -228,6 +221,7 @@ static int run_groups(const cli_args *args) {
     if (status == AQ_OK) status = read_ratio(args, "accuracy-weight", &options.accuracy_weight, &err);
     if (status == AQ_OK) status = read_count(args, "sample", UINT64_MAX, &options.sample_values, &err);
     if (status == AQ_OK) status = cli_settings_config(&config, args, &err);
+    if (status == AQ_OK && output) status = aq_draft_check(output, cli_args_has(args, "overwrite"), &err);
     if (status == AQ_OK) {
         if (has_setting(args, "min_accuracy")) options.min_accuracy = aq_config_float(config, "min_accuracy");
         cli_signals_catch_interrupts();
@@ -235,7 +229,9 @@ static int run_groups(const cli_args *args) {
     }
     if (status == AQ_OK && output) save_groups(output, report, cli_args_has(args, "overwrite"), &err);
     aq_config_destroy(config);
-    return cli_job_end(args, &err, report, print_groups);
+    int code = cli_job_end(args, &err, report, print_groups);
+    if (code == AQ_OK && output && !args->json && !args->quiet) cli_print(stdout, "wrote %s\n", cli_safe(output));
+    return code;
 }
 
 /* ---- both ---- */
@@ -252,6 +248,7 @@ int cli_run_plan(const cli_args *args) {
     const char *output = cli_args_value(args, "output");
     aq_status status = read_options(&options, &evolution, args, &err);
     if (status == AQ_OK) status = cli_settings_config(&config, args, &err);
+    if (status == AQ_OK && output) status = aq_draft_check(output, cli_args_has(args, "overwrite"), &err);
     if (status == AQ_OK) {
         cli_signals_catch_interrupts();
         status = aq_plan_model(args->operands[0], config, &options, cli_job_hooks(), &plan, &report, &err);
@@ -259,5 +256,8 @@ int cli_run_plan(const cli_args *args) {
     if (status == AQ_OK && output) aq_plan_save(plan, output, cli_args_has(args, "overwrite"), &err);
     aq_plan_free(plan);
     aq_config_destroy(config);
-    return cli_job_end(args, &err, report, print_plan);
+    int code = cli_job_end(args, &err, report, print_plan);
+    if (code == AQ_OK && output && !args->json && !args->quiet)
+        cli_print(stdout, "wrote %s\nnext: arrowquant quantize %s --plan %s\n", cli_safe(output), cli_shell_word(args->operands[0]), cli_shell_word(output));
+    return code;
 }

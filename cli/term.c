@@ -13,6 +13,7 @@
 
 #include "base/json.h"
 #include "base/mem.h"
+#include "base/utf8.h"
 
 static struct {
     bool color[3]; /* by file descriptor */
@@ -67,7 +68,7 @@ const char *cli_color_on(FILE *stream, cli_color color) {
 
 const char *cli_color_off(FILE *stream) { return term.color[fileno(stream)] ? "\033[0m" : ""; }
 
-/* Writes text as ASCII: the signs that our messages use become their usual stand-ins, any other character "?". */
+/* Writes text as ASCII: the signs that our messages use become their usual stand-ins, any other character, as of a name, is \u{e4}. */
 static void put_ascii(FILE *stream, const char *text) {
     static const struct {
         const char *utf8, *ascii;
@@ -77,12 +78,18 @@ static void put_ascii(FILE *stream, const char *text) {
             putc(*at++, stream);
             continue;
         }
-        const char *ascii = "?";
+        const char *ascii = NULL;
+        uint32_t code = 0;
+        size_t length = aq_utf8_decode((const unsigned char *)at, strlen(at), &code);
         for (size_t i = 0; i < sizeof stand_ins / sizeof stand_ins[0]; i++)
             if (strncmp(at, stand_ins[i].utf8, strlen(stand_ins[i].utf8)) == 0) ascii = stand_ins[i].ascii;
-        fputs(ascii, stream);
-        at++;
-        while (((unsigned char)*at & 0xC0) == 0x80) at++;
+        if (ascii)
+            fputs(ascii, stream);
+        else if (length)
+            fprintf(stream, "\\u{%x}", (unsigned)code);
+        else
+            putc('?', stream);
+        at += length ? length : 1;
     }
 }
 

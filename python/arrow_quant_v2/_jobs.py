@@ -70,7 +70,7 @@ def require_model(path):
     text = path_of(path)
     reason = None
     if not text or not os.path.exists(text):
-        reason = f"Model not found: {text!r}" if not text else f"Model not found: {text}"
+        reason = f"Model not found: {text if text and text.isprintable() else repr(text)}"
     elif os.path.isdir(text) and not os.listdir(text):
         reason = f"Model not found: {text} is an empty folder"
     if reason:

@@ -180,6 +180,9 @@ def plan(path: "Path", **settings: "Unpack[PlanSettings]") -> Plan:
     for name in ("cache_dir", "state_path"):
         if options.get(name) is not None:
             run[name] = _jobs.path_of(options[name])
+    for name in ("fitness", "on_generation"):
+        if options.get(name) is not None and not callable(options[name]):
+            raise TypeError(f"{name} must be callable or None, not {type(options[name]).__name__}")
     history: list[dict[str, Any]] = []
     evolution = evolution_of(options)
     if evolution is not None:

@@ -10,15 +10,36 @@
 #include "base/file.h"
 #include "base/mem.h"
 
+static aq_status check_folder(const char *path, aq_error *err) {
+    char *folder = aq_path_dirname(path);
+    if (!folder) return aq_fail_memory(err, strlen(path), "a path");
+    aq_status status = AQ_OK;
+    if (!aq_path_exists(folder)) {
+        status = aq_fail_at(err, AQ_ERR_IO, folder, NULL, "the folder for the output does not exist");
+        if (err) err->os_errno = ENOENT;
+        aq_hint(err, "create it first");
+    } else if (!aq_path_is_dir(folder)) {
+        status = aq_fail_at(err, AQ_ERR_IO, folder, NULL, "is no folder, so that nothing can be written in it");
+        if (err) err->os_errno = ENOTDIR;
+    }
+    aq_free(folder);
+    return status;
+}
+
+aq_status aq_draft_check(const char *path, bool overwrite, aq_error *err) {
+    bool is_dir = aq_path_is_dir(path);
+    if (!aq_path_exists(path)) return check_folder(path, err);
+    if (overwrite && !is_dir) return AQ_OK;
+    aq_fail_at(err, AQ_ERR_IO, path, NULL, is_dir ? "is a folder" : "exists already");
+    if (err) err->os_errno = is_dir ? EISDIR : EEXIST;
+    aq_hint(err, is_dir ? "choose another output" : "choose another output, or add --overwrite");
+    return AQ_ERR_IO;
+}
+
 aq_status aq_draft_begin(aq_draft *d, const char *path, bool overwrite, aq_error *err) {
     memset(d, 0, sizeof *d);
-    bool is_dir = aq_path_is_dir(path);
-    if (aq_path_exists(path) && (!overwrite || is_dir)) {
-        aq_fail_at(err, AQ_ERR_IO, path, NULL, is_dir ? "is a folder" : "exists already");
-        if (err) err->os_errno = is_dir ? EISDIR : EEXIST;
-        aq_hint(err, is_dir ? "choose another output" : "choose another output, or add --overwrite");
-        return AQ_ERR_IO;
-    }
+    aq_status status = aq_draft_check(path, overwrite, err);
+    if (status != AQ_OK) return status;
     size_t size = strlen(path) + 40;
     d->overwrite = overwrite;
     d->path = aq_strdup(path);

@@ -164,7 +164,8 @@ static aq_status open_shards(aq_model *model, const shard_index *index, const ch
             aq_free(path);
         }
         if (status == AQ_OK && missing.n > 0) {
-            aq_fail_at(err, AQ_ERR_FORMAT, index_path, NULL, "%zu shards are missing: %s", missing.n, aq_name_list_text(&missing));
+            aq_fail_at(err, AQ_ERR_FORMAT, index_path, NULL, "%zu shard%s missing: %s", missing.n, missing.n == 1 ? " is" : "s are",
+                       aq_name_list_text(&missing));
             aq_hint(err, "complete the download");
             return AQ_ERR_FORMAT;
         }

@@ -7,6 +7,7 @@
  * or the header's metadata). Layers are found by name with dots and underscores taken as one; every key must find its layer. Keys of text encoders belong to
  * another component and are told of. Other kinds of adapters (LoHa, LoKr, DoRA, mid matrices) are refused by name.
  */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -347,6 +348,7 @@ static aq_status open_adapter(aq_model **out, const char *path, const aq_model_o
     plain.n_lora = 0;
     plain.component = plain.variant = NULL;
     plain.require_modality = false;
+    if (!aq_path_exists(path)) return aq_fail_io(err, ENOENT, path, "cannot open the adapter (LoRA)");
     if (!aq_path_is_dir(path)) return aq_model_open(out, path, &plain, err);
     char *file = aq_path_join(path, "adapter_model.safetensors");
     if (file && !aq_path_exists(file)) {

@@ -157,6 +157,7 @@ static aq_status open_path(aq_model *model, const aq_model_options *options, aq_
             err->os_errno = e;
             snprintf(err->file, sizeof err->file, "%s", escaped);
         }
+        aq_hint(err, "give a file or folder that is there; names of online models are not looked up");
         return AQ_ERR_IO;
     }
     if (!S_ISDIR(st.st_mode)) return open_file_path(model, options, err);

@@ -165,8 +165,10 @@ static aq_status check_entry(aq_scan *s, aq_st_header *header, const entry *e, a
     if (missing) return aq_scan_fail(s, "field \"%s\" is missing", missing);
     if (e->begin > e->end || e->end > data_bytes) {
         char begin[32], end[32], size[32];
-        return aq_scan_fail(s, "data_offsets [%s, %s] do not lie within the %s bytes of data", aq_format_count(begin, e->begin), aq_format_count(end, e->end),
-                            aq_format_count(size, data_bytes));
+        aq_scan_fail(s, "data_offsets [%s, %s] do not lie within the %s bytes of data", aq_format_count(begin, e->begin), aq_format_count(end, e->end),
+                     aq_format_count(size, data_bytes));
+        if (e->begin <= e->end) aq_hint(s->err, "if the file was downloaded, it is cut short: get it again");
+        return AQ_ERR_FORMAT;
     }
     t->dtype = aq_dtype_from_name(t->dtype_name);
     t->offset = e->begin; /* relative until all are known to fit */

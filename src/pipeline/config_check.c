@@ -37,7 +37,10 @@ static const char *type_words(const aq_config_def *def) {
 
 static aq_status wrong_type(const aq_config_def *def, const json_t *value, const char *source, aq_error *err) {
     char shown[SHOWN_SIZE];
-    aq_fail(err, AQ_ERR_USAGE, "%s%s%s must be %s, found %s", source ? source : "", source ? ": " : "", def->field.name, type_words(def), show(shown, value));
+    const char *text = json_string_value(value);
+    bool huge = def->field.type == AQ_CONFIG_INT && text && *text != '0' && strlen(text) > 18 && !text[strspn(text, "0123456789")]; /* it stays a text */
+    aq_fail(err, AQ_ERR_USAGE, "%s%s%s must be %s, found %s", source ? source : "", source ? ": " : "", def->field.name, huge ? "below 2^63" : type_words(def),
+            show(shown, value));
     aq_hint(err, "valid: %s%s", def->field.values, def->field.nullable ? ", or null" : "");
     return AQ_ERR_USAGE;
 }

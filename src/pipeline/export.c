@@ -452,7 +452,10 @@ static aq_status check_target(const exporting *x, aq_error *err) {
     aq_status status = AQ_OK;
     if (!aq_path_is_dir(parent)) {
         status = x->options->make_parents ? aq_make_dirs(parent, err) : aq_fail_at(err, AQ_ERR_IO, parent, NULL, "the folder for the output does not exist");
-        if (!x->options->make_parents) aq_hint(err, "--mkdir creates it");
+        if (!x->options->make_parents) {
+            if (err) err->os_errno = ENOENT;
+            aq_hint(err, "--mkdir creates it");
+        }
     }
     aq_free(parent);
     return status;

@@ -1,5 +1,6 @@
 /* Everything that can be known to fail before work (see quantize.h): inputs, settings, patterns, output rules, memory. Problems are collected and told
  * together. */
+#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -268,6 +269,18 @@ static void announce_input(const quantize_run *run) {
                aq_modality_name(aq_model_modality(m)), aq_text_bytes(size, run->source_bytes));
 }
 
+/* Plans written by hand may name the layers that matter alone: what happens to the others is said. */
+static void announce_unplanned(const quantize_run *run) {
+    size_t n = 0, first = 0;
+    for (size_t i = run->plan ? run->n_tensors : 0; i-- > 0;)
+        if (run->choices[i].quantize && !aq_planned(run, aq_model_tensor(run->model, i))) n++, first = i;
+    if (n == 0) return;
+    char name[256];
+    const char *raw = aq_model_tensor(run->model, first)->name;
+    aq_job_log(&run->job, AQ_LOG_INFO, "the plan does not name %zu layer%s (the first is \"%s\"): the settings choose for %s", n, n == 1 ? "" : "s",
+               aq_escape(name, sizeof name, raw, strlen(raw)), n == 1 ? "it" : "them");
+}
+
 /* "plan: 42 tensors to int4, 3 to int8, 78 kept; at most 5.47 MB   peak memory 43.6 MB, 2 threads" */
 static void announce_plan(const quantize_run *run) {
     uint64_t n_by_bits[17] = {0};
@@ -319,7 +332,7 @@ static aq_status open_calibration(quantize_run *run, aq_error *err) {
     static const char *const names[] = {"calibration.aqcal", "calibration.jsonl", "calibration.parquet", "calibration.arrow"};
     char *found = NULL;
     if ((run->calib = run->options->calib)) return AQ_OK;
-    if (path && !aq_path_exists(path)) return aq_fail_at(err, AQ_ERR_IO, path, NULL, "calibration_path: no such file or folder");
+    if (path && !aq_path_exists(path)) return aq_fail_io(err, ENOENT, path, "cannot open the calibration statistics");
     for (size_t i = 0; !path && run->model && i < sizeof names / sizeof *names; i++) {
         if (!aq_path_is_dir(aq_model_path(run->model))) break;
         if (!(found = aq_path_join(aq_model_root(run->model), names[i]))) return aq_fail_memory(err, 0, "a path");
@@ -372,7 +385,7 @@ static aq_status open_plan(quantize_run *run, aq_error *err) {
         snprintf(full, sizeof full, "%s.weight", name);
         if (aq_model_find(run->model, name) >= 0 || aq_model_find(run->model, full) >= 0) continue;
         status =
-            aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "the plan names \"%s\", which the model has not", aq_escape(shown, sizeof shown, name, strlen(name)));
+            aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "the plan names \"%s\", which is not in the model", aq_escape(shown, sizeof shown, name, strlen(name)));
         aq_hint(err, "it was made for another model; --allow-unmatched carries out what is there");
     }
     return status;
@@ -426,6 +439,7 @@ aq_status aq_preflight(quantize_run *run, const char *model_path, const char *ou
         announce_input(run);
         announce_scaled(run);
         announce_adapters(run);
+        announce_unplanned(run);
         announce_plan(run);
     }
     return status;

@@ -93,6 +93,16 @@ static bool is_corrected(const verification *v, const aq_source_tensor *t) {
     return layer >= 0 && aq_store_tensor_at(v->b.store, (size_t)layer)->quantized && aq_store_tensor_at(v->b.store, (size_t)layer)->rows == t->count;
 }
 
+/* What the check of the files has found already is told once. */
+static void add_failure(verification *v, const char *name, const char *failure) {
+    for (size_t i = 0; i < v->problems.n_items; i++)
+        if (strcmp(v->problems.items[i], failure) == 0) return;
+    if (strstr(failure, name))
+        aq_sentences_add(&v->problems, "%s", failure);
+    else
+        aq_sentences_add(&v->problems, "tensor \"%s\": %s", name, failure);
+}
+
 static json_t *judge_tensor(verification *v, size_t i) {
     const aq_pair *pair = &v->pairs[i];
     const aq_pair_result *r = &v->results[i];
@@ -104,7 +114,7 @@ static json_t *judge_tensor(verification *v, size_t i) {
     bool quantized = t.stored->quantized, measured = pair->a >= 0 && r->is_float;
     double cosine = !measured ? t.stored->quality.cosine : r->equal ? 1 : aq_quant_metrics_cosine(&r->metrics);
     double sqnr = measured ? aq_quant_metrics_sqnr_db(&r->metrics) : t.stored->quality.sqnr_db, floor = quantized ? floor_of(v, t.stored) : (double)NAN;
-    if (r->failure) aq_sentences_add(&v->problems, "tensor \"%s\": %s", name, r->failure);
+    if (r->failure) add_failure(v, name, r->failure);
     if (quantized && r->n_nonfinite_b)
         aq_sentences_add(&v->problems, "tensor \"%s\": %llu dequantized values are not finite", name, (unsigned long long)r->n_nonfinite_b);
     if (!quantized && r->n_nonfinite_b)
@@ -135,7 +145,7 @@ static json_t *judge_tensor(verification *v, size_t i) {
                      measured    ? "against"
                      : quantized ? "stored"
                                  : "none",
-                     "ok", v->problems.n_items == before);
+                     "ok", !r->failure && v->problems.n_items == before);
 }
 
 static json_t *summary(const verification *v) {
@@ -178,6 +188,8 @@ aq_status aq_verify(const char *path, const char *against, const aq_model_option
     if (status == AQ_OK) status = aq_job_tell(&v.job, "verify", NULL, NULL, 0, 0, 0) ? AQ_OK : aq_job_cancelled(err, "nothing was changed");
     if (status == AQ_OK) {
         read_stored_config(&v);
+        if (aq_path_is_dir(path) && *aq_store_schema_version(v.b.store) && !*aq_store_metadata_json(v.b.store))
+            aq_sentences_add(&v.warnings, "metadata.json is missing: each tensor is checked against its own hash, the files are not against theirs");
         status = aq_store_verify_while(v.b.store, on_problem, &v, keep_going, &v, err);
         if (status == AQ_ERR_QUALITY) status = AQ_OK; /* what it found is in the list */
     }

@@ -6,12 +6,14 @@
 #include <arrowquant/plan.h>
 
 #include <jansson.h>
+#include <limits.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/error.h"
+#include "base/draft.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/mem.h"
@@ -61,18 +63,26 @@ static bool one_of(int64_t value, const int64_t *values, size_t n) {
     return false;
 }
 
-static aq_status bad(aq_error *err, const char *name, const char *what) {
-    char shown[NAME_SIZE];
+static aq_status bad(aq_error *err, const char *name, const char *format, ...) AQ_PRINTF(3, 4);
+static aq_status bad(aq_error *err, const char *name, const char *format, ...) {
+    char shown[NAME_SIZE], what[2 * NAME_SIZE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
     return aq_fail(err, AQ_ERR_USAGE, "layer \"%s\" of the plan: %s", aq_escape(shown, sizeof shown, name, strlen(name)), what);
 }
 
 static aq_status check(const aq_plan_layer *l, aq_error *err) {
     static const int64_t bits[] = {0, 2, 4, 8, 16}, groups[] = {-1, 0, 16, 32, 64, 128, 256};
     if (!l->name || !l->name[0]) return aq_fail(err, AQ_ERR_USAGE, "a layer of the plan has no name");
-    if (!one_of(l->bits, bits, 5)) return bad(err, l->name, "bits must be 2, 4, 8, or 16");
-    if (!one_of(l->group_size, groups, 7)) return bad(err, l->name, "group_size must be 16, 32, 64, 128, 256, or 0 for a whole row");
-    if (l->params && !known_word(params_words, l->params)) return bad(err, l->name, "params must be auto, f16, f32, two-level, or r2q");
-    if (l->method && !known_word(method_words, l->method)) return bad(err, l->name, "method must be auto, rtn, search, gptq, or r2q");
+    if (!one_of(l->bits, bits, 5)) return bad(err, l->name, "bits must be 2, 4, 8, or 16, found %d", l->bits);
+    if (!one_of(l->group_size, groups, 7))
+        return bad(err, l->name, "group_size must be 16, 32, 64, 128, 256, or 0 for a whole row, found %lld", (long long)l->group_size);
+    if (l->params && !known_word(params_words, l->params))
+        return bad(err, l->name, "params must be auto, f16, f32, two-level, or r2q, found \"%.60s\"", l->params);
+    if (l->method && !known_word(method_words, l->method))
+        return bad(err, l->name, "method must be auto, rtn, search, gptq, or r2q, found \"%.60s\"", l->method);
     return AQ_OK;
 }
 
@@ -161,17 +171,28 @@ char *aq_plan_to_json(const aq_plan *plan) {
 
 void aq_plan_free_text(char *text) { free(text); }
 
-/* An integer, `missing` for null and what is not there; anything else is a value that `check` refuses. */
-static int64_t integer_of(const json_t *layer, const char *key, int64_t missing) {
-    const json_t *value = json_object_get(layer, key);
-    if (!value || json_is_null(value)) return missing;
-    return json_is_integer(value) ? json_integer_value(value) : INT64_MIN;
+static aq_status wrong_type(aq_error *err, const char *name, const char *key, const char *expected, const json_t *found) {
+    char *text = json_dumps(found, JSON_ENCODE_ANY | JSON_COMPACT);
+    aq_status status = bad(err, name, "%s%smust be %s, found %.60s", key, *key ? " " : "", expected, text ? text : "another type");
+    free(text);
+    return status;
 }
 
-static const char *word_of(const json_t *layer, const char *key) {
+/* What a file may leave out or set to null keeps the value that *out has. */
+static aq_status read_integer(int64_t *out, const char *name, const json_t *layer, const char *key, aq_error *err) {
     const json_t *value = json_object_get(layer, key);
-    if (!value || json_is_null(value)) return NULL;
-    return json_is_string(value) ? json_string_value(value) : "?";
+    if (!value || json_is_null(value)) return AQ_OK;
+    if (!json_is_integer(value)) return wrong_type(err, name, key, "a whole number", value);
+    *out = json_integer_value(value);
+    return AQ_OK;
+}
+
+static aq_status read_word(const char **out, const char *name, const json_t *layer, const char *key, aq_error *err) {
+    const json_t *value = json_object_get(layer, key);
+    if (!value || json_is_null(value)) return AQ_OK;
+    if (!json_is_string(value)) return wrong_type(err, name, key, "a word", value);
+    *out = json_string_value(value);
+    return AQ_OK;
 }
 
 static double real_of(const json_t *layer, const char *key) {
@@ -180,23 +201,25 @@ static double real_of(const json_t *layer, const char *key) {
 }
 
 static aq_status read_layer(aq_plan *plan, const char *name, const json_t *json, aq_error *err) {
-    if (!json_is_object(json)) return bad(err, name, "must be an object");
-    int64_t bits = integer_of(json, "bits", 0), size = integer_of(json, "size_bytes", 0);
-    aq_plan_layer layer = {.name = name,
-                           .bits = bits >= 0 && bits <= 16 ? (int)bits : -1,
-                           .group_size = integer_of(json, "group_size", -1),
-                           .params = word_of(json, "params"),
-                           .method = word_of(json, "method"),
-                           .sensitivity = real_of(json, "sensitivity"),
-                           .error = real_of(json, "error"),
-                           .size_bytes = size > 0 ? (uint64_t)size : 0};
+    if (!json_is_object(json)) return wrong_type(err, name, "", "an object", json);
+    int64_t bits = 0, size = 0;
+    aq_plan_layer layer = {.name = name, .group_size = -1, .sensitivity = real_of(json, "sensitivity"), .error = real_of(json, "error")};
+    aq_status status = read_integer(&bits, name, json, "bits", err);
+    if (status == AQ_OK) status = read_integer(&layer.group_size, name, json, "group_size", err);
+    if (status == AQ_OK) status = read_integer(&size, name, json, "size_bytes", err);
+    if (status == AQ_OK) status = read_word(&layer.params, name, json, "params", err);
+    if (status == AQ_OK) status = read_word(&layer.method, name, json, "method", err);
+    if (status != AQ_OK) return status;
+    layer.bits = bits < INT_MIN ? INT_MIN : bits > INT_MAX ? INT_MAX : (int)bits;
+    layer.size_bytes = size > 0 ? (uint64_t)size : 0;
     return aq_plan_add(plan, &layer, err);
 }
 
 static aq_status read_plan(aq_plan *plan, json_t *json, aq_error *err) {
     json_t *layers = json_object_get(json, "layers"), *summary = json_object_get(json, "summary"), *layer;
-    const char *schema = word_of(json, "schema"), *name;
-    if (schema && strcmp(schema, SCHEMA) != 0) {
+    const json_t *said = json_object_get(json, "schema");
+    const char *schema = json_is_string(said) ? json_string_value(said) : "?", *name;
+    if (said && !json_is_null(said) && strcmp(schema, SCHEMA) != 0) {
         char shown[NAME_SIZE];
         return aq_fail(err, AQ_ERR_USAGE, "schema is \"%s\", expected \"" SCHEMA "\"", aq_escape(shown, sizeof shown, schema, strlen(schema)));
     }
@@ -243,14 +266,11 @@ aq_status aq_plan_load(aq_plan **out, const char *path, aq_error *err) {
 }
 
 aq_status aq_plan_save(const aq_plan *plan, const char *path, bool overwrite, aq_error *err) {
-    if (!overwrite && aq_path_exists(path)) {
-        aq_fail_at(err, AQ_ERR_IO, path, NULL, "exists");
-        aq_hint(err, "--overwrite replaces it");
-        return AQ_ERR_IO;
-    }
+    aq_status status = aq_draft_check(path, overwrite, err);
+    if (status != AQ_OK) return status;
     char *text = aq_plan_to_json(plan);
     if (!text) return aq_fail_memory(err, 0, "the text of a plan");
-    aq_status status = aq_file_write(path, text, strlen(text), err);
+    status = aq_file_write(path, text, strlen(text), err);
     free(text);
     return status;
 }

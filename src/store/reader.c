@@ -219,6 +219,18 @@ static aq_status open_input(aq_store *s, aq_store_input *f, aq_error *err) {
 
 /* ---- the folder ---- */
 
+/* Says metadata.json that the folder is a container? Source models have a file of that name, too. */
+static bool says_container(const char *folder) {
+    char *path = aq_path_join(folder, "metadata.json");
+    json_t *root = NULL;
+    bool says = path && aq_path_is_file(path) && aq_json_load(&root, path, AQ_LIMIT_CONFIG_BYTES, 64, NULL) == AQ_OK;
+    const char *format = says ? json_string_value(json_object_get(root, "format")) : NULL;
+    says = format && strcmp(format, "arrowquant") == 0 && json_is_object(json_object_get(root, "files"));
+    json_decref(root);
+    aq_free(path);
+    return says;
+}
+
 bool aq_store_is_container(const char *path) {
     if (!aq_path_is_dir(path)) return aq_path_is_file(path) && aq_text_ends_with(path, ".parquet");
     aq_names names = {0};
@@ -233,22 +245,31 @@ bool aq_store_is_container(const char *path) {
         safetensors |= aq_text_ends_with(name, ".safetensors");
     }
     aq_names_free(&names);
-    return ours || (found && !safetensors); /* other tables may lie beside the weights of a source model */
+    if (ours || (found && !safetensors)) return true; /* other tables may lie beside the weights of a source model */
+    return says_container(path);                      /* its weights are missing, which opening tells */
 }
 
-/* model-00001-of-00003.parquet: all three are there. */
+static aq_status fail_missing(const char *folder, const char *file, aq_error *err) {
+    aq_fail_at(err, AQ_ERR_FORMAT, folder, NULL, "its file \"%.200s\" is missing", file);
+    aq_hint(err, "copy the whole folder again from where it came");
+    return AQ_ERR_FORMAT;
+}
+
+/* model-00001-of-00003.parquet: all three are there. The names are sorted. */
 static aq_status check_shards(const aq_names *names, const char *path, aq_error *err) {
     unsigned n_files = 0, seen = 0;
+    char missing[64] = "";
     for (size_t i = 0; i < names->n_names; i++) {
         unsigned index, n;
         int end = 0;
         if (sscanf(names->names[i], "model-%5u-of-%5u.parquet%n", &index, &n, &end) != 2 || !end || names->names[i][end]) continue;
         if (n_files && n != n_files) return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "holds files of two models, one of %u and one of %u files", n_files, n);
         n_files = n;
-        seen++;
+        if (++seen != index && !missing[0]) snprintf(missing, sizeof missing, "model-%05u-of-%05u.parquet", seen, n);
     }
-    if (seen != n_files) return aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "has %u of the %u files of its model", seen, n_files);
-    return AQ_OK;
+    if (seen == n_files) return AQ_OK;
+    if (!missing[0]) snprintf(missing, sizeof missing, "model-%05u-of-%05u.parquet", seen + 1, n_files);
+    return fail_missing(path, missing, err);
 }
 
 static aq_status list_inputs(aq_store *s, aq_error *err) {
@@ -268,7 +289,10 @@ static aq_status list_inputs(aq_store *s, aq_error *err) {
         if (!f->path) status = aq_fail_memory(err, 1, "a path");
     }
     aq_names_free(&names);
-    if (status == AQ_OK && s->n_files == 0) status = aq_fail_at(err, AQ_ERR_FORMAT, s->path, NULL, "holds no Parquet file");
+    if (status == AQ_OK && s->n_files == 0) {
+        status = aq_fail_at(err, AQ_ERR_FORMAT, s->path, NULL, "holds no Parquet file");
+        aq_hint(err, "a container is the folder that quantize writes; source models are inspected and quantized");
+    }
     return status;
 }
 
@@ -280,6 +304,14 @@ static bool is_plain(const char *name) {
         p += n + (p[n] == '/');
     }
     return name[strlen(name) - 1] != '/';
+}
+
+static aq_status check_listed(const aq_store *s, const char *file, aq_error *err) {
+    char *path = aq_path_join(s->path, file);
+    if (!path) return aq_fail_memory(err, strlen(file), "a path");
+    aq_status status = aq_path_exists(path) ? AQ_OK : fail_missing(s->path, file, err);
+    aq_free(path);
+    return status;
 }
 
 /* metadata.json: its text, the modality, and which files belong to the container. */
@@ -309,7 +341,10 @@ static aq_status read_metadata(aq_store *s, aq_error *err) {
             status = aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "names a file that is not inside the folder");
             goto done;
         }
-        if (aq_text_ends_with(key, ".parquet") && !strchr(key, '/')) continue;
+        if (aq_text_ends_with(key, ".parquet") && !strchr(key, '/')) {
+            if ((status = check_listed(s, key, err)) != AQ_OK) goto done;
+            continue;
+        }
         s->side_files[s->n_side_files] = aq_strdup(key);
         s->side_paths[s->n_side_files] = aq_path_join(s->path, key);
         s->n_side_files++;
@@ -334,8 +369,8 @@ aq_status aq_store_open(aq_store **out, const char *path, aq_error *err) {
     s->path = aq_strdup(path);
     if (!s->path) status = aq_fail_memory(err, 1, "a path");
     if (status == AQ_OK && !aq_path_exists(path)) status = aq_fail_io(err, ENOENT, path, "cannot open");
-    if (status == AQ_OK) status = list_inputs(s, err);
     if (status == AQ_OK) status = read_metadata(s, err);
+    if (status == AQ_OK) status = list_inputs(s, err);
     for (size_t i = 0; status == AQ_OK && i < s->n_files; i++) status = open_input(s, &s->files[i], err);
     if (status == AQ_OK) status = aq_store_check_complete(s, err);
     if (status != AQ_OK) {

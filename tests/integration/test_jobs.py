@@ -142,7 +142,23 @@ def test_FA15_verify_finds_a_flipped_bit_and_names_the_tensor(cli, container):
     data[1000] ^= 4
     parquet.write_bytes(data)
     result = cli("verify", container.name)
-    assert result.code in (3, 4) and "blocks.0.attn.to_q.weight" in result.out + result.err, result.err
+    assert result.code == 4 and "blocks.0.attn.to_q.weight" in result.out + result.err, result.err
+    problems = [line for line in result.out.splitlines() if line.startswith("problem: ")]
+    assert len([p for p in problems if "its bytes are damaged" in p]) == 1, problems
+
+
+def test_a_container_without_its_metadata_is_verified_with_a_warning(cli, container):
+    (container / "metadata.json").unlink()
+    result = cli("verify", container.name)
+    assert result.code == 0 and "warning: metadata.json is missing" in result.err
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["verify"], ["quantize", "-o", "again"], ["export", "--to", "gguf"]])
+def test_a_container_that_has_lost_its_file_says_so(cli, container, command):
+    (parquet,) = container.glob("*.parquet")
+    parquet.unlink()
+    result = cli(*command, container.name)
+    assert result.code == 3 and f'error: {container.name}: its file "{parquet.name}" is missing\n  hint: ' in result.err
 
 
 def test_diff_tells_equal_from_different(cli, model, container):
@@ -204,7 +220,7 @@ def test_FA04_a_read_only_folder_is_refused(cli, model, tmp_path):
 @pytest.mark.parametrize("words", [["inspect"], ["quantize"], ["verify"], ["diff", "model.safetensors"], ["export", "--to", "safetensors"]])
 def test_a_missing_path_is_named(cli, model, words):
     result = cli(*words, "no-such-model")
-    assert (result.code, result.out) == (6, "") and result.err.endswith("error: Model not found: no-such-model\n")
+    assert (result.code, result.out) == (6, "") and "error: Model not found: no-such-model\n  hint: " in result.err
 
 
 @pytest.mark.parametrize(("cut", "part"), [(0, "is 0 bytes long"), (7, "is 7 bytes long"), (5000, "do not lie within")])

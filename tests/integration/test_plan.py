@@ -1,6 +1,7 @@
 """plan: the table, the file, what quantize makes of it, an impossible budget, group sizes by sensitivity."""
 
 import json
+import resource
 
 SIZE = "60KB"
 
@@ -34,9 +35,36 @@ def test_a_run_tells_how_far_the_estimates_were_off(cli, model):
 def test_an_existing_plan_stays_without_overwrite(cli, model, tmp_path):
     (tmp_path / "plan.json").write_text("mine")
     result = cli("plan", model.name, "-o", "plan.json")
-    assert result.code == 6 and "plan.json: exists" in result.err
+    assert result.code == 6 and "plan.json: exists already" in result.err
+    assert result.out == ""  # nothing was planned for it
     assert (tmp_path / "plan.json").read_text() == "mine"
     assert cli("plan", model.name, "-o", "plan.json", "--overwrite").code == 0
+
+
+def test_FA01_a_plan_that_cannot_be_written_is_shown_and_not_said_to_be_written(cli, model, tmp_path):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+
+    before = sorted(tmp_path.iterdir())
+    result = cli("plan", model.name, "--target-size", SIZE, "-o", "plan.json", preexec_fn=small_files, restore_signals=False)
+    assert result.code == 6 and "error: plan.json: cannot write: " in result.err
+    assert "plan: " in result.out and "wrote" not in result.out and "next" not in result.out
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_FA04_the_folder_of_a_plan_is_missed_before_the_work(cli, model):
+    result = cli("plan", model.name, "--target-size", SIZE, "-o", "nowhere/plan.json")
+    assert (result.code, result.out) == (6, "") and "error: nowhere: the folder for the output does not exist" in result.err
+
+
+def test_layers_that_a_plan_does_not_name_are_told(cli, model, tmp_path):
+    assert cli("plan", model.name, "--target-size", SIZE, "-o", "plan.json", "-q").code == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (name, *_) = plan["layers"]
+    del plan["layers"][name]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    result = cli("quantize", model.name, "--plan", "plan.json")
+    assert result.code == 0 and f'the plan does not name 1 layer (the first is "{name}"): the settings choose for it' in result.err
 
 
 def test_an_impossible_budget_is_5_with_the_smallest_size(cli, model):

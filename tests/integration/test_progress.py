@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import shutil
 import signal
@@ -117,6 +118,17 @@ def test_a_dumb_terminal_gets_lines(model):
 
 
 # ---- the log file ----
+
+
+def test_FA01_a_log_that_cannot_grow_is_told_once_and_the_job_goes_on(cli, model, tmp_path):
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90, 90))
+
+    result = cli("inspect", model.name, "--log", "run.log", "-vv", preexec_fn=small_files, restore_signals=False)
+    assert result.code == 0 and "blocks.0.attn.to_q.weight" in result.out
+    full = cli("quantize", "nothing", "--log", "run.log", preexec_fn=small_files, restore_signals=False)
+    assert full.code == 6 and full.err.count("warning: the log ends here, as it cannot be written: ") == 1
+    assert "error: Model not found: nothing" in full.err
 
 
 def test_the_log_gets_everything_and_grows(cli, model, tmp_path):

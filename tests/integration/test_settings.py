@@ -197,6 +197,17 @@ def test_the_scalar_kernels_are_always_there(cli):
     assert cli("version", "--json", env={"ARROWQUANT_ISA": "scalar"}).json["isa"] == "scalar"
 
 
+def test_names_are_escaped_where_the_terminal_is_ascii(cli, tmp_path):
+    (tmp_path / "schl\u00fcssel").mkdir()
+    shown = [cli("inspect", "schl\u00fcssel", env={"LC_ALL": locale}).err for locale in ("C.UTF-8", "C")]
+    assert "schl\u00fcssel" in shown[0] and "schl\\u{fc}ssel" in shown[1]
+
+
+def test_a_number_that_is_too_large_is_said_to_be(cli):
+    result = cli("quantize", "model.safetensors", "--threads", "9" * 20)
+    assert result.code == 2 and f'num_threads must be below 2^63, found "{"9" * 20}"' in result.err
+
+
 def test_settings_do_not_depend_on_the_locale(cli):
     for locale in ("de_DE.UTF-8", "C", "tr_TR.UTF-8"):
         assert settings(cli, "--min-accuracy", "0.5", LC_ALL=locale) == settings(cli, "--min-accuracy", "0.5")

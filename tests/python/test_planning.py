@@ -81,6 +81,8 @@ def test_what_is_excluded_is_not_up_to_the_plan():
 def test_unknown_keywords_and_wrong_models():
     with pytest.raises(TypeError, match=r"plan\(\) got an unexpected keyword argument 'target_siz'; did you mean 'target_size'"):
         aq.plan(DIT, target_siz="1MB")
+    with pytest.raises(TypeError, match="fitness must be callable or None, not int"):
+        aq.plan(DIT, generations=1, fitness=3, **FAST)
     with pytest.raises(aq.ModelNotFoundError):
         aq.plan("nowhere")
 

@@ -176,6 +176,8 @@ static void text_of_another_type_is_refused_with_what_is_valid(void **state) {
     assert_refused(aq_config_set(*state, "bit_width", "null", NULL, &err), "bit_width must be a whole number, found null");
     assert_refused(aq_config_set(*state, "nonsuch", "1", "--nonsuch", &err), "--nonsuch: unknown key \"nonsuch\"");
     assert_refused(aq_config_set(*state, "bitwidth", "1", NULL, &err), "unknown key \"bitwidth\"; did you mean \"bit_width\"?");
+    assert_refused(aq_config_set(*state, "bits", "4", NULL, &err), "unknown key \"bits\"; did you mean \"bit_width\"?"); /* the option's word */
+    assert_refused(aq_config_set(*state, "threads", "4", NULL, &err), "unknown key \"threads\"; did you mean \"num_threads\"?");
     assert_json(*state, "bit_width", "4");
 }
 
@@ -422,8 +424,7 @@ static void CF04_values_out_of_range_are_refused_with_the_allowed_ones(void **st
     yaml_refused("group_size: 1099511627776\n", "Failed to parse YAML: c.yaml:1:13: Invalid group size: 1099511627776. Must be 32, 64, 128, or 256");
     yaml_refused("num_threads: -1\n", "Failed to parse YAML: c.yaml:1:14: Invalid num_threads: -1. Must be at least 0");
     yaml_refused("min_accuracy: 101\n", "Failed to parse YAML: c.yaml:1:15: Invalid accuracy threshold: 101.0. Must be between 0.0 and 1.0");
-    yaml_refused("num_threads: 99999999999999999999\n",
-                 "Failed to parse YAML: c.yaml:1:14: num_threads must be a whole number, found \"99999999999999999999\"");
+    yaml_refused("num_threads: 99999999999999999999\n", "Failed to parse YAML: c.yaml:1:14: num_threads must be below 2^63, found \"99999999999999999999\"");
     yaml_refused("min_accuracy: .nan\n", "Failed to parse YAML: c.yaml:1:15: min_accuracy must be a number, found \".nan\"");
     yaml_refused("min_accuracy: NaN\n", "Failed to parse YAML: c.yaml:1:15: Invalid accuracy threshold: NaN. Must be between 0.0 and 1.0");
     yaml_refused("modality: video\n", "Failed to parse YAML: c.yaml:1:11: Invalid modality: 'video'. Must be 'text', 'code', 'image', or 'audio'");

@@ -125,7 +125,7 @@ static void IX02_a_link_is_followed_unless_forbidden(void **state) {
     refuse_with(index, NULL, AQ_ERR_FORMAT, "loop of symbolic links");
     unlink(st_path("s/" SHARD1));
     assert_int_equal(symlink("../blobs/gone", st_path("s/" SHARD1)), 0); /* leads nowhere */
-    refuse_with(index, NULL, AQ_ERR_FORMAT, "1 shards are missing");
+    refuse_with(index, NULL, AQ_ERR_FORMAT, "1 shard is missing");
     assert_int_equal(symlink("loop", st_path("loop")), 0);
     refuse_with(st_path("loop"), NULL, AQ_ERR_FORMAT, "loop of symbolic links");
 }

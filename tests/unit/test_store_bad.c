@@ -785,20 +785,30 @@ static void FA15_damaged_codes_name_the_tensor(void **state) {
 
 static void folders_with_missing_or_foreign_files_are_refused(void **state) {
     (void)state;
-    char *dir = at("shards"), *file = at("shards/model-00001-of-00001.parquet"), *moved = at("shards/model-00001-of-00002.parquet"), *empty = at("empty");
+    char *dir = at("shards"), *file = at("shards/model-00001-of-00001.parquet"), *moved = at("shards/model-00001-of-00002.parquet"), *empty = at("empty"),
+         *listed = at("shards/metadata.json");
     aq_store_writer_options o = sample_options("f");
     aq_error err;
     aq_store *store;
     assert_int_equal(sample_write(dir, &g_raw, 1, &o, &err), AQ_OK);
     assert_int_equal(rename(file, moved), 0);
     assert_int_equal(aq_store_open(&store, dir, &err), AQ_ERR_FORMAT);
-    assert_non_null(strstr(err.message, "1 of the 2 files"));
+    assert_non_null(strstr(err.message, "its file \"model-00001-of-00001.parquet\" is missing")); /* which metadata.json lists */
+    assert_int_equal(aq_remove_tree(listed, &err), AQ_OK);
+    assert_int_equal(aq_store_open(&store, dir, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "its file \"model-00002-of-00002.parquet\" is missing"));
+    sample_write_file(listed, "{\"format\": \"arrowquant\", \"files\": {\"model-00001-of-00001.parquet\": {}}}", 71);
+    assert_int_equal(aq_remove_tree(moved, &err), AQ_OK);
+    assert_true(aq_store_is_container(dir)); /* by what metadata.json says, and not by what is left */
+    assert_int_equal(aq_store_open(&store, dir, &err), AQ_ERR_FORMAT);
+    assert_non_null(strstr(err.message, "its file \"model-00001-of-00001.parquet\" is missing"));
     assert_int_equal(aq_make_dirs(empty, &err), AQ_OK);
     assert_int_equal(aq_store_open(&store, empty, &err), AQ_ERR_FORMAT);
     assert_false(aq_store_is_container(empty));
     char *missing = at("missing");
     assert_int_equal(aq_store_open(&store, missing, &err), AQ_ERR_IO);
     aq_free(missing);
+    aq_free(listed);
     aq_free(empty);
     aq_free(moved);
     aq_free(file);
