@@ -1,6 +1,8 @@
 /* JSON (see json.h). jansson recurses while it parses (its own limit is 2,048), so depth is checked by a flat scan first. */
 #include "base/json.h"
 
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -58,6 +60,48 @@ aq_status aq_json_load(json_t **out, const char *path, uint64_t limit, uint32_t 
     return status;
 }
 
+/* 15 digits give every decimal of 15 digits back, 17 every double. `number` has n characters; returns how many it keeps. */
+static size_t shorten_number(char *number, size_t n) {
+    char text[48];
+    if (n >= sizeof text) return n;
+    memcpy(text, number, n);
+    text[n] = 0;
+    json_t *value = json_loads(text, JSON_DECODE_ANY, NULL);
+    double size = fabs(json_real_value(value));
+    bool found = !json_is_real(value);
+    for (size_t digits = 15; digits < 17 && !found; digits++) {
+        char *shorter = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
+        json_t *back = shorter ? json_loads(shorter, JSON_DECODE_ANY, NULL) : NULL;
+        size_t length = shorter ? strlen(shorter) : 0;
+        found = back && json_equal(value, back) && length <= n && (!strchr(shorter, 'e') || size >= 1e16 || size < 1e-4);
+        if (found) memcpy(number, shorter, n = length);
+        json_decref(back);
+        free(shorter);
+    }
+    json_decref(value);
+    return n;
+}
+
+void aq_json_shorten(char *text) {
+    char *to = text;
+    for (char *at = text; *at;) {
+        size_t n = 1, kept = 1;
+        if (*at == '"') {
+            while (at[n] && at[n] != '"') n += at[n] == '\\' && at[n + 1] ? 2 : 1;
+            kept = n += at[n] == '"';
+        } else if (*at == '-' || (*at >= '0' && *at <= '9')) {
+            n = strspn(at, "+-.0123456789eE");
+            kept = n > 16 ? shorten_number(at, n) : n; /* 17 digits and a point */
+        }
+        memmove(to, at, kept);
+        to += kept;
+        at += n;
+    }
+    *to = 0;
+}
+
 char *aq_json_dump(const json_t *value, bool indent) {
-    return json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17) | (indent ? JSON_INDENT(2) : JSON_COMPACT));
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(17) | (indent ? JSON_INDENT(2) : JSON_COMPACT));
+    if (text) aq_json_shorten(text);
+    return text;
 }

@@ -10,7 +10,10 @@
 aq_status aq_json_parse(json_t **out, const char *text, uint64_t size, uint32_t max_depth, const char *name, aq_error *err);
 /* Reads and parses a file of at most `limit` bytes. */
 aq_status aq_json_load(json_t **out, const char *path, uint64_t limit, uint32_t max_depth, aq_error *err);
-/* Text of a value, malloc'd by jansson's allocator, released by free(); compact, insertion order; reals with 17 digits. NULL: no memory. */
+/* Text of a value, malloc'd by jansson's allocator, released by free(); compact, insertion order; reals in the fewest digits that read back as the same
+ * double. NULL: no memory. */
 char *aq_json_dump(const json_t *value, bool indent);
+/* The same of text that jansson wrote with 17 digits, in place: 0.90000000000000002 becomes 0.9. Exponents stand below 1e-4 and from 1e16 on, as in Python. */
+void aq_json_shorten(char *text);
 
 #endif

@@ -50,6 +50,22 @@ int aq_config_field_find(const char *name, const char **nearest) {
     for (size_t i = 0; i < aq_config_n_defs; i++)
         if (strcmp(name, aq_config_defs[i].field.name) == 0) return (int)i;
     if (!nearest) return -1;
+    /* Words of the command line whose fields have names that are too far from them. */
+    static const char *const options[][2] = {{"bits", "bit_width"},
+                                             {"calib", "calibration_path"},
+                                             {"calibration", "calibration_path"},
+                                             {"group", "group_size"},
+                                             {"layer", "layer_overrides"},
+                                             {"max_memory", "max_memory_limit_mb"},
+                                             {"plan", "plan_path"},
+                                             {"profile", "deployment_profile"},
+                                             {"samples", "calibration_samples"},
+                                             {"threads", "num_threads"},
+                                             {"time_groups", "num_time_groups"},
+                                             {"target_size", "target_model_size_mb"},
+                                             {"target-size", "target_model_size_mb"}};
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+        if (strcmp(name, options[i][0]) == 0 && aq_config_field_find(*nearest = options[i][1], NULL) >= 0) return -1;
     size_t best_distance = strlen(name) / 3 + 2; /* further away it would be a guess */
     *nearest = NULL;
     for (size_t i = 0; i < aq_config_n_defs; i++) {
@@ -387,21 +403,7 @@ const char *aq_config_list_string(const aq_config *config, const char *name, siz
 
 /* ---- text ---- */
 
-/* Shortest decimal that reads back as the same double; with an exponent only from 1e16 on and below 1e-4, as Python prints it. */
-static char *real_text(const json_t *value) {
-    double size = fabs(json_real_value(value));
-    for (size_t digits = 1; digits <= 17; digits++) {
-        char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(digits));
-        json_t *back = text ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL;
-        bool good = text && json_equal(value, back) && (!strchr(text, 'e') || size >= 1e16 || size < 1e-4);
-        json_decref(back);
-        if (good || !text) return text;
-        free(text);
-    }
-    return NULL;
-}
-
-char *aq_config_value_text(const json_t *value) { return json_is_real(value) ? real_text(value) : json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT); }
+char *aq_config_value_text(const json_t *value) { return aq_json_dump(value, false); }
 
 char *aq_config_get_json(const aq_config *config, const char *name) {
     int index = aq_config_field_find(name, NULL);

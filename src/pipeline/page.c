@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/error.h"
+#include "base/draft.h"
 #include "base/file.h"
 #include "base/mem.h"
 #include "pipeline/compare.h"
@@ -26,13 +26,13 @@ static const char style[] =
     "*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,\"Segoe UI\",sans-serif}\n"
     "main{max-width:860px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.7rem;line-height:1.2;margin:0 0 4px;overflow-wrap:anywhere}"
     "h2{font-size:1.15rem;margin:40px 0 8px}p{margin:8px 0;overflow-wrap:anywhere}.sub{color:var(--soft);margin:0 0 20px}\n"
-    ".cards{display:grid;grid-template-columns:repeat(3,1fr);gap:12px}.card{background:var(--card);border:1px solid var(--line);"
+    ".cards{display:grid;grid-template-columns:repeat(3,1fr);gap:12px;margin-bottom:16px}.card{background:var(--card);border:1px solid var(--line);"
     "border-radius:10px;padding:12px 14px}.card b{display:block;font-size:1.35rem;line-height:1.25;font-variant-numeric:tabular-nums}"
     ".card span{color:var(--soft);font-size:.85rem}\n"
     "figure{margin:8px 0 16px}svg{width:100%;height:auto;display:block;overflow:visible}figcaption{color:var(--soft);font-size:.85rem}\n"
     ".grid{stroke:var(--line);stroke-width:1;fill:none}.tick,.label{font:13px system-ui,sans-serif;fill:var(--soft)}.label{fill:var(--ink);font-size:13px}"
     ".b2{fill:var(--b2);background:var(--b2)}.b4{fill:var(--b4);background:var(--b4)}.b8{fill:var(--b8);background:var(--b8)}"
-    ".kept{fill:var(--kept);background:var(--kept)}.source{fill:var(--source)}.frame{fill:var(--line)}.mark{fill-opacity:.75}"
+    ".kept{fill:var(--kept);background:var(--kept)}.source{fill:var(--source)}.frame{fill:var(--line);background:var(--line)}.mark{fill-opacity:.75}"
     ".line{fill:none;stroke:var(--b4);stroke-width:2.5}.worst{stroke:var(--b2);stroke-dasharray:6 4}.faint{fill:none;stroke:var(--soft);stroke-width:1;"
     "stroke-opacity:.25}.dot{fill:var(--b4)}.after{fill:var(--b4);fill-opacity:.55}.before{fill:none;stroke:var(--ink);stroke-width:1.2}"
     ".key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .3em 0 .6em}.item{white-space:nowrap}\n"
@@ -40,7 +40,7 @@ static const char style[] =
     "14px;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.85rem}\n"
     ".scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.85rem}th,td{padding:4px 10px 4px 0;text-align:left;border-bottom:1px solid "
     "var(--line);vertical-align:top}th{color:var(--soft);font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}"
-    "td.name{overflow-wrap:anywhere;min-width:12em}summary{cursor:pointer;color:var(--soft)}\n"
+    "td.shape{white-space:nowrap}td.name{overflow-wrap:anywhere;min-width:12em}summary{cursor:pointer;color:var(--soft)}\n"
     "@media (max-width:600px){.cards{grid-template-columns:repeat(2,1fr)}.tick,.label{font-size:21px}}\n";
 
 static void card(page_text *p, const char *label, const char *unit, double value, int decimals) {
@@ -122,6 +122,20 @@ static void put_measured(page_text *p, const page_figures *f) {
     aq_page_put(p, ".</p>\n");
 }
 
+/* A name in a table, which may break after its points. */
+static void name_cell(page_text *p, const char *name) {
+    char part[1100];
+    aq_page_put(p, "<td class=\"name\">");
+    while (*name) {
+        size_t n = strcspn(name, ".");
+        n += name[n] == '.';
+        snprintf(part, sizeof part, "%.*s", (int)n, name);
+        aq_page_name(p, part);
+        if (*(name += n)) aq_page_put(p, "<wbr>");
+    }
+    aq_page_put(p, "</td>");
+}
+
 static void put_fallbacks(page_text *p, const page_figures *f) {
     size_t n = 0;
     aq_page_put(p, "<h2>Fallbacks</h2>\n");
@@ -129,9 +143,9 @@ static void put_fallbacks(page_text *p, const page_figures *f) {
         const aq_store_tensor *t = aq_store_tensor_at(f->store, i);
         if (!t->quality.fallback_from) continue;
         if (n++ == 0) aq_page_put(p, "<div class=\"scroll\"><table><tr><th>layer</th><th>stored as</th><th>tried first, and why it was not kept</th></tr>\n");
-        aq_page_put(p, "<tr><td class=\"name\">");
-        aq_page_name(p, t->name);
-        aq_page_put(p, "</td><td>");
+        aq_page_put(p, "<tr>");
+        name_cell(p, t->name);
+        aq_page_put(p, "<td>");
         aq_page_name(p, t->quant_type);
         aq_page_put(p, "</td><td>");
         aq_page_name(p, t->quality.fallback_from);
@@ -153,23 +167,23 @@ static void put_layers(page_text *p, const page_figures *f) {
     aq_page_putf(p,
                  "<h2>Layers</h2>\n<details><summary>all %zu quantized layers</summary>\n<div class=\"scroll\"><table><tr><th>layer</th><th>shape</th>"
                  "<th class=\"n\">bits</th><th class=\"n\">group</th><th>parameters</th><th>method</th><th class=\"n\">size</th><th class=\"n\">cosine</th>"
-                 "<th class=\"n\">weight dB</th><th class=\"n\">output dB</th></tr>\n",
-                 f->n_layers);
+                 "<th class=\"n\">weight dB</th>%s</tr>\n",
+                 f->n_layers, f->calib ? "<th class=\"n\">output dB</th>" : "");
     for (size_t i = 0; i < f->n_layers; i++) {
         const page_layer *l = &f->layers[i];
         const aq_store_tensor *t = l->tensor;
         char shape[192];
-        aq_page_put(p, "<tr><td class=\"name\">");
-        aq_page_name(p, t->name);
-        aq_page_putf(p, "</td><td>%s</td><td class=\"n\">%d</td><td class=\"n\">%llu</td><td>%s</td><td>", aq_text_shape(shape, &t->shape), t->spec.bits,
-                     (unsigned long long)t->spec.group_size, aq_params_form_name(t->spec.params));
+        aq_page_put(p, "<tr>");
+        name_cell(p, t->name);
+        aq_page_putf(p, "<td class=\"shape\">%s</td><td class=\"n\">%d</td><td class=\"n\">%llu</td><td>%s</td><td>", aq_text_shape(shape, &t->shape),
+                     t->spec.bits, (unsigned long long)t->spec.group_size, aq_params_form_name(t->spec.params));
         aq_page_name(p, t->quality.method ? t->quality.method : "");
         aq_page_put(p, "</td><td class=\"n\">");
         aq_page_size(p, t->stored_bytes);
         aq_page_put(p, "</td>");
         cell(p, t->quality.cosine, 5);
         cell(p, l->weight_db, 2);
-        cell(p, l->output_db, 2);
+        if (f->calib) cell(p, l->output_db, 2);
         aq_page_put(p, "</tr>\n");
     }
     aq_page_put(p, "</table></div></details>\n");
@@ -218,12 +232,8 @@ static void put_page(page_text *p, const page_figures *f) {
 
 static aq_status write_page(const page_text *p, const char *path, bool overwrite, aq_error *err) {
     if (p->failed) return aq_fail_memory(err, p->capacity, "the page");
-    if (aq_path_exists(path) && !overwrite) {
-        aq_fail_at(err, AQ_ERR_IO, path, NULL, "exists already");
-        aq_hint(err, "--overwrite replaces it");
-        return AQ_ERR_IO;
-    }
-    return aq_file_write(path, p->data, p->size, err);
+    aq_status status = aq_draft_check(path, overwrite, err); /* again: the measuring took its time */
+    return status != AQ_OK ? status : aq_file_write(path, p->data, p->size, err);
 }
 
 aq_status aq_write_page(const char *path, const char *out_path, const aq_page_options *options, const aq_job_hooks *hooks, char **report_json, aq_error *err) {
@@ -235,7 +245,8 @@ aq_status aq_write_page(const char *path, const char *out_path, const aq_page_op
     if (report_json) *report_json = NULL;
     aq_error_clear(err);
     aq_job_init(&job, hooks, 0, 0);
-    aq_status status = aq_source_open(&container, path, NULL, err);
+    aq_status status = aq_draft_check(out_path, options->overwrite, err);
+    if (status == AQ_OK) status = aq_source_open(&container, path, NULL, err);
     if (status == AQ_OK && !container.store) {
         status = aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "is a source model, not a container that ArrowQuant wrote");
         aq_hint(err, "arrowquant quantize makes one; arrowquant inspect shows a source model");

@@ -32,7 +32,7 @@ static void end_chart_of_bits(page_text *p, const page_figures *f, const char *c
         for (size_t i = 0; i < f->n_layers && !any; i++) any = f->layers[i].tensor->spec.bits == bits;
         if (any) put_key(p, bits_class(bits), label);
     }
-    if (kept) put_key(p, "kept", "kept");
+    if (kept) put_key(p, "kept", "kept"), put_key(p, "frame", "names, footers");
     aq_page_put(p, "</figcaption></figure>\n");
 }
 

@@ -8,8 +8,10 @@
 
 #include <arrowquant/config.h>
 
+#include "base/json.h"
 #include "base/mem.h"
 #include "pipeline/page.h"
+#include "pipeline/planning.h"
 #include "pipeline/report.h"
 
 /* A word of a shell, which may hold anything: quoted where it must be. */
@@ -35,26 +37,16 @@ static void put_option(page_text *p, const char *field, const char *value) {
     put_word(p, value);
 }
 
-/* A number in the fewest digits that give it again. */
-static char *value_text(const json_t *value) {
-    char *text = NULL;
-    for (size_t digits = 6; digits <= 17; digits++) {
-        free(text);
-        text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(digits));
-        json_t *again = text ? json_loads(text, JSON_DECODE_ANY, NULL) : NULL;
-        bool same = again && json_equal(again, (json_t *)value);
-        json_decref(again);
-        if (same) break;
-    }
-    return text;
-}
-
 /* A list or map of texts takes one option for each element. */
 static void put_setting(page_text *p, const aq_config_field *field, const json_t *value) {
     const char *key;
     const json_t *item;
     size_t i;
-    if (field->type == AQ_CONFIG_STRING_LIST) {
+    if (strcmp(field->name, "target_model_size_mb") == 0 && json_is_number(value)) {
+        char size[32];
+        snprintf(size, sizeof size, "%lluB", (unsigned long long)aq_mib_bytes(json_number_value(value)));
+        put_option(p, "target_size", size); /* as MiB it would be a long fraction */
+    } else if (field->type == AQ_CONFIG_STRING_LIST) {
         json_array_foreach(value, i, item) { put_option(p, field->name, json_string_value(item) ? json_string_value(item) : ""); }
     } else if (field->type == AQ_CONFIG_BITS_MAP) {
         json_object_foreach((json_t *)value, key, item) {
@@ -63,7 +55,7 @@ static void put_setting(page_text *p, const aq_config_field *field, const json_t
             put_option(p, field->name, pair);
         }
     } else {
-        char *text = json_is_string(value) ? NULL : value_text(value);
+        char *text = json_is_string(value) ? NULL : aq_json_dump(value, false);
         put_option(p, field->name, text ? text : json_string_value(value) ? json_string_value(value) : "");
         free(text);
     }
@@ -92,7 +84,7 @@ static void put_adapters(page_text *p, const json_t *source) {
     size_t i;
     json_array_foreach(json_object_get(source, "lora"), i, adapter) {
         const char *name = json_string_value(json_object_get(adapter, "name"));
-        char *strength = value_text(json_object_get(adapter, "strength")), *text = NULL;
+        char *strength = json_object_get(adapter, "strength") ? aq_json_dump(json_object_get(adapter, "strength"), false) : NULL, *text = NULL;
         size_t size = strlen(name ? name : "") + strlen(strength ? strength : "") + 2;
         if (name && strength && (text = aq_alloc(size))) snprintf(text, size, "%s:%s", name, strength);
         put_option(p, "lora", text ? text : "FILE");

@@ -187,10 +187,11 @@ static uint64_t overheads(const aq_plan_problem *problem, const aq_model *model)
     return n;
 }
 
-uint64_t aq_target_bytes(const aq_config *config) {
-    double mb = aq_config_float(config, "target_model_size_mb");
-    return mb > 0 ? (uint64_t)fmin(fmax(mb * (double)MIB + 0.01, 1), 1e18) : 0; /* decimals of a MiB end a little below the byte that was meant */
+uint64_t aq_mib_bytes(double mib) {
+    return mib > 0 ? (uint64_t)fmin(fmax(mib * (double)MIB + 0.01, 1), 1e18) : 0; /* decimals of a MiB end a little below the byte that was meant */
 }
+
+uint64_t aq_target_bytes(const aq_config *config) { return aq_mib_bytes(aq_config_float(config, "target_model_size_mb")); }
 
 uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model) {
     double bpw = aq_config_float(config, "target_bpw");

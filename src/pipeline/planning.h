@@ -7,7 +7,9 @@
 
 #include "pipeline/job.h"
 
-/* The size that is asked for or wished, in whole bytes, a fraction of one dropped. 0: none. */
+/* MiB in whole bytes, a fraction of one dropped; 0 stays 0. */
+uint64_t aq_mib_bytes(double mib);
+/* The size that is asked for or wished, in whole bytes. 0: none. */
 uint64_t aq_target_bytes(const aq_config *config);
 /* The budget of a configuration in bytes of the container's Parquet files; 0: none. A profile's target is a wish and no budget. */
 uint64_t aq_plan_budget(const aq_config *config, const aq_plan_problem *problem, const aq_model *model);

@@ -432,6 +432,7 @@ static aq_status write_metadata(aq_store_writer *w, json_t *root, json_t *files,
     if (status == AQ_OK && !(text = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17))))
         status = aq_fail_memory(err, 1, "metadata.json");
     if (status == AQ_OK) {
+        aq_json_shorten(text);
         size_t n = strlen(text);
         text[n] = '\n'; /* in place of the terminator */
         aq_sha256_hex(text, n + 1, sha256);

@@ -96,6 +96,23 @@ static void json_refuses_depth_duplicates_and_odd_numbers(void **state) {
     json_decref(v);
 }
 
+static void json_numbers_are_written_in_the_fewest_digits_that_read_back(void **state) {
+    (void)state;
+    static const double values[] = {0.9, 1.0 / 3, 1e-4, 1e-5, 1e15, 1e16, 123456789.125, -0.1, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, -0.0};
+    json_t *list = json_array(), *back;
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) json_array_append_new(list, json_real(values[i]));
+    json_array_append_new(list, json_string("\"0.90000000000000002 \\"));
+    json_array_append_new(list, json_integer(INT64_MIN));
+    char *text = aq_json_dump(list, false);
+    assert_string_equal(text, "[0.9,0.3333333333333333,0.0001,1e-5,1000000000000000.0,1e16,123456789.125,-0.1,4.94065645841247e-324,"
+                              "1.7976931348623157e308,0.30000000000000004,-0.0,\"\\\"0.90000000000000002 \\\\\",-9223372036854775808]");
+    assert_int_equal(aq_json_parse(&back, text, strlen(text), 4, "f.json", NULL), AQ_OK);
+    assert_true(json_equal(list, back));
+    json_decref(back);
+    json_decref(list);
+    free(text);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f16_round_trips_for_all_65536_values),
@@ -105,6 +122,7 @@ int main(void) {
         cmocka_unit_test(sizes_report_overflow),
         cmocka_unit_test(names_from_files_are_escaped_in_messages),
         cmocka_unit_test(json_refuses_depth_duplicates_and_odd_numbers),
+        cmocka_unit_test(json_numbers_are_written_in_the_fewest_digits_that_read_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
