@@ -146,30 +146,32 @@ PyDoc_STRVAR(diagonal_doc, "diagonal($self, /, layer, weights=None)\n--\n\n"
                            "[1.0, 2.0]\n");
 static PyObject *diagonal(PyObject *self, PyObject *args, PyObject *kwargs) { return second_moment(self, args, kwargs, false); }
 
-PyDoc_STRVAR(gradient_doc, "gradient($self, layer, /)\n--\n\n"
-                           "(rows, columns): mean squares of the gradients per row and column of the weight, float64; None where none was added.\n\n"
-                           ">>> import arrow_quant_v2 as aq\n"
-                           ">>> c = aq.Calibration()\n"
-                           ">>> c.gradient(c.add_layer('fc.weight', 2)) is None\n"
-                           "True\n");
-static PyObject *gradient(PyObject *self, PyObject *layer_object) {
+/* What `ask` says of one layer. */
+static PyObject *ask_layer(PyObject *self, PyObject *layer_object, PyObject *(*ask)(PyObject *self, const aq_calib *calib, size_t layer)) {
     aqpy_calibration *c = (aqpy_calibration *)self;
     aqpy_layer layer = {0};
     size_t index;
     PyObject *result = NULL;
     if (!aqpy_layer_read(layer_object, &layer)) return NULL;
     aqpy_calibration_enter(c);
-    if (aqpy_layer_find(c, &layer, &index)) {
-        const double *by_row, *by_column;
-        uint64_t n_rows;
-        if (aq_calib_gradient(c->calib, index, &by_row, &n_rows, &by_column))
-            result = Py_BuildValue("(NN)", array_of(self, 'd', by_row, n_rows), array_of(self, 'd', by_column, aq_calib_n_inputs(c->calib, index)));
-        else
-            result = Py_NewRef(Py_None);
-    }
+    if (aqpy_layer_find(c, &layer, &index)) result = ask(self, c->calib, index);
     aqpy_calibration_leave(c);
     return result;
 }
+
+PyDoc_STRVAR(gradient_doc, "gradient($self, layer, /)\n--\n\n"
+                           "(rows, columns): mean squares of the gradients per row and column of the weight, float64; None where none was added.\n\n"
+                           ">>> import arrow_quant_v2 as aq\n"
+                           ">>> c = aq.Calibration()\n"
+                           ">>> c.gradient(c.add_layer('fc.weight', 2)) is None\n"
+                           "True\n");
+static PyObject *ask_gradient(PyObject *self, const aq_calib *calib, size_t layer) {
+    const double *by_row, *by_column;
+    uint64_t n_rows;
+    if (!aq_calib_gradient(calib, layer, &by_row, &n_rows, &by_column)) return Py_NewRef(Py_None);
+    return Py_BuildValue("(NN)", array_of(self, 'd', by_row, n_rows), array_of(self, 'd', by_column, aq_calib_n_inputs(calib, layer)));
+}
+static PyObject *gradient(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_gradient); }
 
 PyDoc_STRVAR(timesteps_doc,
              "timesteps($self, layer, /)\n--\n\n"
@@ -181,39 +183,19 @@ PyDoc_STRVAR(timesteps_doc,
              ">>> c.update(layer, np.float32([[1, 3]]), timesteps=7)\n"
              ">>> c.timesteps(layer)\n"
              "[{'timestep': 7, 'count': 2, 'mean': 2.0, 'std': 1.0, 'min': 1.0, 'max': 3.0}]\n");
-static PyObject *timesteps(PyObject *self, PyObject *layer_object) {
-    aqpy_calibration *c = (aqpy_calibration *)self;
-    aqpy_layer layer = {0};
-    size_t index;
-    PyObject *list = NULL;
-    if (!aqpy_layer_read(layer_object, &layer)) return NULL;
-    aqpy_calibration_enter(c);
-    if (aqpy_layer_find(c, &layer, &index)) {
-        size_t n = 0;
-        const aq_timestep_stats *t = aq_calib_timesteps(c->calib, index, &n);
-        list = PyList_New((Py_ssize_t)n);
-        for (size_t i = 0; list && i < n; i++) {
-            PyObject *item = Py_BuildValue("{sisKsdsdsdsd}", "timestep", (int)t[i].timestep, "count", (unsigned long long)t[i].count, "mean", t[i].mean, "std",
-                                           t[i].std, "min", (double)t[i].min, "max", (double)t[i].max);
-            if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
-        }
+static PyObject *ask_timesteps(PyObject *self, const aq_calib *calib, size_t layer) {
+    (void)self;
+    size_t n = 0;
+    const aq_timestep_stats *t = aq_calib_timesteps(calib, layer, &n);
+    PyObject *list = PyList_New((Py_ssize_t)n);
+    for (size_t i = 0; list && i < n; i++) {
+        PyObject *item = Py_BuildValue("{sisKsdsdsdsd}", "timestep", (int)t[i].timestep, "count", (unsigned long long)t[i].count, "mean", t[i].mean, "std",
+                                       t[i].std, "min", (double)t[i].min, "max", (double)t[i].max);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)i, item) < 0) Py_CLEAR(list);
     }
-    aqpy_calibration_leave(c);
     return list;
 }
-
-/* What `ask` says of one layer. */
-static PyObject *ask_layer(PyObject *self, PyObject *layer_object, PyObject *(*ask)(const aq_calib *calib, size_t layer)) {
-    aqpy_calibration *c = (aqpy_calibration *)self;
-    aqpy_layer layer = {0};
-    size_t index;
-    PyObject *result = NULL;
-    if (!aqpy_layer_read(layer_object, &layer)) return NULL;
-    aqpy_calibration_enter(c);
-    if (aqpy_layer_find(c, &layer, &index)) result = ask(c->calib, index);
-    aqpy_calibration_leave(c);
-    return result;
-}
+static PyObject *timesteps(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_timesteps); }
 
 PyDoc_STRVAR(n_inputs_doc, "n_inputs($self, layer, /)\n--\n\n"
                            "Number of inputs of a layer.\n\n"
@@ -221,7 +203,10 @@ PyDoc_STRVAR(n_inputs_doc, "n_inputs($self, layer, /)\n--\n\n"
                            ">>> c = aq.Calibration()\n"
                            ">>> c.n_inputs(c.add_layer('fc.weight', 2))\n"
                            "2\n");
-static PyObject *ask_n_inputs(const aq_calib *calib, size_t layer) { return PyLong_FromUnsignedLongLong(aq_calib_n_inputs(calib, layer)); }
+static PyObject *ask_n_inputs(PyObject *self, const aq_calib *calib, size_t layer) {
+    (void)self;
+    return PyLong_FromUnsignedLongLong(aq_calib_n_inputs(calib, layer));
+}
 static PyObject *n_inputs_of(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_n_inputs); }
 
 PyDoc_STRVAR(source_doc, "source($self, layer, /)\n--\n\n"
@@ -231,7 +216,10 @@ PyDoc_STRVAR(source_doc, "source($self, layer, /)\n--\n\n"
                          ">>> q, k = c.add_layer('to_q.weight', 2), c.add_layer('to_k.weight', 2, same_input_as='to_q.weight')\n"
                          ">>> c.source(k)\n"
                          "'to_q.weight'\n");
-static PyObject *ask_source(const aq_calib *calib, size_t layer) { return aqpy_text(aq_calib_layer_name(calib, aq_calib_source(calib, layer))); }
+static PyObject *ask_source(PyObject *self, const aq_calib *calib, size_t layer) {
+    (void)self;
+    return aqpy_text(aq_calib_layer_name(calib, aq_calib_source(calib, layer)));
+}
 static PyObject *source(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_source); }
 
 PyDoc_STRVAR(has_hessian_doc, "has_hessian($self, layer, /)\n--\n\n"
@@ -240,7 +228,10 @@ PyDoc_STRVAR(has_hessian_doc, "has_hessian($self, layer, /)\n--\n\n"
                               ">>> c = aq.Calibration(hessian=False)\n"
                               ">>> c.has_hessian(c.add_layer('fc.weight', 2))\n"
                               "False\n");
-static PyObject *ask_has_hessian(const aq_calib *calib, size_t layer) { return PyBool_FromLong(aq_calib_has_hessian(calib, layer)); }
+static PyObject *ask_has_hessian(PyObject *self, const aq_calib *calib, size_t layer) {
+    (void)self;
+    return PyBool_FromLong(aq_calib_has_hessian(calib, layer));
+}
 static PyObject *has_hessian(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_has_hessian); }
 
 /* Names of the model's layers that the collection lacks, collected without the GIL. */

@@ -15,7 +15,6 @@ static void close_store(void *store) { aq_store_close(store); }
 static int container_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"path", NULL};
     PyObject *path = NULL;
-    aqpy_holder *holder = (aqpy_holder *)self;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Container", names, PyUnicode_FSConverter, &path)) return -1;
     aq_error err = {0};
     aq_store *store = NULL;
@@ -24,17 +23,7 @@ static int container_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     status = aq_store_open(&store, PyBytes_AsString(path), &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
-    if (status != AQ_OK) {
-        aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
-        if (state) aqpy_raise(state, &err);
-        return -1;
-    }
-    if (holder->lock) {
-        aq_store_close(store);
-        PyErr_SetString(PyExc_RuntimeError, "a container is opened once");
-        return -1;
-    }
-    return aqpy_holder_init(holder, store, close_store);
+    return aqpy_holder_init((aqpy_holder *)self, status, &err, store, close_store);
 }
 
 static PyObject *names_of(PyObject *self, PyObject *unused) {

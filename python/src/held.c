@@ -5,7 +5,17 @@
 
 #include "base/mem.h"
 
-int aqpy_holder_init(aqpy_holder *holder, void *file, void (*close)(void *file)) {
+int aqpy_holder_init(aqpy_holder *holder, aq_status status, const aq_error *err, void *file, void (*close)(void *file)) {
+    if (status != AQ_OK) {
+        aqpy_state *state = aqpy_state_of_type(Py_TYPE((PyObject *)holder));
+        if (state) aqpy_raise(state, err);
+        return -1;
+    }
+    if (holder->lock) {
+        close(file);
+        PyErr_SetString(PyExc_RuntimeError, "a file is opened once");
+        return -1;
+    }
     holder->held = aq_alloc(sizeof *holder->held);
     holder->lock = PyThread_allocate_lock();
     if (!holder->held || !holder->lock) {

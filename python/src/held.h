@@ -22,8 +22,8 @@ typedef struct aqpy_holder {
     PyThread_type_lock lock;
 } aqpy_holder;
 
-/* Takes over `file`; on failure closes it and sets MemoryError. */
-int aqpy_holder_init(aqpy_holder *holder, void *file, void (*close)(void *file));
+/* The end of an __init__ that opened `file` with that status: the holder takes it over. On failure it is closed and the exception set; returns -1. */
+int aqpy_holder_init(aqpy_holder *holder, aq_status status, const aq_error *err, void *file, void (*close)(void *file));
 /* One more user; NULL with ValueError when it was closed. */
 aqpy_held *aqpy_holder_use(aqpy_holder *holder);
 void aqpy_held_leave(aqpy_held *held);

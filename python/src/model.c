@@ -12,7 +12,6 @@ static int model_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"path", "component", "variant", "skip_unknown_dtype", NULL};
     PyObject *path = NULL;
     int skip = 0;
-    aqpy_holder *holder = (aqpy_holder *)self;
     aq_model_options options;
     aq_model_options_init(&options);
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&|$zzp:Model", names, PyUnicode_FSConverter, &path, &options.component, &options.variant, &skip))
@@ -26,17 +25,7 @@ static int model_init(PyObject *self, PyObject *args, PyObject *kwargs) {
     status = aq_store_is_container(name) ? aq_store_open_model(&model, name, &options, &err) : aq_model_open(&model, name, &options, &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
-    if (status != AQ_OK) {
-        aqpy_state *state = aqpy_state_of_type(Py_TYPE(self));
-        if (state) aqpy_raise(state, &err);
-        return -1;
-    }
-    if (holder->lock) {
-        aq_model_close(model);
-        PyErr_SetString(PyExc_RuntimeError, "a model is opened once");
-        return -1;
-    }
-    return aqpy_holder_init(holder, model, close_model);
+    return aqpy_holder_init((aqpy_holder *)self, status, &err, model, close_model);
 }
 
 /* [(name, dtype, index of its file)], in source order. */

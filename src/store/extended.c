@@ -218,7 +218,8 @@ static void upper(char *out, size_t size, const char *text) {
     out[i] = 0;
 }
 
-static aq_status read_row(group_reader *g, aq_store_tensor *t, aq_part *part, aq_error *err) {
+static aq_status read_row(void *reader, aq_store_tensor *t, aq_part *part, aq_error *err) {
+    group_reader *g = reader;
     const char *form, *hash;
     bool null;
     aq_quant_layout layout = {0};
@@ -264,6 +265,12 @@ static uint64_t list_limit(const group_reader *g) {
                                                                                         : g->file->map.size / 4 + 64 * g->n_rows;
 }
 
+static uint64_t length_at(const aq_column_data *column, uint64_t i) {
+    if (column->missing || !column->values) return 0;
+    int32_t length = ((const carquet_byte_array_t *)(const void *)column->values)[i].length;
+    return length > 0 ? (uint64_t)length : 0;
+}
+
 static aq_status read_group(group_reader *g, aq_error *err) {
     aq_status status = AQ_OK;
     for (aq_column c = 0; status == AQ_OK && c < COL_COUNT; c++) {
@@ -272,28 +279,9 @@ static aq_status read_group(group_reader *g, aq_error *err) {
     }
     if (status != AQ_OK) return status;
 
-    aq_column_data *d = &g->columns[COL_DATA], *p = &g->columns[COL_PARAMS];
     g->payload_bytes = 0;
-    for (uint64_t i = 0; i < g->n_rows; i++) {
-        const carquet_byte_array_t *v = (const carquet_byte_array_t *)(const void *)d->values + i;
-        g->payload_bytes += v->length > 0 ? (uint64_t)v->length : 0;
-        if (!p->missing && p->values)
-            g->payload_bytes += ((const carquet_byte_array_t *)(const void *)p->values)[i].length > 0
-                                    ? (uint64_t)((const carquet_byte_array_t *)(const void *)p->values)[i].length
-                                    : 0;
-    }
-    for (uint64_t i = 0; status == AQ_OK && i < g->n_rows; i++) {
-        aq_store_tensor tensor;
-        aq_part part;
-        status = read_row(g, &tensor, &part, err);
-        if (status == AQ_OK) {
-            status = aq_store_append(g->store, &tensor, &part, err);
-        } else {
-            aq_free(part.owned_data);
-            aq_free(part.owned_params);
-        }
-    }
-    return status;
+    for (uint64_t i = 0; i < g->n_rows; i++) g->payload_bytes += length_at(&g->columns[COL_DATA], i) + length_at(&g->columns[COL_PARAMS], i);
+    return aq_store_append_rows(g->store, g->n_rows, read_row, g, err);
 }
 
 aq_status aq_store_read_rows(aq_store *store, size_t file, aq_error *err) {

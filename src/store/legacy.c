@@ -294,7 +294,8 @@ static aq_status read_json_columns(legacy_reader *g, aq_store_tensor *t, aq_erro
     return status;
 }
 
-static aq_status read_row(legacy_reader *g, aq_store_tensor *t, aq_part *part, aq_error *err) {
+static aq_status read_row(void *reader, aq_store_tensor *t, aq_part *part, aq_error *err) {
+    legacy_reader *g = reader;
     const char *modality = NULL;
     memset(t, 0, sizeof *t);
     memset(part, 0, sizeof *part);
@@ -325,17 +326,7 @@ static aq_status read_row(legacy_reader *g, aq_store_tensor *t, aq_part *part, a
 
 static aq_status read_group(legacy_reader *g, int32_t row_group, aq_error *err) {
     aq_status status = read_columns(g, row_group, err);
-    for (uint64_t i = 0; status == AQ_OK && i < g->n_rows; i++) {
-        aq_store_tensor tensor;
-        aq_part part;
-        status = read_row(g, &tensor, &part, err);
-        if (status == AQ_OK) {
-            status = aq_store_append(g->store, &tensor, &part, err);
-        } else {
-            aq_free(part.owned_data);
-            aq_free(part.owned_params);
-        }
-    }
+    if (status == AQ_OK) status = aq_store_append_rows(g->store, g->n_rows, read_row, g, err);
     for (int c = 0; c < L_COUNT; c++) aq_column_free(&g->columns[c]);
     return status;
 }

@@ -121,10 +121,16 @@ static aq_status add_part(aq_store *s, const aq_store_tensor *info, aq_part *par
     return AQ_OK;
 }
 
-aq_status aq_store_append(aq_store *s, const aq_store_tensor *info, aq_part *part, aq_error *err) {
-    aq_status status = add_part(s, info, part, err);
-    aq_free(part->owned_data);
-    aq_free(part->owned_params);
+aq_status aq_store_append_rows(aq_store *s, uint64_t n, aq_row_reader read, void *reader, aq_error *err) {
+    aq_status status = AQ_OK;
+    for (uint64_t i = 0; status == AQ_OK && i < n; i++) {
+        aq_store_tensor tensor;
+        aq_part part;
+        status = read(reader, &tensor, &part, err);
+        if (status == AQ_OK) status = add_part(s, &tensor, &part, err);
+        aq_free(part.owned_data); /* what add_part has not taken */
+        aq_free(part.owned_params);
+    }
     return status;
 }
 

@@ -72,8 +72,10 @@ aq_status aq_store_read_rows(aq_store *store, size_t file, aq_error *err);
 /* The same for one-file-per-tensor folders of the older formats. */
 aq_status aq_store_read_legacy(aq_store *store, size_t file, aq_error *err);
 
-/* Appends a row to the tensors: a new one, or the next part of the last. `info` is complete but for n_parts. Takes the part's owned memory, also on failure. */
-aq_status aq_store_append(aq_store *store, const aq_store_tensor *info, aq_part *part, aq_error *err);
+/* Reads one row: `info` complete but for n_parts, and the part; owned memory of the part is set or NULL, also on failure. */
+typedef aq_status (*aq_row_reader)(void *reader, aq_store_tensor *info, aq_part *part, aq_error *err);
+/* Appends the next n rows to the tensors: each is a new one, or the next part of the last. */
+aq_status aq_store_append_rows(aq_store *store, uint64_t n, aq_row_reader read, void *reader, aq_error *err);
 /* Every tensor is whole. */
 aq_status aq_store_check_complete(const aq_store *store, aq_error *err);
 /* Copies of small things that live as long as the store. NULL: no memory. */

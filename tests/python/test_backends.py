@@ -216,6 +216,7 @@ def test_transformers_quantizes_saves_and_reloads(encoders, name, tmp_path):
 def test_both_libraries_take_the_same_settings(tmp_path):
     import inspect
 
+    pytest.importorskip("transformers")
     backend = pytest.importorskip("arrow_quant_v2.transformers")
     assert inspect.signature(backend.ArrowQuantConfig.__init__) == inspect.signature(ours.ArrowQuantConfig.__init__)
     assert backend.ArrowQuantConfig(bits=2).to_diff_dict() == ours.ArrowQuantConfig(bits=2).to_diff_dict()

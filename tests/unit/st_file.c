@@ -1,10 +1,15 @@
 /* Test helper (see st_file.h). */
 #include "st_file.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 #include "base/file.h"
 #include "base/mem.h"
@@ -126,4 +131,24 @@ const char *st_write_tensors(const char *name, const st_tensor *tensors, size_t 
     free(data);
     free(header);
     return path;
+}
+
+aq_error st_error;
+
+aq_model *st_open(const char *path, const aq_model_options *options) {
+    aq_model *model;
+    aq_status status = aq_model_open(&model, path, options, &st_error);
+    if (status != AQ_OK) fail_msg("%s", st_error.message);
+    return model;
+}
+
+void st_refuse(const char *path, const aq_model_options *options, aq_status wanted, const char *text) {
+    aq_model *model;
+    aq_status status = aq_model_open(&model, path, options, &st_error);
+    if (status == AQ_OK) {
+        aq_model_close(model);
+        fail_msg("accepted, expected: %s", text);
+    }
+    assert_null(model);
+    if (status != wanted || !strstr(st_error.message, text)) fail_msg("status %d: %s; expected status %d with: %s", status, st_error.message, wanted, text);
 }

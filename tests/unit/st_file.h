@@ -1,8 +1,9 @@
-/* Test helper: a temporary folder, and safetensors files written into it from header text and data, right or wrong. */
+/* Test helper: a temporary folder, and safetensors files written into it from header text and data, right or wrong,
+ * and models opened or refused. */
 #ifndef AQ_TEST_ST_FILE_H
 #define AQ_TEST_ST_FILE_H
 
-#include <arrowquant/base.h>
+#include <arrowquant/model.h>
 
 /* Makes a fresh temporary folder; its path is kept in a static buffer until st_dir_remove. Returns it; aborts the test program when it cannot. */
 const char *st_dir_make(void);
@@ -27,5 +28,12 @@ typedef struct st_tensor {
 } st_tensor;
 /* Writes well-formed tensors in this order. `metadata` is JSON for __metadata__, or NULL. */
 const char *st_write_tensors(const char *name, const st_tensor *tensors, size_t n, const char *metadata);
+
+/* The last error of the two below. */
+extern aq_error st_error;
+/* The opened model; a model that is refused fails the test. */
+aq_model *st_open(const char *path, const aq_model_options *options);
+/* The model is refused with that status and a message that says `text`. */
+void st_refuse(const char *path, const aq_model_options *options, aq_status wanted, const char *text);
 
 #endif

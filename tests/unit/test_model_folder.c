@@ -21,26 +21,6 @@
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
-static aq_error g_err;
-
-static aq_model *open_ok(const char *path, const aq_model_options *options) {
-    aq_model *model;
-    aq_status status = aq_model_open(&model, path, options, &g_err);
-    if (status != AQ_OK) fail_msg("%s", g_err.message);
-    return model;
-}
-
-static void refuse_with(const char *path, const aq_model_options *options, aq_status wanted, const char *text) {
-    aq_model *model;
-    aq_status status = aq_model_open(&model, path, options, &g_err);
-    if (status == AQ_OK) {
-        aq_model_close(model);
-        fail_msg("accepted, expected: %s", text);
-    }
-    assert_null(model);
-    if (status != wanted || !strstr(g_err.message, text)) fail_msg("status %d: %s; expected status %d with: %s", status, g_err.message, wanted, text);
-}
-
 static aq_model_options defaults(void) {
     aq_model_options options;
     aq_model_options_init(&options);
@@ -101,12 +81,12 @@ static void IX01_a_shard_is_one_plain_file_name(void **state) {
     for (size_t i = 0; i < COUNT(names); i++) {
         char text[512];
         snprintf(text, sizeof text, "{\"weight_map\":{\"a.weight\":\"%s\"}}", names[i]);
-        refuse_with(write_index(text), NULL, AQ_ERR_FORMAT, "expected one plain file name without folder");
-        assert_string_equal(g_err.tensor, "a.weight");
+        st_refuse(write_index(text), NULL, AQ_ERR_FORMAT, "expected one plain file name without folder");
+        assert_string_equal(st_error.tensor, "a.weight");
     }
-    refuse_with(write_index("{\"weight_map\":{\"a.weight\":\"x\\u0000.safetensors\"}}"), NULL, AQ_ERR_FORMAT, "NUL");
-    refuse_with(write_index("{\"weight_map\":{\"a.weight\":\"pytorch_model-00001.bin\"}}"), NULL, AQ_ERR_FORMAT, "pickle is never read");
-    refuse_with(write_index("{\"weight_map\":{\"a.weight\":\"x.npz\"}}"), NULL, AQ_ERR_FORMAT, "expected a .safetensors file");
+    st_refuse(write_index("{\"weight_map\":{\"a.weight\":\"x\\u0000.safetensors\"}}"), NULL, AQ_ERR_FORMAT, "NUL");
+    st_refuse(write_index("{\"weight_map\":{\"a.weight\":\"pytorch_model-00001.bin\"}}"), NULL, AQ_ERR_FORMAT, "pickle is never read");
+    st_refuse(write_index("{\"weight_map\":{\"a.weight\":\"x.npz\"}}"), NULL, AQ_ERR_FORMAT, "expected a .safetensors file");
 }
 
 static void IX02_a_link_is_followed_unless_forbidden(void **state) {
@@ -117,17 +97,17 @@ static void IX02_a_link_is_followed_unless_forbidden(void **state) {
     st_write_tensors("s/" SHARD2, g_other, 1, NULL);
     assert_int_equal(symlink("../blobs/x", st_path("s/" SHARD1)), 0);
     const char *index = write_index("{\"weight_map\":{" MAP "}}");
-    aq_model_close(open_ok(index, NULL));
-    refuse_with(index, &strict, AQ_ERR_FORMAT, "symbolic link");
-    refuse_with(st_path("s/" SHARD1), &strict, AQ_ERR_FORMAT, "symbolic link");
+    aq_model_close(st_open(index, NULL));
+    st_refuse(index, &strict, AQ_ERR_FORMAT, "symbolic link");
+    st_refuse(st_path("s/" SHARD1), &strict, AQ_ERR_FORMAT, "symbolic link");
     unlink(st_path("s/" SHARD1));
     assert_int_equal(symlink(SHARD1, st_path("s/" SHARD1)), 0);
-    refuse_with(index, NULL, AQ_ERR_FORMAT, "loop of symbolic links");
+    st_refuse(index, NULL, AQ_ERR_FORMAT, "loop of symbolic links");
     unlink(st_path("s/" SHARD1));
     assert_int_equal(symlink("../blobs/gone", st_path("s/" SHARD1)), 0); /* leads nowhere */
-    refuse_with(index, NULL, AQ_ERR_FORMAT, "1 shard is missing");
+    st_refuse(index, NULL, AQ_ERR_FORMAT, "1 shard is missing");
     assert_int_equal(symlink("loop", st_path("loop")), 0);
-    refuse_with(st_path("loop"), NULL, AQ_ERR_FORMAT, "loop of symbolic links");
+    st_refuse(st_path("loop"), NULL, AQ_ERR_FORMAT, "loop of symbolic links");
 }
 
 static void IX03_a_shard_that_is_no_regular_file_is_refused(void **state) {
@@ -136,21 +116,21 @@ static void IX03_a_shard_that_is_no_regular_file_is_refused(void **state) {
     const char *index = write_index("{\"weight_map\":{" MAP "}}"), *shard = st_path("s/" SHARD1);
     unlink(shard);
     assert_int_equal(mkfifo(shard, 0600), 0); /* no writer: a blocking open would hang here */
-    refuse_with(index, NULL, AQ_ERR_FORMAT, "is a FIFO");
-    refuse_with(shard, NULL, AQ_ERR_FORMAT, "is a FIFO");
+    st_refuse(index, NULL, AQ_ERR_FORMAT, "is a FIFO");
+    st_refuse(shard, NULL, AQ_ERR_FORMAT, "is a FIFO");
     unlink(shard);
     assert_int_equal(mkdir(shard, 0700), 0);
-    refuse_with(index, NULL, AQ_ERR_FORMAT, "is a folder");
+    st_refuse(index, NULL, AQ_ERR_FORMAT, "is a folder");
     rmdir(shard);
     assert_int_equal(symlink("/dev/null", shard), 0);
-    refuse_with(index, NULL, AQ_ERR_FORMAT, "is a device");
+    st_refuse(index, NULL, AQ_ERR_FORMAT, "is a device");
     unlink(shard);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(shard) < sizeof address.sun_path) {
         memcpy(address.sun_path, shard, strlen(shard) + 1);
         int fd = socket(AF_UNIX, SOCK_STREAM, 0);
         assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof address), 0);
-        refuse_with(index, NULL, AQ_ERR_FORMAT, "socket");
+        st_refuse(index, NULL, AQ_ERR_FORMAT, "socket");
         close(fd);
     }
 }
@@ -158,20 +138,20 @@ static void IX03_a_shard_that_is_no_regular_file_is_refused(void **state) {
 static void IX04_index_and_shards_must_agree(void **state) {
     (void)state;
     write_shards();
-    refuse_with(write_index("{\"weight_map\":{" MAP ",\"c\":\"m-3.safetensors\",\"d\":\"m-4.safetensors\"}}"), NULL, AQ_ERR_FORMAT,
-                "2 shards are missing: \"m-3.safetensors\", \"m-4.safetensors\"");
-    refuse_with(write_index("{\"weight_map\":{" MAP ",\"c\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT, "1 tensors are in the index but in no shard: \"c\"");
-    refuse_with(write_index("{\"weight_map\":{\"a.weight\":\"" SHARD1 "\",\"b.weight\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT,
-                "1 tensors are in a shard but not in the index: \"a.bias\"");
-    refuse_with(write_index("{\"weight_map\":{\"a.weight\":\"" SHARD2 "\",\"a.bias\":\"" SHARD1 "\",\"b.weight\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT,
-                "in another shard than the index says: \"a.weight\"");
-    refuse_with(write_index("{\"weight_map\":{" MAP ",\"b.weight\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT, "more than once in \"weight_map\"");
+    st_refuse(write_index("{\"weight_map\":{" MAP ",\"c\":\"m-3.safetensors\",\"d\":\"m-4.safetensors\"}}"), NULL, AQ_ERR_FORMAT,
+              "2 shards are missing: \"m-3.safetensors\", \"m-4.safetensors\"");
+    st_refuse(write_index("{\"weight_map\":{" MAP ",\"c\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT, "1 tensors are in the index but in no shard: \"c\"");
+    st_refuse(write_index("{\"weight_map\":{\"a.weight\":\"" SHARD1 "\",\"b.weight\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT,
+              "1 tensors are in a shard but not in the index: \"a.bias\"");
+    st_refuse(write_index("{\"weight_map\":{\"a.weight\":\"" SHARD2 "\",\"a.bias\":\"" SHARD1 "\",\"b.weight\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT,
+              "in another shard than the index says: \"a.weight\"");
+    st_refuse(write_index("{\"weight_map\":{" MAP ",\"b.weight\":\"" SHARD2 "\"}}"), NULL, AQ_ERR_FORMAT, "more than once in \"weight_map\"");
     st_write_tensors("s/" SHARD2, g_two, 2, NULL);
-    refuse_with(write_index("{\"weight_map\":{" MAP "}}"), NULL, AQ_ERR_FORMAT, "2 tensors are in two shards: \"a.weight\", \"a.bias\"");
+    st_refuse(write_index("{\"weight_map\":{" MAP "}}"), NULL, AQ_ERR_FORMAT, "2 tensors are in two shards: \"a.weight\", \"a.bias\"");
     char text[4096] = "{\"weight_map\":{";
     for (int i = 0; i < 25; i++) sprintf(text + strlen(text), "%s\"t%02d\":\"gone-%02d.safetensors\"", i ? "," : "", i, i);
     strcat(text, "}}");
-    refuse_with(write_index(text), NULL, AQ_ERR_FORMAT, "\"gone-19.safetensors\" and 5 more");
+    st_refuse(write_index(text), NULL, AQ_ERR_FORMAT, "\"gone-19.safetensors\" and 5 more");
 }
 
 static void IX04_an_index_of_wrong_form_is_refused(void **state) {
@@ -190,29 +170,29 @@ static void IX04_an_index_of_wrong_form_is_refused(void **state) {
         {"{\"metadata\":{\"total_size\":NaN},\"weight_map\":{\"a\":\"x.safetensors\"}}", "JSON value"},
         {"{\"weight_map\":{\"\xff\":\"x.safetensors\"}}", "invalid UTF-8"},
     };
-    for (size_t i = 0; i < COUNT(cases); i++) refuse_with(write_index(cases[i].text), NULL, AQ_ERR_FORMAT, cases[i].refusal);
+    for (size_t i = 0; i < COUNT(cases); i++) st_refuse(write_index(cases[i].text), NULL, AQ_ERR_FORMAT, cases[i].refusal);
     aq_model_options options = defaults();
     options.limits.index_bytes = 10;
-    refuse_with(write_index("{\"weight_map\":{}}"), &options, AQ_ERR_FORMAT, "over the limit index_bytes of 10");
+    st_refuse(write_index("{\"weight_map\":{}}"), &options, AQ_ERR_FORMAT, "over the limit index_bytes of 10");
     write_shards();
     options = defaults();
     options.limits.name_bytes = 7;
-    refuse_with(write_index("{\"other\":[{}],\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "a name of 8 bytes, over the limit name_bytes of 7");
+    st_refuse(write_index("{\"other\":[{}],\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "a name of 8 bytes, over the limit name_bytes of 7");
     options = defaults();
     options.limits.n_tensors = 2;
-    refuse_with(write_index("{\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "over the limit n_tensors of 2");
+    st_refuse(write_index("{\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "over the limit n_tensors of 2");
     options = defaults();
     options.limits.n_shards = 1;
-    refuse_with(write_index("{\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "2 shards, over the limit n_shards of 1");
+    st_refuse(write_index("{\"weight_map\":{" MAP "}}"), &options, AQ_ERR_FORMAT, "2 shards, over the limit n_shards of 1");
 }
 
 static void IX05_a_wrong_total_size_is_a_warning(void **state) {
     (void)state;
     write_shards();
-    aq_model *model = open_ok(write_index("{\"metadata\":{\"total_size\":24832,\"x\":{}},\"weight_map\":{" MAP "}}"), NULL);
+    aq_model *model = st_open(write_index("{\"metadata\":{\"total_size\":24832,\"x\":{}},\"weight_map\":{" MAP "}}"), NULL);
     assert_int_equal(aq_model_n_warnings(model), 0);
     aq_model_close(model);
-    model = open_ok(write_index("{\"metadata\":{\"total_size\":24833},\"weight_map\":{" MAP "}}"), NULL);
+    model = st_open(write_index("{\"metadata\":{\"total_size\":24833},\"weight_map\":{" MAP "}}"), NULL);
     assert_int_equal(aq_model_n_warnings(model), 1);
     assert_non_null(strstr(aq_model_warning(model, 0), "total_size is 24,833, but the tensors take 24,832 bytes"));
     aq_model_close(model);
@@ -231,9 +211,9 @@ static void IX06_names_that_differ_only_in_case_are_found(void **state) {
                  {"\xc3\x97", "\xc3\xb7", false}}; /* times and divided by are no pair */
     for (size_t i = 0; i < COUNT(cases); i++) {
         st_tensor t[] = {{cases[i].a, "F32", {1, {1}}, NULL}, {cases[i].b, "F32", {1, {1}}, NULL}};
-        aq_model *model = open_ok(st_write_tensors("case.safetensors", t, 2, NULL), NULL); /* reading is fine */
-        assert_int_equal(aq_model_case_clash(model, &g_err), cases[i].clash ? AQ_ERR_FORMAT : AQ_OK);
-        if (cases[i].clash) assert_non_null(strstr(g_err.message, cases[i].a));
+        aq_model *model = st_open(st_write_tensors("case.safetensors", t, 2, NULL), NULL); /* reading is fine */
+        assert_int_equal(aq_model_case_clash(model, &st_error), cases[i].clash ? AQ_ERR_FORMAT : AQ_OK);
+        if (cases[i].clash) assert_non_null(strstr(st_error.message, cases[i].a));
         aq_model_close(model);
     }
 }
@@ -244,35 +224,35 @@ static void IX07_of_several_sets_of_weights_none_is_guessed(void **state) {
     st_write_text("m/config.json", "{}");
     st_write_tensors("m/model.safetensors", g_two, 2, NULL);
     st_write_tensors("m/model.fp16.safetensors", g_other, 1, NULL);
-    refuse_with(st_path("m"), NULL, AQ_ERR_USAGE, "several sets of weights: model.fp16.safetensors (variant fp16), model.safetensors");
-    assert_non_null(strstr(g_err.hint, "--variant"));
+    st_refuse(st_path("m"), NULL, AQ_ERR_USAGE, "several sets of weights: model.fp16.safetensors (variant fp16), model.safetensors");
+    assert_non_null(strstr(st_error.hint, "--variant"));
     options.variant = "fp16";
-    aq_model *model = open_ok(st_path("m"), &options);
+    aq_model *model = st_open(st_path("m"), &options);
     assert_string_equal(aq_model_tensor(model, 0)->name, "b.weight");
     assert_string_equal(aq_model_weights_name(model), "model.safetensors");
     aq_model_close(model);
     options.variant = "model.safetensors";
-    model = open_ok(st_path("m"), &options);
+    model = st_open(st_path("m"), &options);
     assert_string_equal(aq_model_tensor(model, 0)->name, "a.weight");
     aq_model_close(model);
     options.variant = "bf16";
-    refuse_with(st_path("m"), &options, AQ_ERR_USAGE, "no weights of variant \"bf16\"");
+    st_refuse(st_path("m"), &options, AQ_ERR_USAGE, "no weights of variant \"bf16\"");
 
     st_write_tensors("both/model.safetensors", g_two, 2, NULL); /* single file and shards */
     st_write_text("both/config.json", "{}");
     st_write_tensors("both/model-00001-of-00001.safetensors", g_two, 2, NULL);
     st_write_text("both/model.safetensors.index.json",
                   "{\"weight_map\":{\"a.weight\":\"model-00001-of-00001.safetensors\",\"a.bias\":\"model-00001-of-00001.safetensors\"}}");
-    refuse_with(st_path("both"), NULL, AQ_ERR_USAGE, "model.safetensors, model.safetensors.index.json");
+    st_refuse(st_path("both"), NULL, AQ_ERR_USAGE, "model.safetensors, model.safetensors.index.json");
     options.variant = "model.safetensors.index.json";
-    aq_model_close(open_ok(st_path("both"), &options));
+    aq_model_close(st_open(st_path("both"), &options));
     unlink(st_path("both/model.safetensors.index.json"));
-    refuse_with(st_path("both"), NULL, AQ_ERR_USAGE, "several sets");
+    st_refuse(st_path("both"), NULL, AQ_ERR_USAGE, "several sets");
 
     st_write_text("two/config.json", "{}"); /* two stems, and a config that belongs to one of them */
     st_write_tensors("two/x.safetensors", g_two, 2, NULL);
     st_write_tensors("two/y.safetensors", g_other, 1, NULL);
-    refuse_with(st_path("two"), NULL, AQ_ERR_USAGE, "several sets");
+    st_refuse(st_path("two"), NULL, AQ_ERR_USAGE, "several sets");
 }
 
 static void IX07_a_lone_variant_is_no_ambiguity(void **state) {
@@ -290,7 +270,7 @@ static void IX07_a_lone_variant_is_no_ambiguity(void **state) {
             snprintf(path, sizeof path, "v%zu%zu", i, k);
             aq_model_options options = defaults();
             for (int pass = 0; pass < 2; pass++) {
-                aq_model *model = open_ok(st_path(path), &options);
+                aq_model *model = st_open(st_path(path), &options);
                 assert_string_equal(aq_model_weights_name(model), "d.safetensors");
                 aq_model_close(model);
                 options.variant = "fp16";
@@ -307,11 +287,11 @@ static void IX08_pickle_is_never_read(void **state) {
         snprintf(dir, sizeof dir, "p%zu", i);
         snprintf(name, sizeof name, "%s/%s", dir, names[i]);
         st_write_text(name, "\x80\x02");
-        refuse_with(st_path(dir), NULL, AQ_ERR_FORMAT, "pickle is never read; convert first");
-        refuse_with(st_path(name), NULL, AQ_ERR_FORMAT, "pickle is never read; convert first");
+        st_refuse(st_path(dir), NULL, AQ_ERR_FORMAT, "pickle is never read; convert first");
+        st_refuse(st_path(name), NULL, AQ_ERR_FORMAT, "pickle is never read; convert first");
     }
     st_write_tensors("p0/model.safetensors", g_two, 2, NULL); /* beside it: not looked at */
-    aq_model *model = open_ok(st_path("p0"), NULL);
+    aq_model *model = st_open(st_path("p0"), NULL);
     assert_int_equal(aq_model_n_side_files(model), 0);
     aq_model_close(model);
 }
@@ -320,9 +300,9 @@ static void IX09_quantized_weights_are_refused_by_kind(void **state) {
     (void)state;
     st_write_tensors("q/model.safetensors", g_two, 2, NULL);
     st_write_text("q/config.json", "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}}");
-    refuse_with(st_path("q"), NULL, AQ_ERR_FORMAT, "quantization_config: the weights are already quantized (gptq)");
+    st_refuse(st_path("q"), NULL, AQ_ERR_FORMAT, "quantization_config: the weights are already quantized (gptq)");
     st_write_text("q/config.json", "{\"quantization_config\":null}");
-    aq_model_close(open_ok(st_path("q"), NULL));
+    aq_model_close(st_open(st_path("q"), NULL));
     const struct {
         const char *name, *dtype, *kind;
     } cases[] = {{"a.comfy_quant", "U8", "comfy_quant"},
@@ -334,12 +314,12 @@ static void IX09_quantized_weights_are_refused_by_kind(void **state) {
                  {"a.weight_scale_inv", "F32", "fp8 in blocks"}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         st_tensor t[] = {{"a.weight", "I8", {2, {64, 64}}, NULL}, {cases[i].name, cases[i].dtype, {1, {4}}, NULL}};
-        refuse_with(st_write_tensors("q.safetensors", t, 2, NULL), NULL, AQ_ERR_FORMAT, cases[i].kind);
-        assert_string_equal(g_err.tensor, cases[i].name);
-        assert_non_null(strstr(g_err.message, "already quantized"));
+        st_refuse(st_write_tensors("q.safetensors", t, 2, NULL), NULL, AQ_ERR_FORMAT, cases[i].kind);
+        assert_string_equal(st_error.tensor, cases[i].name);
+        assert_non_null(strstr(st_error.message, "already quantized"));
     }
     st_tensor scaled[] = {{"a.weight", "I8", {2, {4, 4}}, NULL}, {"a.weight_scale", "F32", {0, {0}}, NULL}};
-    refuse_with(st_write_tensors("q.safetensors", scaled, 2, NULL), NULL, AQ_ERR_FORMAT, "already quantized: I8 with a scale (weight_scale)");
+    st_refuse(st_write_tensors("q.safetensors", scaled, 2, NULL), NULL, AQ_ERR_FORMAT, "already quantized: I8 with a scale (weight_scale)");
 }
 
 /* 64x64 fp8 with one scale, and with one per row, against values worked out by hand. */
@@ -354,15 +334,15 @@ static void IX09_fp8_with_a_scale_is_multiplied_by_it(void **state) {
     st_tensor t[] = {{"a.weight", "F8_E4M3", {2, {ROWS, COLS}}, codes}, {"a.scale_weight", "F32", {0, {0}}, &one},
                      {"a.scale_input", "F32", {0, {0}}, &one},          {"b.weight", "F8_E5M2", {2, {ROWS, COLS}}, codes}, /* e5m2: 0x38 = 0.5, 0xC0 = -2 */
                      {"b.weight_scale", "F32", {2, {ROWS, 1}}, rows},   {"scaled_fp8", "F8_E4M3", {1, {2}}, codes}};
-    aq_model *model = open_ok(st_write_tensors("fp8.safetensors", t, 6, NULL), NULL);
+    aq_model *model = st_open(st_write_tensors("fp8.safetensors", t, 6, NULL), NULL);
     static const aq_role roles[] = {AQ_ROLE_LAYER, AQ_ROLE_SCALE, AQ_ROLE_SCALE, AQ_ROLE_LAYER, AQ_ROLE_SCALE, AQ_ROLE_SCALE};
     for (size_t i = 0; i < 6; i++) assert_int_equal(aq_model_tensor(model, i)->role, roles[i]);
     assert_int_equal(aq_model_tensor(model, 0)->scale_index, 1);
-    assert_int_equal(aq_model_read_f32(model, 0, 0, N, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 0, 0, N, out, &st_error), AQ_OK);
     for (int i = 0; i < N; i++) assert_true(out[i] == (i % 2 ? 0.5f : -1.0f));
     for (uint64_t begin = 0; begin < N; begin += 97) { /* from the middle of a row to the middle of another */
         uint64_t n = N - begin < 301 ? N - begin : 301;
-        assert_int_equal(aq_model_read_f32(model, 3, begin, n, out, &g_err), AQ_OK);
+        assert_int_equal(aq_model_read_f32(model, 3, begin, n, out, &st_error), AQ_OK);
         for (uint64_t i = 0; i < n; i++) assert_true(out[i] == ((begin + i) % 2 ? 0.5f : -2.0f) * rows[(begin + i) / COLS]);
     }
     assert_int_equal(aq_model_n_warnings(model), 0); /* nothing is wrong: the run tells it as information */
@@ -373,22 +353,22 @@ static void IX09_a_scale_without_its_weight_is_refused_and_the_reverse(void **st
     (void)state;
     float scale[4] = {1, 1, 1, 1};
     st_tensor alone[] = {{"x.weight", "F32", {2, {4, 4}}, NULL}, {"a.scale_weight", "F32", {0, {0}}, scale}};
-    refuse_with(st_write_tensors("x.safetensors", alone, 2, NULL), NULL, AQ_ERR_FORMAT, "tensor \"a.scale_weight\": a scale without its weight");
+    st_refuse(st_write_tensors("x.safetensors", alone, 2, NULL), NULL, AQ_ERR_FORMAT, "tensor \"a.scale_weight\": a scale without its weight");
     st_tensor lost[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {"a.scale_weight", "F32", {0, {0}}, scale}, {"b.weight", "F8_E4M3", {2, {4, 4}}, NULL}};
-    refuse_with(st_write_tensors("x.safetensors", lost, 3, NULL), NULL, AQ_ERR_FORMAT, "tensor \"b.weight\": an fp8 weight without its scale");
+    st_refuse(st_write_tensors("x.safetensors", lost, 3, NULL), NULL, AQ_ERR_FORMAT, "tensor \"b.weight\": an fp8 weight without its scale");
     st_tensor both[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {"a.scale_weight", "F32", {0, {0}}, scale}, {"a.weight_scale", "F32", {0, {0}}, scale}};
-    refuse_with(st_write_tensors("x.safetensors", both, 3, NULL), NULL, AQ_ERR_FORMAT, "a second scale");
+    st_refuse(st_write_tensors("x.safetensors", both, 3, NULL), NULL, AQ_ERR_FORMAT, "a second scale");
     st_tensor shape[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {"a.scale_weight", "F32", {1, {3}}, scale}};
-    refuse_with(st_write_tensors("x.safetensors", shape, 2, NULL), NULL, AQ_ERR_FORMAT, "expected one number or one per row");
+    st_refuse(st_write_tensors("x.safetensors", shape, 2, NULL), NULL, AQ_ERR_FORMAT, "expected one number or one per row");
     st_tensor dtype[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {"a.scale_weight", "I32", {1, {4}}, scale}};
-    refuse_with(st_write_tensors("x.safetensors", dtype, 2, NULL), NULL, AQ_ERR_FORMAT, "I32 [4] as scale");
+    st_refuse(st_write_tensors("x.safetensors", dtype, 2, NULL), NULL, AQ_ERR_FORMAT, "I32 [4] as scale");
     static const char *const traces[] = {"scaled_fp8", "a.scale_input", "model.b.input_scale"}; /* scales there were, and they are lost */
     for (size_t i = 0; i < COUNT(traces); i++) {
         st_tensor trace[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}, {traces[i], "F32", {1, {1}}, scale}};
-        refuse_with(st_write_tensors("x.safetensors", trace, 2, NULL), NULL, AQ_ERR_FORMAT, "an fp8 weight without its scale, while the file tells of scales");
+        st_refuse(st_write_tensors("x.safetensors", trace, 2, NULL), NULL, AQ_ERR_FORMAT, "an fp8 weight without its scale, while the file tells of scales");
     }
     st_tensor plain[] = {{"a.weight", "F8_E4M3", {2, {4, 4}}, NULL}}; /* no scale anywhere: a plain cast */
-    aq_model *model = open_ok(st_write_tensors("x.safetensors", plain, 1, NULL), NULL);
+    aq_model *model = st_open(st_write_tensors("x.safetensors", plain, 1, NULL), NULL);
     assert_int_equal(aq_model_n_warnings(model), 1);
     assert_non_null(strstr(aq_model_warning(model, 0), "no scales"));
     aq_model_close(model);
@@ -415,18 +395,18 @@ static void IX10_a_malformed_config_is_refused(void **state) {
         st_write_tensors("c/model.safetensors", g_two, 2, NULL);
         for (size_t i = 0; i < COUNT(cases); i++) {
             st_write_text(files[f], cases[i].text);
-            refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, cases[i].refusal);
+            st_refuse(st_path("c"), NULL, AQ_ERR_FORMAT, cases[i].refusal);
         }
         char *values = malloc(700001);
         for (int i = 0; i < 350000; i++) memcpy(values + 2 * i, i ? ",0" : "[0", 2);
         st_write(files[f], values, 700000); /* a small text that would become a large tree */
         free(values);
-        refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, "more than 300000 JSON values");
+        st_refuse(st_path("c"), NULL, AQ_ERR_FORMAT, "more than 300000 JSON values");
         assert_int_equal(truncate(st_path(files[f]), INT64_C(1) << 30), 0); /* 1 GiB: refused before it is read */
-        refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, "over the limit config_bytes of 16,777,216");
+        st_refuse(st_path("c"), NULL, AQ_ERR_FORMAT, "over the limit config_bytes of 16,777,216");
         unlink(st_path(files[f]));
         assert_int_equal(mkfifo(st_path(files[f]), 0600), 0);
-        refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, "is a FIFO");
+        st_refuse(st_path("c"), NULL, AQ_ERR_FORMAT, "is a FIFO");
         unlink(st_path(files[f]));
     }
 }
@@ -436,7 +416,7 @@ static void IX10_a_malformed_config_is_refused(void **state) {
 static void the_sample_model_has_42_layers_in_its_blocks(void **state) {
     (void)state;
     static const char *const layers[] = {"attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"};
-    aq_model *model = open_ok(AQ_SOURCE_DIR "/examples/dit-fashion", NULL);
+    aq_model *model = st_open(AQ_SOURCE_DIR "/examples/dit-fashion", NULL);
     size_t n = 0;
     for (size_t i = 0; i < aq_model_n_tensors(model); i++) n += aq_model_tensor(model, i)->role == AQ_ROLE_LAYER;
     assert_int_equal(n, 42);
@@ -511,7 +491,7 @@ static void roles_follow_the_names_of_known_architectures(void **state) {
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         st_tensor t = {cases[i].name, "BF16", {2, {64, 64}}, NULL};
-        aq_model *model = open_ok(st_write_tensors("r.safetensors", &t, 1, NULL), NULL);
+        aq_model *model = st_open(st_write_tensors("r.safetensors", &t, 1, NULL), NULL);
         if (aq_model_tensor(model, 0)->role != cases[i].role) fail_msg("%s: %s", cases[i].name, aq_role_reason(aq_model_tensor(model, 0)->role));
         aq_model_close(model);
     }
@@ -523,7 +503,7 @@ static void roles_follow_the_names_of_known_architectures(void **state) {
                   {{"b.weight", "I32", {2, {64, 64}}, NULL}, AQ_ROLE_KEEP_DTYPE},
                   {{"b.weight", "F64", {3, {2, 64, 64}}, NULL}, AQ_ROLE_LAYER}};
     for (size_t i = 0; i < COUNT(shapes); i++) {
-        aq_model *model = open_ok(st_write_tensors("r.safetensors", &shapes[i].t, 1, NULL), NULL);
+        aq_model *model = st_open(st_write_tensors("r.safetensors", &shapes[i].t, 1, NULL), NULL);
         assert_int_equal(aq_model_tensor(model, 0)->role, shapes[i].role);
         aq_model_close(model);
     }
@@ -536,7 +516,7 @@ static void shards_come_in_order_of_their_names(void **state) {
     static const char *const names[] = {"a.weight", "a.bias", "b.weight"};
     const char *paths[] = {index, st_path("s")}; /* the index, and the folder that holds it */
     for (size_t p = 0; p < 2; p++) {
-        aq_model *model = open_ok(paths[p], NULL);
+        aq_model *model = st_open(paths[p], NULL);
         assert_int_equal(aq_model_n_files(model), 2);
         assert_int_equal(aq_model_n_tensors(model), 3);
         assert_int_equal(aq_model_total_bytes(model), 24832);
@@ -544,15 +524,15 @@ static void shards_come_in_order_of_their_names(void **state) {
         assert_int_equal(aq_model_tensor(model, 2)->file_index, 1);
         assert_string_equal(aq_model_weights_name(model), "m.safetensors");
         assert_string_equal(aq_model_format(model), p == 0 ? "sharded safetensors" : "folder");
-        assert_int_equal(aq_model_check_unchanged(model, &g_err), AQ_OK);
+        assert_int_equal(aq_model_check_unchanged(model, &st_error), AQ_OK);
         aq_model_close(model);
     }
     unlink(index); /* numbered shards speak for themselves, when all are there */
-    aq_model_close(open_ok(st_path("s"), NULL));
+    aq_model_close(st_open(st_path("s"), NULL));
     unlink(st_path("s/" SHARD2));
-    refuse_with(st_path("s"), NULL, AQ_ERR_FORMAT, "1 of 2 shards");
+    st_refuse(st_path("s"), NULL, AQ_ERR_FORMAT, "1 of 2 shards");
     st_write_tensors("s/m-00002-of-00003.safetensors", g_other, 1, NULL);
-    refuse_with(st_path("s"), NULL, AQ_ERR_FORMAT, "m-00002-of-00003.safetensors is a shard of another set, expected one of 2");
+    st_refuse(st_path("s"), NULL, AQ_ERR_FORMAT, "m-00002-of-00003.safetensors is a shard of another set, expected one of 2");
 }
 
 static void a_plain_folder_may_spread_a_model_over_files(void **state) {
@@ -561,7 +541,7 @@ static void a_plain_folder_may_spread_a_model_over_files(void **state) {
     st_write_text("p/notes.txt", "x");
     st_write_tensors("p/a.safetensors", g_two, 2, NULL);
     st_write_tensors("p/b.safetensors", g_other, 1, NULL);
-    aq_model *model = open_ok(st_path("p"), NULL);
+    aq_model *model = st_open(st_path("p"), NULL);
     assert_string_equal(aq_model_format(model), "folder");
     assert_int_equal(aq_model_n_tensors(model), 3);
     assert_int_equal(aq_model_modality(model), AQ_MODALITY_AUDIO);
@@ -569,7 +549,7 @@ static void a_plain_folder_may_spread_a_model_over_files(void **state) {
     assert_string_equal(aq_model_side_file(model, 0, NULL), "notes.txt");
     aq_model_close(model);
     st_write_tensors("p/b.safetensors", g_two, 2, NULL);
-    refuse_with(st_path("p"), NULL, AQ_ERR_FORMAT, "2 tensors are in two files");
+    st_refuse(st_path("p"), NULL, AQ_ERR_FORMAT, "2 tensors are in two files");
 }
 
 #define INDEX_SD                                                                                                                                               \
@@ -592,7 +572,7 @@ static void a_component_of_a_diffusers_folder_is_chosen(void **state) {
     (void)state;
     aq_model_options options = defaults();
     write_diffusers();
-    aq_model *model = open_ok(st_path("d"), NULL);
+    aq_model *model = st_open(st_path("d"), NULL);
     assert_string_equal(aq_model_component(model), "unet");
     assert_string_equal(aq_model_class(model), "UNet2DConditionModel");
     assert_int_equal(aq_model_modality(model), AQ_MODALITY_IMAGE);
@@ -603,19 +583,19 @@ static void a_component_of_a_diffusers_folder_is_chosen(void **state) {
     for (size_t i = 0; i < COUNT(side); i++) assert_string_equal(aq_model_side_file(model, i, NULL), side[i]);
     aq_model_close(model);
     options.component = "vae";
-    model = open_ok(st_path("d"), &options);
+    model = st_open(st_path("d"), &options);
     assert_string_equal(aq_model_tensor(model, 0)->name, "b.weight");
     aq_model_close(model);
     static const char *const wrong[] = {"transformer", "../d/unet", "safety_checker", "_class_name", "images", ""};
     for (size_t i = 0; i < COUNT(wrong); i++) {
         options.component = wrong[i];
-        refuse_with(st_path("d"), &options, i == 2 ? AQ_ERR_FORMAT : AQ_ERR_USAGE, i == 2 ? "its folder is missing" : "there are: \"unet\", \"vae\"");
+        st_refuse(st_path("d"), &options, i == 2 ? AQ_ERR_FORMAT : AQ_ERR_USAGE, i == 2 ? "its folder is missing" : "there are: \"unet\", \"vae\"");
     }
     st_write_text("e/model_index.json", "{\"vae\":[\"diffusers\",\"AutoencoderKL\"]}");
-    refuse_with(st_path("e"), NULL, AQ_ERR_USAGE, "no denoiser (component transformer or unet); there are: \"vae\"");
+    st_refuse(st_path("e"), NULL, AQ_ERR_USAGE, "no denoiser (component transformer or unet); there are: \"vae\"");
     options.component = "unet";
     st_write_tensors("f/model.safetensors", g_two, 2, NULL);
-    refuse_with(st_path("f"), &options, AQ_ERR_USAGE, "no model_index.json");
+    st_refuse(st_path("f"), &options, AQ_ERR_USAGE, "no model_index.json");
 }
 
 static void the_modality_is_told_or_unknown(void **state) {
@@ -652,35 +632,35 @@ static void the_modality_is_told_or_unknown(void **state) {
         snprintf(name, sizeof name, "%s/metadata.json", dir);
         if (cases[i].metadata) st_write_text(name, cases[i].metadata);
         aq_model_options options = defaults();
-        aq_model *model = open_ok(st_path(dir), &options);
+        aq_model *model = st_open(st_path(dir), &options);
         if (aq_model_modality(model) != cases[i].modality || !strstr(aq_model_modality_source(model), cases[i].source))
             fail_msg("case %zu: %s from %s", i, aq_modality_name(aq_model_modality(model)), aq_model_modality_source(model));
         aq_model_close(model);
         options.require_modality = true;
         if (cases[i].modality == AQ_MODALITY_UNKNOWN) {
-            refuse_with(st_path(dir), &options, AQ_ERR_FORMAT, "'text', 'code', 'image', 'audio'");
-            assert_non_null(strstr(g_err.message, "metadata"));
+            st_refuse(st_path(dir), &options, AQ_ERR_FORMAT, "'text', 'code', 'image', 'audio'");
+            assert_non_null(strstr(st_error.message, "metadata"));
         }
         options.modality = AQ_MODALITY_TEXT; /* what is given counts */
-        model = open_ok(st_path(dir), &options);
+        model = st_open(st_path(dir), &options);
         assert_int_equal(aq_model_modality(model), AQ_MODALITY_TEXT);
         assert_string_equal(aq_model_modality_source(model), "option");
         aq_model_close(model);
     }
     st_write_text("m0/metadata.json", "{\"modality\":\"smell\"}");
-    refuse_with(st_path("m0"), NULL, AQ_ERR_FORMAT, "modality is \"smell\", expected 'text', 'code', 'image' or 'audio'");
+    st_refuse(st_path("m0"), NULL, AQ_ERR_FORMAT, "modality is \"smell\", expected 'text', 'code', 'image' or 'audio'");
 }
 
 static void a_container_is_named_with_the_commands_that_read_it(void **state) {
     (void)state;
     st_write_text("c/metadata.json", "{\"modality\":\"image\"}");
     st_write_text("c/model-00001-of-00001.parquet", "PAR1");
-    refuse_with(st_path("c"), NULL, AQ_ERR_FORMAT, "container");
-    assert_non_null(strstr(g_err.hint, "export"));
+    st_refuse(st_path("c"), NULL, AQ_ERR_FORMAT, "container");
+    assert_non_null(strstr(st_error.hint, "export"));
     st_write_text("g/model-Q4_0.gguf", "GGUF");
-    refuse_with(st_path("g"), NULL, AQ_ERR_FORMAT, "GGUF");
+    st_refuse(st_path("g"), NULL, AQ_ERR_FORMAT, "GGUF");
     st_write_text("n/readme.txt", "x");
-    refuse_with(st_path("n"), NULL, AQ_ERR_FORMAT, "no .safetensors weights");
+    st_refuse(st_path("n"), NULL, AQ_ERR_FORMAT, "no .safetensors weights");
 }
 
 static void the_fingerprint_follows_the_files(void **state) {
@@ -690,7 +670,7 @@ static void the_fingerprint_follows_the_files(void **state) {
     struct timespec times[2] = {{1000, 0}, {1000, 0}};
     assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
     for (int i = 0; i < 2; i++) {
-        aq_model *model = open_ok(path, NULL);
+        aq_model *model = st_open(path, NULL);
         aq_model_fingerprint(model, i == 0 ? first : again);
         aq_model_close(model);
     }
@@ -698,7 +678,7 @@ static void the_fingerprint_follows_the_files(void **state) {
     assert_int_equal(strlen(first), 32);
     times[1].tv_sec++;
     assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);
-    aq_model *model = open_ok(path, NULL);
+    aq_model *model = st_open(path, NULL);
     aq_model_fingerprint(model, other);
     aq_model_close(model);
     assert_string_not_equal(first, other);
@@ -723,11 +703,11 @@ static void FA07_open_survives_each_failed_allocation(void **state) {
             aq_model *model;
             assert_true(n < 10000);
             aq_mem_fail_after(n);
-            aq_status status = aq_model_open(&model, path, NULL, &g_err);
-            if (status == AQ_OK) status = aq_model_case_clash(model, &g_err);
+            aq_status status = aq_model_open(&model, path, NULL, &st_error);
+            if (status == AQ_OK) status = aq_model_case_clash(model, &st_error);
             float out[16];
-            if (status == AQ_OK) status = aq_model_read_f32(model, 0, 0, 16, out, &g_err);
-            if (status == AQ_OK) status = aq_model_check_unchanged(model, &g_err);
+            if (status == AQ_OK) status = aq_model_read_f32(model, 0, 0, 16, out, &st_error);
+            if (status == AQ_OK) status = aq_model_check_unchanged(model, &st_error);
             aq_mem_fail_after(-1);
             aq_model_close(model);
             if (status != AQ_ERR_MEMORY) {

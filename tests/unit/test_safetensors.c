@@ -18,27 +18,6 @@
 #include "base/mem.h"
 #include "st_file.h"
 
-static aq_error g_err;
-
-static aq_model *open_ok(const char *path, const aq_model_options *options) {
-    aq_model *model;
-    aq_status status = aq_model_open(&model, path, options, &g_err);
-    if (status != AQ_OK) fail_msg("%s", g_err.message);
-    return model;
-}
-
-/* The model is refused with a message that says `text`. */
-static void refuse_with(const char *path, const aq_model_options *options, aq_status wanted, const char *text) {
-    aq_model *model;
-    aq_status status = aq_model_open(&model, path, options, &g_err);
-    if (status == AQ_OK) {
-        aq_model_close(model);
-        fail_msg("accepted, expected: %s", text);
-    }
-    assert_null(model);
-    if (status != wanted || !strstr(g_err.message, text)) fail_msg("status %d: %s; expected status %d with: %s", status, g_err.message, wanted, text);
-}
-
 /* A header with `n_data` bytes of data behind it, and what its refusal says. */
 typedef struct bad_header {
     const char *header;
@@ -49,9 +28,9 @@ typedef struct bad_header {
 static void refuse_all(const bad_header *cases, size_t n) {
     for (size_t i = 0; i < n; i++) {
         const char *path = st_write_file("bad.safetensors", cases[i].header, NULL, cases[i].n_data);
-        refuse_with(path, NULL, AQ_ERR_FORMAT, cases[i].text);
-        assert_non_null(strstr(g_err.message, "bad.safetensors"));
-        assert_string_equal(g_err.file, path);
+        st_refuse(path, NULL, AQ_ERR_FORMAT, cases[i].text);
+        assert_non_null(strstr(st_error.message, "bad.safetensors"));
+        assert_string_equal(st_error.file, path);
     }
 }
 
@@ -62,37 +41,37 @@ static void refuse_all(const bad_header *cases, size_t n) {
 
 static void ST01_bad_header_length_is_refused(void **state) {
     (void)state;
-    for (size_t n = 0; n < 8; n++) refuse_with(st_write("bad.safetensors", "\x10\0\0\0\0\0\0\0", n), NULL, AQ_ERR_FORMAT, "too short");
-    refuse_with(st_write_raw("bad.safetensors", "", 0, 0, NULL, 0), NULL, AQ_ERR_FORMAT, "header length is 0");
-    refuse_with(st_write_raw("bad.safetensors", "{}", 2, 3, NULL, 0), NULL, AQ_ERR_FORMAT, "header length is 3 bytes, but the file has only 10");
-    refuse_with(st_write_raw("bad.safetensors", "{}", 2, INT64_MAX, NULL, 0), NULL, AQ_ERR_FORMAT, "header length is 9,223,372,036,854,775,807");
+    for (size_t n = 0; n < 8; n++) st_refuse(st_write("bad.safetensors", "\x10\0\0\0\0\0\0\0", n), NULL, AQ_ERR_FORMAT, "too short");
+    st_refuse(st_write_raw("bad.safetensors", "", 0, 0, NULL, 0), NULL, AQ_ERR_FORMAT, "header length is 0");
+    st_refuse(st_write_raw("bad.safetensors", "{}", 2, 3, NULL, 0), NULL, AQ_ERR_FORMAT, "header length is 3 bytes, but the file has only 10");
+    st_refuse(st_write_raw("bad.safetensors", "{}", 2, INT64_MAX, NULL, 0), NULL, AQ_ERR_FORMAT, "header length is 9,223,372,036,854,775,807");
     unsigned char huge[16] = {0, 0, 0, 0, 0, 0, 0, 0x80, '{', '}'}, all[16];
-    refuse_with(st_write("bad.safetensors", huge, sizeof huge), NULL, AQ_ERR_FORMAT, "header length is 9,223,372,036,854,775,808");
+    st_refuse(st_write("bad.safetensors", huge, sizeof huge), NULL, AQ_ERR_FORMAT, "header length is 9,223,372,036,854,775,808");
     memset(all, 0xFF, sizeof all);
-    refuse_with(st_write("bad.safetensors", all, sizeof all), NULL, AQ_ERR_FORMAT, "header length is 18,446,744,073,709,551,615");
-    refuse_with(st_write_raw("bad.safetensors", "{", 1, 100000001, NULL, 100000001), NULL, AQ_ERR_FORMAT, "over the limit header_bytes of 100,000,000");
-    assert_non_null(strstr(g_err.hint, "--limit=header_bytes"));
+    st_refuse(st_write("bad.safetensors", all, sizeof all), NULL, AQ_ERR_FORMAT, "header length is 18,446,744,073,709,551,615");
+    st_refuse(st_write_raw("bad.safetensors", "{", 1, 100000001, NULL, 100000001), NULL, AQ_ERR_FORMAT, "over the limit header_bytes of 100,000,000");
+    assert_non_null(strstr(st_error.hint, "--limit=header_bytes"));
 }
 
 static void ST02_header_must_begin_with_a_brace(void **state) {
     (void)state;
     const char *path = st_write_file("bad.safetensors", " " ONE(F32_2), NULL, 8);
-    refuse_with(path, NULL, AQ_ERR_FORMAT, "begins with '{', found byte 0x20");
+    st_refuse(path, NULL, AQ_ERR_FORMAT, "begins with '{', found byte 0x20");
     path = st_write_file("bad.safetensors", "\xef\xbb\xbf" ONE(F32_2), NULL, 8);
-    refuse_with(path, NULL, AQ_ERR_FORMAT, "begins with '{', found byte 0xef");
+    st_refuse(path, NULL, AQ_ERR_FORMAT, "begins with '{', found byte 0xef");
 }
 
 static void ST03_only_spaces_may_follow_the_json(void **state) {
     (void)state;
-    aq_model_close(open_ok(st_write_file("ok.safetensors", ONE(F32_2) "       ", NULL, 8), NULL));
+    aq_model_close(st_open(st_write_file("ok.safetensors", ONE(F32_2) "       ", NULL, 8), NULL));
     static const char *const tails[] = {"\n", " \t", "x", "{}", " }"};
     for (size_t i = 0; i < COUNT(tails); i++) {
         char header[128];
         snprintf(header, sizeof header, "%s%s", ONE(F32_2), tails[i]);
-        refuse_with(st_write_file("bad.safetensors", header, NULL, 8), NULL, AQ_ERR_FORMAT, "only spaces may stand");
+        st_refuse(st_write_file("bad.safetensors", header, NULL, 8), NULL, AQ_ERR_FORMAT, "only spaces may stand");
     }
     const char nul[] = ONE(F32_2) "\0"; /* with its terminator: two NUL bytes less one */
-    refuse_with(st_write_raw("bad.safetensors", nul, sizeof nul - 1, -1, NULL, 8), NULL, AQ_ERR_FORMAT, "byte 0x00");
+    st_refuse(st_write_raw("bad.safetensors", nul, sizeof nul - 1, -1, NULL, 8), NULL, AQ_ERR_FORMAT, "byte 0x00");
 }
 
 #define NAMED(name) "{\"" name "\":{" F32_2 "}}"
@@ -117,12 +96,12 @@ static void ST04_invalid_text_is_refused(void **state) {
     };
     refuse_all(cases, COUNT(cases));
     const char raw_nul[] = "{\"a\0b\":{" F32_2 "}}";
-    refuse_with(st_write_raw("bad.safetensors", raw_nul, sizeof raw_nul - 1, -1, NULL, 8), NULL, AQ_ERR_FORMAT, "control character 0x00");
+    st_refuse(st_write_raw("bad.safetensors", raw_nul, sizeof raw_nul - 1, -1, NULL, 8), NULL, AQ_ERR_FORMAT, "control character 0x00");
 }
 
 static void ST04_escapes_are_decoded(void **state) {
     (void)state;
-    aq_model *model = open_ok(st_write_file("ok.safetensors", NAMED("\\u00e9\\u20AC\\ud83d\\ude00\\\"\\\\\\/\\n\xc3\xa9"), NULL, 8), NULL);
+    aq_model *model = st_open(st_write_file("ok.safetensors", NAMED("\\u00e9\\u20AC\\ud83d\\ude00\\\"\\\\\\/\\n\xc3\xa9"), NULL, 8), NULL);
     assert_string_equal(aq_model_tensor(model, 0)->name, "\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80\"\\/\n\xc3\xa9");
     aq_model_close(model);
 }
@@ -162,7 +141,7 @@ static void ST06_every_byte_belongs_to_one_tensor(void **state) {
 
 static void ST06_json_order_may_differ_from_offset_order(void **state) {
     (void)state;
-    aq_model *model = open_ok(st_write_file("ok.safetensors", "{\"b\":" EMPTY_AT("8,16") ",\"a\":" EMPTY_AT("0,8") "}", NULL, 16), NULL);
+    aq_model *model = st_open(st_write_file("ok.safetensors", "{\"b\":" EMPTY_AT("8,16") ",\"a\":" EMPTY_AT("0,8") "}", NULL, 16), NULL);
     assert_string_equal(aq_model_tensor(model, 0)->name, "a");
     assert_string_equal(aq_model_tensor(model, 1)->name, "b");
     assert_true(aq_model_tensor(model, 1)->offset == aq_model_tensor(model, 0)->offset + 8);
@@ -186,9 +165,9 @@ static void ST07_shape_and_span_must_agree(void **state) {
     aq_model_options options;
     aq_model_options_init(&options);
     options.skip_unknown_dtype = true; /* the size of a 4-bit type is known all the same */
-    refuse_with(st_write_file("bad.safetensors", SIZED("F4", "[3]", "[0,2]"), NULL, 2), &options, AQ_ERR_FORMAT, "not a whole number of bytes");
-    refuse_with(st_write_file("bad.safetensors", SIZED("F4", "[6]", "[0,2]"), NULL, 2), &options, AQ_ERR_FORMAT, "= 3 bytes, file gives 2");
-    aq_model_close(open_ok(st_write_file("ok.safetensors", SIZED("F4", "[4]", "[0,2]"), NULL, 2), &options));
+    st_refuse(st_write_file("bad.safetensors", SIZED("F4", "[3]", "[0,2]"), NULL, 2), &options, AQ_ERR_FORMAT, "not a whole number of bytes");
+    st_refuse(st_write_file("bad.safetensors", SIZED("F4", "[6]", "[0,2]"), NULL, 2), &options, AQ_ERR_FORMAT, "= 3 bytes, file gives 2");
+    aq_model_close(st_open(st_write_file("ok.safetensors", SIZED("F4", "[4]", "[0,2]"), NULL, 2), &options));
 }
 
 static void ST08_fields_of_wrong_form_are_refused(void **state) {
@@ -230,12 +209,12 @@ static void ST09_unknown_dtype_is_refused_by_name_or_carried(void **state) {
     const char *header =
         "{\"odd\":{\"dtype\":\"Q7\\u001b\",\"shape\":[3],\"data_offsets\":[0,5]},\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[5,9]}}";
     const char *path = st_write_file("odd.safetensors", header, "abcde\0\0\x80\x3f", 9);
-    refuse_with(path, NULL, AQ_ERR_FORMAT, "tensor \"odd\": unknown dtype \"Q7\\x1b\"");
-    assert_non_null(strstr(g_err.hint, "--skip-unknown-dtype"));
+    st_refuse(path, NULL, AQ_ERR_FORMAT, "tensor \"odd\": unknown dtype \"Q7\\x1b\"");
+    assert_non_null(strstr(st_error.hint, "--skip-unknown-dtype"));
     aq_model_options options;
     aq_model_options_init(&options);
     options.skip_unknown_dtype = true;
-    aq_model *model = open_ok(path, &options);
+    aq_model *model = st_open(path, &options);
     const aq_tensor_info *t = aq_model_tensor(model, 0);
     assert_int_equal(t->dtype, AQ_DTYPE_OTHER);
     assert_string_equal(t->dtype_name, "Q7\x1b");
@@ -245,7 +224,7 @@ static void ST09_unknown_dtype_is_refused_by_name_or_carried(void **state) {
     assert_int_equal(aq_model_n_warnings(model), 1);
     assert_non_null(strstr(aq_model_warning(model, 0), "\"odd\""));
     float out;
-    assert_int_equal(aq_model_read_f32(model, 0, 0, 1, &out, &g_err), AQ_ERR_USAGE);
+    assert_int_equal(aq_model_read_f32(model, 0, 0, 1, &out, &st_error), AQ_ERR_USAGE);
     aq_model_close(model);
 }
 
@@ -258,7 +237,7 @@ static void ST10_metadata_must_map_strings_to_strings(void **state) {
         {WITH("null"), 8, "object of \"__metadata__\""},    {WITH("\"x\""), 8, "object of \"__metadata__\""},
     };
     refuse_all(cases, COUNT(cases));
-    aq_model *model = open_ok(st_write_file("ok.safetensors", WITH("{\"format\":\"pt\",\"x\":\"\"}"), NULL, 8), NULL);
+    aq_model *model = st_open(st_write_file("ok.safetensors", WITH("{\"format\":\"pt\",\"x\":\"\"}"), NULL, 8), NULL);
     const char *key, *value;
     assert_true(aq_model_metadata(model, 0, &key, &value));
     assert_string_equal(key, "format");
@@ -270,7 +249,7 @@ static void ST10_metadata_must_map_strings_to_strings(void **state) {
 
 static void ST11_unknown_fields_are_a_warning(void **state) {
     (void)state;
-    aq_model *model = open_ok(st_write_file("ok.safetensors", ONE(F32_2 ",\"note\":{\"x\":[1,-2.5e3,null,true,false,{}]},\"y\":\"z\""), NULL, 8), NULL);
+    aq_model *model = st_open(st_write_file("ok.safetensors", ONE(F32_2 ",\"note\":{\"x\":[1,-2.5e3,null,true,false,{}]},\"y\":\"z\""), NULL, 8), NULL);
     assert_int_equal(aq_model_n_warnings(model), 1);
     assert_non_null(strstr(aq_model_warning(model, 0), "\"a\""));
     aq_model_close(model);
@@ -292,7 +271,7 @@ static void ST12_amplification_is_refused(void **state) {
     at += (size_t)sprintf(header + at, "}");
     const char *path = st_write_raw("bad.safetensors", header, at, -1, NULL, 160000);
     free(header);
-    refuse_with(path, NULL, AQ_ERR_FORMAT, "inside that of tensor");
+    st_refuse(path, NULL, AQ_ERR_FORMAT, "inside that of tensor");
 }
 
 static void ST13_a_header_without_tensors_is_refused(void **state) {
@@ -309,21 +288,21 @@ static void ST14_deep_nesting_is_refused(void **state) {
         char header[16384];
         size_t at = (size_t)sprintf(header, "{\"a\":{" F32_2 ",\"x\":");
         for (int i = 0; i < 2000; i++) at += (size_t)sprintf(header + at, "%s", brackets[kind]);
-        refuse_with(st_write_raw("bad.safetensors", header, at, -1, NULL, 8), NULL, AQ_ERR_FORMAT, "nested deeper than 64");
+        st_refuse(st_write_raw("bad.safetensors", header, at, -1, NULL, 8), NULL, AQ_ERR_FORMAT, "nested deeper than 64");
     }
 }
 
 static void ST15_scalars_empty_and_five_dimensional_tensors_are_read(void **state) {
     (void)state;
     st_tensor t[] = {{"scalar", "F32", {0, {0}}, "\0\0\x20\x41"}, {"empty", "F32", {2, {0, 7}}, NULL}, {"video.weight", "F32", {5, {8, 4, 3, 8, 8}}, NULL}};
-    aq_model *model = open_ok(st_write_tensors("ok.safetensors", t, 3, NULL), NULL);
+    aq_model *model = st_open(st_write_tensors("ok.safetensors", t, 3, NULL), NULL);
     int64_t scalar = aq_model_find(model, "scalar"), empty = aq_model_find(model, "empty"), video = aq_model_find(model, "video.weight");
     float out[1];
     assert_int_equal(aq_model_tensor(model, (size_t)scalar)->count, 1);
-    assert_int_equal(aq_model_read_f32(model, (size_t)scalar, 0, 1, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, (size_t)scalar, 0, 1, out, &st_error), AQ_OK);
     assert_true(out[0] == 10.0f);
     assert_int_equal(aq_model_tensor(model, (size_t)empty)->count, 0);
-    assert_int_equal(aq_model_read_f32(model, (size_t)empty, 0, 0, NULL, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, (size_t)empty, 0, 0, NULL, &st_error), AQ_OK);
     assert_int_equal(aq_model_tensor(model, (size_t)video)->role, AQ_ROLE_LAYER);
     uint64_t rows, cols;
     aq_shape_matrix(&aq_model_tensor(model, (size_t)video)->shape, &rows, &cols);
@@ -338,7 +317,7 @@ static void ST16_names_are_data_up_to_the_limit(void **state) {
     static const char *const names[] = {"../../x", "", "/etc/passwd", "\\u001b[31m\xe2\x80\xae", "a b\\tc"};
     for (size_t i = 0; i < COUNT(names); i++) {
         snprintf(header, sizeof header, "{\"%s\":{" F32_2 "}}", names[i]);
-        aq_model *model = open_ok(st_write_file("ok.safetensors", header, NULL, 8), NULL);
+        aq_model *model = st_open(st_write_file("ok.safetensors", header, NULL, 8), NULL);
         assert_int_equal(aq_model_n_tensors(model), 1);
         assert_int_equal(aq_model_find(model, aq_model_tensor(model, 0)->name), 0);
         aq_model_close(model);
@@ -349,12 +328,12 @@ static void ST16_names_are_data_up_to_the_limit(void **state) {
         snprintf(header, sizeof header, "{\"%s\":{" F32_2 "}}", name);
         const char *path = st_write_file("long.safetensors", header, NULL, 8);
         if (n == 1024)
-            aq_model_close(open_ok(path, NULL));
+            aq_model_close(st_open(path, NULL));
         else
-            refuse_with(path, NULL, AQ_ERR_FORMAT, "a name of 1025 bytes, over the limit name_bytes of 1,024");
+            st_refuse(path, NULL, AQ_ERR_FORMAT, "a name of 1025 bytes, over the limit name_bytes of 1,024");
     }
     /* A name with escape and bidi characters does not reach the terminal as they are. */
-    refuse_with(st_write_file("bad.safetensors", "{\"\\u001b[31m\xe2\x80\xae\":{}}", NULL, 0), NULL, AQ_ERR_FORMAT, "tensor \"\\x1b[31m\\u{202e}\"");
+    st_refuse(st_write_file("bad.safetensors", "{\"\\u001b[31m\xe2\x80\xae\":{}}", NULL, 0), NULL, AQ_ERR_FORMAT, "tensor \"\\x1b[31m\\u{202e}\"");
 }
 
 static void ST16_more_tensors_than_the_limit_are_refused(void **state) {
@@ -363,8 +342,8 @@ static void ST16_more_tensors_than_the_limit_are_refused(void **state) {
     aq_model_options_init(&options);
     options.limits.n_tensors = 2;
     st_tensor t[] = {{"a", "U8", {1, {1}}, NULL}, {"b", "U8", {1, {1}}, NULL}, {"c", "U8", {1, {1}}, NULL}};
-    aq_model_close(open_ok(st_write_tensors("ok.safetensors", t, 2, NULL), &options));
-    refuse_with(st_write_tensors("bad.safetensors", t, 3, NULL), &options, AQ_ERR_FORMAT, "over the limit n_tensors of 2");
+    aq_model_close(st_open(st_write_tensors("ok.safetensors", t, 2, NULL), &options));
+    st_refuse(st_write_tensors("bad.safetensors", t, 3, NULL), &options, AQ_ERR_FORMAT, "over the limit n_tensors of 2");
 }
 
 /* Sparse files: sizes beyond 32 bits without the disk space. The last elements are written and read back. */
@@ -381,11 +360,11 @@ static void big_file(const char *header, uint64_t n_data, const char *dtype, uin
     int fd = open(path, O_WRONLY);
     assert_int_equal(pwrite(fd, f32 ? "\0\0\xc0\x3f" : "\xc0\x3f", f32 ? 4 : 2, (off_t)(8 + n + n_data - (f32 ? 4 : 2))), f32 ? 4 : 2);
     close(fd);
-    aq_model *model = open_ok(path, NULL);
+    aq_model *model = st_open(path, NULL);
     float out[3] = {-1, -1, -1};
     assert_true(aq_model_tensor(model, 0)->count == count);
     assert_true(aq_model_tensor(model, 0)->size_bytes == n_data);
-    assert_int_equal(aq_model_read_f32(model, 0, count - 3, 3, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 0, count - 3, 3, out, &st_error), AQ_OK);
     assert_true(out[0] == 0 && out[1] == 0 && out[2] == 1.5f);
     const unsigned char *data = aq_model_data(model, 0);
     assert_int_equal(data[n_data - 1], 0x3f);
@@ -410,9 +389,9 @@ static void set_mtime(const char *path, struct timespec t) {
 
 static void expect_changed(aq_model *model) {
     float out[4];
-    assert_int_equal(aq_model_check_unchanged(model, &g_err), AQ_ERR_FORMAT);
-    assert_non_null(strstr(g_err.message, "changed during read"));
-    (void)aq_model_read_f32(model, 0, 0, 4, out, &g_err); /* whatever it says, it comes back */
+    assert_int_equal(aq_model_check_unchanged(model, &st_error), AQ_ERR_FORMAT);
+    assert_non_null(strstr(st_error.message, "changed during read"));
+    (void)aq_model_read_f32(model, 0, 0, 4, out, &st_error); /* whatever it says, it comes back */
     aq_model_close(model);
 }
 
@@ -421,15 +400,15 @@ static void ST18_a_file_that_changes_is_noticed(void **state) {
     st_tensor t[] = {{"a.weight", "F32", {2, {64, 64}}, NULL}};
     float out[4];
     const char *path = st_write_tensors("live.safetensors", t, 1, NULL);
-    aq_model *model = open_ok(path, NULL);
-    assert_int_equal(aq_model_check_unchanged(model, &g_err), AQ_OK);
+    aq_model *model = st_open(path, NULL);
+    assert_int_equal(aq_model_check_unchanged(model, &st_error), AQ_OK);
     assert_int_equal(truncate(path, 9000), 0); /* shrinks: reading is an error, not a signal */
-    assert_int_equal(aq_model_read_f32(model, 0, 4092, 4, out, &g_err), AQ_ERR_FORMAT);
-    assert_non_null(strstr(g_err.message, "changed during read"));
+    assert_int_equal(aq_model_read_f32(model, 0, 4092, 4, out, &st_error), AQ_ERR_FORMAT);
+    assert_non_null(strstr(st_error.message, "changed during read"));
     expect_changed(model);
 
     path = st_write_tensors("live.safetensors", t, 1, NULL);
-    model = open_ok(path, NULL);
+    model = st_open(path, NULL);
     struct stat st;
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(truncate(path, st.st_size + 1), 0); /* grows */
@@ -437,14 +416,14 @@ static void ST18_a_file_that_changes_is_noticed(void **state) {
     expect_changed(model);
 
     path = st_write_tensors("live.safetensors", t, 1, NULL);
-    model = open_ok(path, NULL);
+    model = st_open(path, NULL);
     struct timespec later = {st.st_mtim.tv_sec + 100, 0};
     set_mtime(path, later); /* same bytes, other time */
     expect_changed(model);
 
     path = st_write_tensors("live.safetensors", t, 1, NULL);
     assert_int_equal(stat(path, &st), 0);
-    model = open_ok(path, NULL);
+    model = st_open(path, NULL);
     int fd = open(path, O_WRONLY);
     assert_int_equal(pwrite(fd, "b", 1, 10), 1); /* header rewritten in place, time set back */
     close(fd);
@@ -452,13 +431,13 @@ static void ST18_a_file_that_changes_is_noticed(void **state) {
     expect_changed(model);
 
     path = st_write_tensors("live.safetensors", t, 1, NULL);
-    model = open_ok(path, NULL);
+    model = st_open(path, NULL);
     st_write_tensors("other.safetensors", t, 1, NULL);
     assert_int_equal(rename(st_path("other.safetensors"), path), 0); /* another file under the name */
     expect_changed(model);
 
     path = st_write_tensors("live.safetensors", t, 1, NULL);
-    model = open_ok(path, NULL);
+    model = st_open(path, NULL);
     assert_int_equal(unlink(path), 0);
     expect_changed(model);
 }
@@ -469,23 +448,23 @@ static void a_tensor_is_found_and_read(void **state) {
     (void)state;
     float values[6] = {1, -2, 3.5f, 0, -0.0f, 1e30f}, out[6];
     st_tensor t[] = {{"a", "F32", {2, {2, 3}}, values}, {"b", "BF16", {1, {2}}, "\x80\x3f\x00\xc0"}};
-    aq_model *model = open_ok(st_write_tensors("one.safetensors", t, 2, NULL), NULL);
+    aq_model *model = st_open(st_write_tensors("one.safetensors", t, 2, NULL), NULL);
     assert_string_equal(aq_model_format(model), "safetensors");
     assert_int_equal(aq_model_n_tensors(model), 2);
     assert_int_equal(aq_model_find(model, "b"), 1);
     assert_int_equal(aq_model_find(model, "c"), -1);
-    assert_int_equal(aq_model_read_f32(model, 0, 0, 6, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 0, 0, 6, out, &st_error), AQ_OK);
     assert_memory_equal(out, values, sizeof values);
-    assert_int_equal(aq_model_read_f32(model, 0, 4, 2, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 0, 4, 2, out, &st_error), AQ_OK);
     assert_memory_equal(out, values + 4, 8);
-    assert_int_equal(aq_model_read_f32(model, 1, 0, 2, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 1, 0, 2, out, &st_error), AQ_OK);
     assert_true(out[0] == 1.0f && out[1] == -2.0f);
-    assert_int_equal(aq_model_read_f32(model, 1, 1, 2, out, &g_err), AQ_ERR_USAGE);
-    assert_int_equal(aq_model_read_f32(model, 1, UINT64_MAX, 2, out, &g_err), AQ_ERR_USAGE);
-    assert_int_equal(aq_model_read_f32(model, 2, 0, 1, out, &g_err), AQ_ERR_USAGE);
-    assert_int_equal(aq_model_read_bytes(model, 1, 2, 2, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 1, 1, 2, out, &st_error), AQ_ERR_USAGE);
+    assert_int_equal(aq_model_read_f32(model, 1, UINT64_MAX, 2, out, &st_error), AQ_ERR_USAGE);
+    assert_int_equal(aq_model_read_f32(model, 2, 0, 1, out, &st_error), AQ_ERR_USAGE);
+    assert_int_equal(aq_model_read_bytes(model, 1, 2, 2, out, &st_error), AQ_OK);
     assert_memory_equal(out, "\x00\xc0", 2);
-    assert_int_equal(aq_model_read_bytes(model, 1, 3, 2, out, &g_err), AQ_ERR_USAGE);
+    assert_int_equal(aq_model_read_bytes(model, 1, 3, 2, out, &st_error), AQ_ERR_USAGE);
     aq_model_close(model);
 }
 
@@ -504,10 +483,10 @@ static void every_short_float_converts_as_defined(void **state) {
                      {"e4", "F8_E4M3", {1, {256}}, f8},
                      {"e5", "F8_E5M2", {1, {256}}, f8},
                      {"d", "F64", {1, {3}}, d}};
-    aq_model *model = open_ok(st_write_tensors("all.safetensors", t, 5, NULL), NULL);
+    aq_model *model = st_open(st_write_tensors("all.safetensors", t, 5, NULL), NULL);
     for (size_t k = 0; k < 2; k++) {
         for (uint64_t begin = 0; begin < 3; begin++) {
-            assert_int_equal(aq_model_read_f32(model, k, begin, N - begin, out, &g_err), AQ_OK);
+            assert_int_equal(aq_model_read_f32(model, k, begin, N - begin, out, &st_error), AQ_OK);
             for (uint64_t i = begin; i < N; i++) {
                 float wanted = k == 0 ? aq_f16_to_f32(h[i]) : aq_bf16_to_f32(h[i]);
                 assert_true(aq_f32_bits(out[i - begin]) == aq_f32_bits(wanted) || (isnan(out[i - begin]) && isnan(wanted)));
@@ -515,13 +494,13 @@ static void every_short_float_converts_as_defined(void **state) {
         }
     }
     for (size_t k = 2; k < 4; k++) {
-        assert_int_equal(aq_model_read_f32(model, k, 0, 256, out, &g_err), AQ_OK);
+        assert_int_equal(aq_model_read_f32(model, k, 0, 256, out, &st_error), AQ_OK);
         for (uint32_t i = 0; i < 256; i++) {
             float wanted = k == 2 ? aq_e4m3_to_f32(f8[i]) : aq_e5m2_to_f32(f8[i]);
             assert_true(aq_f32_bits(out[i]) == aq_f32_bits(wanted));
         }
     }
-    assert_int_equal(aq_model_read_f32(model, 4, 0, 3, out, &g_err), AQ_OK);
+    assert_int_equal(aq_model_read_f32(model, 4, 0, 3, out, &st_error), AQ_OK);
     assert_true(out[0] == 1.0f && isinf(out[1]) && out[2] == -0x1p-149f);
     aq_model_close(model);
 }
@@ -540,13 +519,13 @@ static void a_header_longer_than_one_piece_is_read(void **state) {
         at += (size_t)sprintf(header + at, "}%.*s", (int)pad, "       ");
         assert_true(at > 2 << 20);
         const char *path = st_write_raw("long.safetensors", header, at, -1, NULL, N);
-        aq_model *model = open_ok(path, NULL);
+        aq_model *model = st_open(path, NULL);
         assert_int_equal(aq_model_n_tensors(model), N);
         for (int i = 0; i < N; i++) {
             snprintf(name, sizeof name, "t\xf0\x9f\x98\x80\n%d", i);
             assert_int_equal(aq_model_find(model, name), i);
         }
-        assert_int_equal(aq_model_check_unchanged(model, &g_err), AQ_OK);
+        assert_int_equal(aq_model_check_unchanged(model, &st_error), AQ_OK);
         aq_model_close(model);
     }
     free(header);
@@ -554,9 +533,9 @@ static void a_header_longer_than_one_piece_is_read(void **state) {
 
 static void a_missing_path_says_model_not_found(void **state) {
     (void)state;
-    refuse_with(st_path("no/such\x1b"), NULL, AQ_ERR_IO, "Model not found: ");
-    assert_non_null(strstr(g_err.message, "no/such\\x1b"));
-    refuse_with("", NULL, AQ_ERR_IO, "Model not found");
+    st_refuse(st_path("no/such\x1b"), NULL, AQ_ERR_IO, "Model not found: ");
+    assert_non_null(strstr(st_error.message, "no/such\\x1b"));
+    st_refuse("", NULL, AQ_ERR_IO, "Model not found");
 }
 
 static void other_formats_are_named(void **state) {
@@ -573,8 +552,8 @@ static void other_formats_are_named(void **state) {
         {"lfs.safetensors", "version https://git-lfs", "header length", "Git LFS pointer"},
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
-        refuse_with(st_write_text(cases[i].name, cases[i].content), NULL, AQ_ERR_FORMAT, cases[i].text);
-        assert_non_null(strstr(g_err.hint, cases[i].hint));
+        st_refuse(st_write_text(cases[i].name, cases[i].content), NULL, AQ_ERR_FORMAT, cases[i].text);
+        assert_non_null(strstr(st_error.hint, cases[i].hint));
     }
 }
 
@@ -592,7 +571,7 @@ static void FA07_open_survives_each_failed_allocation(void **state) {
     for (;; n++) {
         aq_model *model;
         aq_mem_fail_after(n);
-        aq_status status = aq_model_open(&model, path, NULL, &g_err);
+        aq_status status = aq_model_open(&model, path, NULL, &st_error);
         aq_mem_fail_after(-1);
         if (status == AQ_OK) {
             aq_model_close(model);
