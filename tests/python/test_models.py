@@ -259,7 +259,7 @@ def test_a_missing_or_empty_model_is_not_found(tmp_path, method, kind):
 
 
 def test_an_empty_path_is_not_found_and_a_wrong_type_is_a_type_error(tmp_path):
-    with pytest.raises(aq.ModelNotFoundError, match=r"Model not found: 'a\\\\x1b\[31mb'"):
+    with pytest.raises(aq.ModelNotFoundError, match=r"Model not found: 'a\\x1b\[31mb'"):
         aq.quantize("a\x1b[31mb", tmp_path / "x")
     with pytest.raises(aq.ModelNotFoundError, match="Model not found: ''"):
         quantize("", tmp_path / "out")
