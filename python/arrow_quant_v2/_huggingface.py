@@ -25,6 +25,10 @@ class Settings:
 
     bits: 2, 4 or 8; group: 32, 64, 128 or 256; params: 'auto', 'f16', 'f32' or 'two-level'; method: 'search' or 'rtn'; modules_to_not_convert: parts of module
     names that stay as they are; layers: the stored form of each layer of a saved model (written by save_pretrained).
+
+    >>> from arrow_quant_v2.diffusers import ArrowQuantConfig
+    >>> ArrowQuantConfig(bits=8, group=64).to_diff_dict()
+    {'quant_method': 'arrowquant', 'bits': 8, 'group': 64}
     """
 
     def __init__(self, bits=4, group=128, params="auto", method="search", modules_to_not_convert=None, layers=None, quant_method=None, **unknown):
@@ -49,15 +53,30 @@ class Settings:
             setattr(self, name, values[name])
 
     def to_dict(self):
-        """All fields, as config.json holds them."""
+        """All fields, as config.json holds them.
+
+        >>> from arrow_quant_v2.diffusers import ArrowQuantConfig
+        >>> ArrowQuantConfig(bits=8).to_dict()['bits']
+        8
+        """
         return {"quant_method": self.quant_method.value, **{name: copy.deepcopy(getattr(self, name)) for name in _FIELDS}}
 
     def to_diff_dict(self):
-        """The fields that differ from the defaults, and the method's name."""
+        """The fields that differ from the defaults, and the method's name.
+
+        >>> from arrow_quant_v2.diffusers import ArrowQuantConfig
+        >>> ArrowQuantConfig().to_diff_dict()
+        {'quant_method': 'arrowquant'}
+        """
         return {name: value for name, value in self.to_dict().items() if name == "quant_method" or value != _FIELDS[name]}
 
     def form(self):
-        """The stored form asked for."""
+        """The stored form asked for.
+
+        >>> from arrow_quant_v2.diffusers import ArrowQuantConfig
+        >>> ArrowQuantConfig(bits=2).form().params
+        'two-level'
+        """
         from .torch.stored import StoredForm
 
         two_level = self.params == "two-level" or (self.params == "auto" and self.bits == 2)

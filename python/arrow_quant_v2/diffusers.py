@@ -31,7 +31,15 @@ class ArrowQuantConfig(_huggingface.Settings, QuantizationConfigMixin):
 
 
 class ArrowQuantizer(DiffusersQuantizer):
-    """Quantizes linear layers on load, or puts the layers of a saved model in place."""
+    """Quantizes linear layers on load, or puts the layers of a saved model in place.
+
+    >>> from arrow_quant_v2.diffusers import ArrowQuantConfig, ArrowQuantizer
+    >>> from diffusers import DiTTransformer2DModel
+    >>> settings = {'subfolder': 'transformer', 'quantization_config': ArrowQuantConfig(bits=4)}
+    >>> model = DiTTransformer2DModel.from_pretrained('examples/dit-fashion', **settings)
+    >>> isinstance(model.hf_quantizer, ArrowQuantizer), type(model.transformer_blocks[0].attn1.to_q).__name__
+    (True, 'QuantLinear')
+    """
 
     requires_calibration = False
     required_packages = ["accelerate"]  # type: ignore[assignment]

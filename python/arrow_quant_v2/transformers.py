@@ -32,7 +32,7 @@ without that import transformers leaves the quantized layers at random values, w
 
 
 class ArrowQuantConfig(_huggingface.Settings, QuantizationConfigMixin):
-    __doc__ = _huggingface.Settings.__doc__
+    __doc__ = (_huggingface.Settings.__doc__ or "").replace(".diffusers", ".transformers")
 
 
 class _Quantize(ConversionOps):
@@ -53,7 +53,15 @@ class _Quantize(ConversionOps):
 
 
 class ArrowQuantizer(HfQuantizer):
-    """Quantizes linear layers on load, or puts the layers of a saved model in place."""
+    """Quantizes linear layers on load, or puts the layers of a saved model in place.
+
+    >>> from arrow_quant_v2.transformers import ArrowQuantConfig, ArrowQuantizer
+    >>> from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
+    >>> AUTO_QUANTIZER_MAPPING['arrowquant'] is ArrowQuantizer
+    True
+    >>> type(AutoHfQuantizer.from_config(ArrowQuantConfig(bits=8))).__name__
+    'ArrowQuantizer'
+    """
 
     requires_calibration = False
 

@@ -40,7 +40,8 @@ def test_results_are_those_of_the_plain_calls(quantizer, small, tmp_path):
 
 
 def test_the_event_loop_stays_responsive(quantizer, large, tmp_path):
-    """While one model is quantized, a coroutine that only yields goes round many times between any two calls of the progress callback."""
+    """A coroutine that only yields goes round many times in most of the gaps between calls of the progress callback, from the first to the last: nowhere does
+    the work hold the loop's thread or the GIL. (Only most: two calls come at once where the system gave the loop no time in between.)"""
 
     async def main():
         ticks, seen, done = 0, [], False
@@ -58,8 +59,22 @@ def test_the_event_loop_stays_responsive(quantizer, large, tmp_path):
         return seen
 
     seen = asyncio.run(main())
-    gaps = [b - a for a, b in zip(seen[:-1], seen[1:], strict=True)]
-    assert len(seen) >= 3 and max(gaps) >= 100 and seen[-1] >= 1000
+    gaps = sorted(b - a for a, b in zip(seen[:-1], seen[1:], strict=True))
+    assert len(seen) >= 3 and gaps[len(gaps) // 3] >= 100 and seen[-1] >= 1000
+
+
+def test_the_loops_thread_has_no_part_in_the_work(quantizer, large, tmp_path):
+    """Time is the processor's, each thread's own: it does not pass while others run."""
+
+    async def main():
+        whole, own = time.process_time(), time.thread_time()
+        await quantizer.quantize_diffusion_model_async(large, tmp_path / "out", None, lambda message, fraction: None)
+        await quantizer.validate_quality_async(large, tmp_path / "out")
+        await aq.quantize_async(large, tmp_path / "short", method="rtn")
+        return time.process_time() - whole, time.thread_time() - own
+
+    whole, own = asyncio.run(main())
+    assert whole > 0.1 and own < whole / 10
 
 
 def test_callbacks_plain_and_async_run_on_the_loops_thread_in_order(quantizer, small, tmp_path):

@@ -24,6 +24,14 @@ def documented():
                     yield f"{name}.{member}", value
 
 
+def run_examples(name, thing):
+    assert thing.__doc__, name
+    test = doctest.DocTestParser().get_doctest(thing.__doc__, {}, name, None, None)
+    assert test.examples, f"{name} has no example"
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert runner.run(test).failed == 0
+
+
 @pytest.fixture(scope="module")
 def example_folder(tmp_path_factory):
     """Where the examples run: the sample model, a container made of it, and a small sharded model."""
@@ -38,11 +46,29 @@ def example_folder(tmp_path_factory):
 @pytest.mark.parametrize("name, thing", [pytest.param(n, t, id=n) for n, t in documented()])
 def test_every_name_has_a_docstring_and_its_example_runs(name, thing, example_folder, monkeypatch):
     monkeypatch.chdir(example_folder)
-    assert thing.__doc__, name
-    test = doctest.DocTestParser().get_doctest(thing.__doc__, {}, name, None, None)
-    assert test.examples, f"{name} has no example"
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-    assert runner.run(test).failed == 0
+    run_examples(name, thing)
+
+
+def of_others(cls, name):
+    """Whether a method has its name, and so its meaning, from a class of another library."""
+    return any(name in vars(base) for base in cls.__mro__ if not base.__module__.startswith("arrow_quant_v2"))
+
+
+@pytest.mark.parametrize("module", ["torch", "diffusers", "transformers"])
+@pytest.mark.filterwarnings("ignore")
+def test_the_modules_for_other_libraries_are_documented_too(module, example_folder, monkeypatch):
+    pytest.importorskip(module)
+    monkeypatch.chdir(example_folder)
+    ours = importlib.import_module(f"arrow_quant_v2.{module}")
+    n = 0
+    for name in ours.__all__:
+        thing = getattr(ours, name)
+        members = [m for m in dir(thing) if not m.startswith("_") and not of_others(thing, m)] if inspect.isclass(thing) else []
+        for called, value in [(name, thing), *((f"{name}.{m}", getattr(thing, m)) for m in members)]:
+            if callable(value):
+                run_examples(f"{module}.{called}", value)
+                n += 1
+    assert n >= len(ours.__all__)
 
 
 SIGNATURES = {

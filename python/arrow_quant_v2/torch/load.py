@@ -106,6 +106,15 @@ def load_into(
     activations: 'time', 'static' or 'dynamic' makes the layers run on integers as integer_activations does, which also tells what `timestep` is; None: they run
     in floating point. Raises ModelNotFoundError, FormatError; ValueError that lists the names that only one side has, or where the
     module is itself a layer, which cannot be replaced in place; ShapeMismatchError.
+
+    >>> import arrow_quant_v2 as aq
+    >>> from arrow_quant_v2.torch import load_into
+    >>> from diffusers import DiTTransformer2DModel
+    >>> r = aq.quantize('examples/dit-fashion', 'dit-int8', bits=8, overwrite=True)
+    >>> config = DiTTransformer2DModel.load_config('examples/dit-fashion/transformer')
+    >>> model = load_into(DiTTransformer2DModel.from_config(config), 'dit-int8')
+    >>> type(model.transformer_blocks[0].attn1.to_q).__name__
+    'QuantLinear'
     """
     with Reader(path) as reader:
         container, names = reader._container, {n.removeprefix(prefix): i for n, i in reader._index.items() if n.startswith(prefix)}
@@ -168,6 +177,12 @@ def quantize_module(module: nn.Module, config=None, *, folder: str | os.PathLike
     config: a DiffusionQuantConfig; settings: as for arrow_quant_v2.quantize (bits=4, group=64, calib='file', modality='image', …). folder: where the quantized
     model is kept; None: a temporary folder, whose files live as long as the module maps them (on systems that cannot remove open files: until the end of
     the process). Raises what arrow_quant_v2.quantize raises.
+
+    >>> import torch
+    >>> from arrow_quant_v2.torch import quantize_module
+    >>> model = torch.nn.Sequential(torch.nn.Linear(256, 128), torch.nn.ReLU(), torch.nn.Linear(128, 64))
+    >>> quantize_module(model, bits=8, modality='image')[0]
+    QuantLinear(256 -> 128, bits=8, group_size=128, params=f16, bias=True)
     """
     from safetensors.torch import save_file
 

@@ -40,7 +40,16 @@ class _Quantized(nn.Module):
         self.register_parameter("bias", bias)
 
     def set_stored(self, qweight, qparams, input_scales=None):
-        """Takes over stored tensors of the shapes that the form asks for."""
+        """Takes over stored tensors of the shapes that the form asks for.
+
+        >>> import torch
+        >>> from arrow_quant_v2.torch import QuantLinear, StoredForm
+        >>> a = QuantLinear.from_linear(torch.nn.Linear(256, 64), StoredForm())
+        >>> b = QuantLinear(256, 64, StoredForm())
+        >>> b.set_stored(a.qweight, a.qparams)
+        >>> torch.equal(a.matrix(), b.matrix())
+        True
+        """
         for name, value in (("qweight", qweight), ("qparams", qparams), ("qinput_scales", input_scales)):
             have = getattr(self, name)
             if (value is None) != (have is None) or (value is not None and value.shape != have.shape):
@@ -50,11 +59,24 @@ class _Quantized(nn.Module):
             setattr(self, name, value)
 
     def input_scales(self):
-        """Scales of the inputs, float32 [cols], or None."""
+        """Scales of the inputs, float32 [cols], or None.
+
+        >>> from arrow_quant_v2.torch import QuantLinear, StoredForm
+        >>> QuantLinear(256, 64, StoredForm(equalized=True)).input_scales().shape
+        torch.Size([256])
+        """
         return None if self.qinput_scales is None else self.qinput_scales.clone().view(torch.float32)
 
     def matrix(self):
-        """The weight that the layer stands for, float32 [rows, cols], equalization and rotation undone."""
+        """The weight that the layer stands for, float32 [rows, cols], equalization and rotation undone.
+
+        >>> import torch
+        >>> from arrow_quant_v2.torch import QuantLinear, StoredForm
+        >>> linear = torch.nn.Linear(256, 64)
+        >>> layer = QuantLinear.from_linear(linear, StoredForm(bits=8))
+        >>> bool((layer.matrix() - linear.weight).abs().max() < 0.001)
+        True
+        """
         form = self.form
         values = ops.unpacked(self.qweight, self.qparams, self.cols, form.bits, form.group_size, form.params)
         if form.hadamard:
@@ -71,6 +93,12 @@ class QuantLinear(_Quantized):
 
     On the CPU the C library multiplies by the codes a panel at a time; no float copy of the weight is made. On other devices the weight is unpacked for the
     call. The input's dtype (under autocast: autocast's) is the output's; the CPU works in float32 inside.
+
+    >>> import torch
+    >>> from arrow_quant_v2.torch import QuantLinear, StoredForm
+    >>> layer = QuantLinear.from_linear(torch.nn.Linear(256, 64), StoredForm(bits=4))
+    >>> layer(torch.ones(2, 256)).shape, layer.qweight.shape
+    (torch.Size([2, 64]), torch.Size([64, 128]))
     """
 
     def __init__(self, in_features, out_features, form: StoredForm, bias=None, device=None):
@@ -79,7 +107,13 @@ class QuantLinear(_Quantized):
 
     @classmethod
     def from_linear(cls, linear, form, method="search"):
-        """Quantizes the weight of a torch.nn.Linear; its bias is shared."""
+        """Quantizes the weight of a torch.nn.Linear; its bias is shared.
+
+        >>> import torch
+        >>> from arrow_quant_v2.torch import QuantLinear, StoredForm
+        >>> QuantLinear.from_linear(torch.nn.Linear(256, 64), StoredForm(bits=8, group_size=64), method='rtn')
+        QuantLinear(256 -> 64, bits=8, group_size=64, params=f16, bias=True)
+        """
         qweight, qparams, form = quantize_weight(linear.weight, form, method)
         layer = cls(linear.in_features, linear.out_features, form, linear.bias, "meta")
         device = linear.weight.device
@@ -114,7 +148,16 @@ class QuantLinear(_Quantized):
 
 
 class QuantConv(_Quantized):
-    """A convolution (1 to 3 dimensions) over packed codes; the weight is unpacked for each call: it saves memory, not time."""
+    """A convolution (1 to 3 dimensions) over packed codes; the weight is unpacked for each call: it saves memory, not time.
+
+    conv: the layer whose shape and settings it takes over; load_into and quantize_module put such layers in place.
+
+    >>> import torch
+    >>> from arrow_quant_v2.torch import QuantConv, quantize_module
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(16, 32, 3, padding=1))
+    >>> isinstance(quantize_module(model, modality='image')[0], QuantConv), model(torch.ones(1, 16, 8, 8)).shape
+    (True, torch.Size([1, 32, 8, 8]))
+    """
 
     def __init__(self, conv, form: StoredForm, device=None):
         super().__init__(conv.weight.shape[0], conv.weight[0].numel(), form, conv.bias, device)

@@ -25,6 +25,10 @@ class StoredForm:
 
     bits 2, 4 or 8; group_size: inputs that share parameters (two-level: a group of sub-groups); params 'f16', 'f32', 'two-level' or 'r2q';
     hadamard: inputs per block of the Hadamard rotation, 0 for none; equalized: inputs are multiplied by stored scales first.
+
+    >>> from arrow_quant_v2.torch import StoredForm
+    >>> StoredForm(bits=2, group_size=256, params='two-level')
+    StoredForm(bits=2, group_size=256, params='two-level', hadamard=0, equalized=False)
     """
 
     bits: int = 4
@@ -34,11 +38,21 @@ class StoredForm:
     equalized: bool = False
 
     def to_dict(self):
-        """The fields as a dict, as quantization_config keeps them."""
+        """The fields as a dict, as quantization_config keeps them.
+
+        >>> from arrow_quant_v2.torch import StoredForm
+        >>> StoredForm(**StoredForm(bits=8).to_dict()) == StoredForm(bits=8)
+        True
+        """
         return asdict(self)
 
     def row_bytes(self, cols):
-        """Bytes of codes, and of parameters, of a row of `cols` weights."""
+        """Bytes of codes, and of parameters, of a row of `cols` weights.
+
+        >>> from arrow_quant_v2.torch import StoredForm
+        >>> StoredForm(bits=4, group_size=128).row_bytes(1000)
+        (500, 32)
+        """
         groups = -(-cols // self.group_size)
         if self.params == "two-level":
             sub, field = _SUB_WIDTH[self.bits], _FIELD_BITS[self.bits]

@@ -34,21 +34,42 @@ class TimeContext:
 
     def attach(self, module, timestep="timestep"):
         """Takes the timestep from the arguments of module.forward at each pass: `timestep` is an argument's name, or a callable that gets forward's arguments.
-        Returns this object."""
+        Returns this object.
+
+        >>> import torch
+        >>> from arrow_quant_v2.torch import TimeContext
+        >>> time = TimeContext().attach(torch.nn.Linear(4, 4), timestep=lambda *args, **kwargs: 500)
+        >>> time
+        TimeContext(num_timesteps=1000, attached=True)
+        """
         self.detach()
         self._clock = Clock(module, timestep, self.num_timesteps, self.scale)
         self._handle = module.register_forward_pre_hook(lambda _, args, kwargs: self._clock.read(args, kwargs), with_kwargs=True, prepend=True)
         return self
 
     def detach(self):
-        """Stops taking timesteps from a module."""
+        """Stops taking timesteps from a module.
+
+        >>> import torch
+        >>> from arrow_quant_v2.torch import TimeContext
+        >>> time = TimeContext().attach(torch.nn.Linear(4, 4), timestep=lambda *args, **kwargs: 500)
+        >>> time.detach()
+        >>> time
+        TimeContext(num_timesteps=1000, attached=False)
+        """
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
 
     @contextmanager
     def at(self, timestep):
-        """Sets the timestep inside a `with` block."""
+        """Sets the timestep inside a `with` block.
+
+        >>> from arrow_quant_v2.torch import TimeContext
+        >>> with TimeContext(num_timesteps=1000).at(0.25) as time:
+        ...     time.steps()
+        [250]
+        """
         before = self._clock.now
         self._clock.now = self._clock.steps_of(timestep)
         try:
@@ -57,14 +78,27 @@ class TimeContext:
             self._clock.now = before
 
     def steps(self) -> list[int]:
-        """The timesteps of now as the schedule counts them: one for all samples, or one for each. RuntimeError where none is known."""
+        """The timesteps of now as the schedule counts them: one for all samples, or one for each. RuntimeError where none is known.
+
+        >>> from arrow_quant_v2.torch import TimeContext
+        >>> with TimeContext(num_timesteps=1000).at([10, 20]) as time:
+        ...     time.steps()
+        [10, 20]
+        """
         now = self._clock.now
         if now is None:
             raise RuntimeError("the timestep is not known: run the layer inside its model (attach), or inside `with context.at(timestep)`")
         return np.atleast_1d(now).tolist()
 
     def known(self):
-        """steps(), or None where no timestep is known, with a warning the first time."""
+        """steps(), or None where no timestep is known, with a warning the first time.
+
+        >>> from arrow_quant_v2.torch import TimeContext
+        >>> time = TimeContext()
+        >>> with time.at(7):
+        ...     time.known()
+        [7]
+        """
         if self._clock.now is not None:
             return self.steps()
         self._clock.tell(
