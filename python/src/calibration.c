@@ -511,7 +511,7 @@ static PyObject *add_gradient(PyObject *self, PyObject *args, PyObject *kwargs) 
     return status == AQ_OK ? Py_NewRef(Py_None) : aqpy_calibration_fail(self, &err);
 }
 
-PyDoc_STRVAR(merge_doc, "merge($self, other, /)\n--\n\n"
+PyDoc_STRVAR(merge_doc, "merge($self, /, other)\n--\n\n"
                         "Adds everything that another collection holds; any order of merges gives the same to rounding.\n\n"
                         "Raises ConfigurationError that names what disagrees: schedule, groups, inputs of a layer.\n\n"
                         ">>> import arrow_quant_v2 as aq\n"
@@ -521,7 +521,10 @@ PyDoc_STRVAR(merge_doc, "merge($self, other, /)\n--\n\n"
                         ">>> a.merge(b)\n"
                         ">>> a.layers\n"
                         "['fc.weight']\n");
-static PyObject *merge(PyObject *self, PyObject *other) {
+static PyObject *merge(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"other", NULL};
+    PyObject *other;
+    if (!aqpy_parse(args, kwargs, "O:merge", names, &other)) return NULL;
     if (!PyObject_TypeCheck(other, Py_TYPE(self))) {
         PyErr_SetNone(PyExc_TypeError);
         aqpy_name_type("other", "a Calibration", other);
@@ -694,7 +697,7 @@ static PyMethodDef methods[] = {
     {"update", WITH_KEYWORDS(update), update_doc},
     {"update_conv", WITH_KEYWORDS(update_conv), update_conv_doc},
     {"add_gradient", WITH_KEYWORDS(add_gradient), add_gradient_doc},
-    {"merge", merge, METH_O, merge_doc},
+    {"merge", WITH_KEYWORDS(merge), merge_doc},
     {"save", WITH_KEYWORDS(save), save_doc},
     {"_cache_find", cache_find, METH_VARARGS | METH_CLASS, NULL},
     {"_cache_store", cache_store, METH_VARARGS, NULL},

@@ -146,20 +146,22 @@ PyDoc_STRVAR(diagonal_doc, "diagonal($self, /, layer, weights=None)\n--\n\n"
                            "[1.0, 2.0]\n");
 static PyObject *diagonal(PyObject *self, PyObject *args, PyObject *kwargs) { return second_moment(self, args, kwargs, false); }
 
-/* What `ask` says of one layer. */
-static PyObject *ask_layer(PyObject *self, PyObject *layer_object, PyObject *(*ask)(PyObject *self, const aq_calib *calib, size_t layer)) {
+/* What `ask` says of one layer, the only argument. */
+static PyObject *ask_layer(PyObject *self, PyObject *args, PyObject *kwargs, const char *format,
+                           PyObject *(*ask)(PyObject *self, const aq_calib *calib, size_t layer)) {
     aqpy_calibration *c = (aqpy_calibration *)self;
     aqpy_layer layer = {0};
     size_t index;
-    PyObject *result = NULL;
-    if (!aqpy_layer_read(layer_object, &layer)) return NULL;
+    PyObject *layer_object, *result = NULL;
+    static char *names[] = {"layer", NULL};
+    if (!aqpy_parse(args, kwargs, format, names, &layer_object) || !aqpy_layer_read(layer_object, &layer)) return NULL;
     aqpy_calibration_enter(c);
     if (aqpy_layer_find(c, &layer, &index)) result = ask(self, c->calib, index);
     aqpy_calibration_leave(c);
     return result;
 }
 
-PyDoc_STRVAR(gradient_doc, "gradient($self, layer, /)\n--\n\n"
+PyDoc_STRVAR(gradient_doc, "gradient($self, /, layer)\n--\n\n"
                            "(rows, columns): mean squares of the gradients per row and column of the weight, float64; None where none was added.\n\n"
                            ">>> import arrow_quant_v2 as aq\n"
                            ">>> c = aq.Calibration()\n"
@@ -171,10 +173,10 @@ static PyObject *ask_gradient(PyObject *self, const aq_calib *calib, size_t laye
     if (!aq_calib_gradient(calib, layer, &by_row, &n_rows, &by_column)) return Py_NewRef(Py_None);
     return Py_BuildValue("(NN)", array_of(self, 'd', by_row, n_rows), array_of(self, 'd', by_column, aq_calib_n_inputs(calib, layer)));
 }
-static PyObject *gradient(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_gradient); }
+static PyObject *gradient(PyObject *self, PyObject *args, PyObject *kwargs) { return ask_layer(self, args, kwargs, "O:gradient", ask_gradient); }
 
 PyDoc_STRVAR(timesteps_doc,
-             "timesteps($self, layer, /)\n--\n\n"
+             "timesteps($self, /, layer)\n--\n\n"
              "Statistics over all channels of a layer at each timestep that was seen, sorted: a list of dict timestep, count (values), mean, std, min, max.\n\n"
              ">>> import numpy as np\n"
              ">>> import arrow_quant_v2 as aq\n"
@@ -195,9 +197,9 @@ static PyObject *ask_timesteps(PyObject *self, const aq_calib *calib, size_t lay
     }
     return list;
 }
-static PyObject *timesteps(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_timesteps); }
+static PyObject *timesteps(PyObject *self, PyObject *args, PyObject *kwargs) { return ask_layer(self, args, kwargs, "O:timesteps", ask_timesteps); }
 
-PyDoc_STRVAR(n_inputs_doc, "n_inputs($self, layer, /)\n--\n\n"
+PyDoc_STRVAR(n_inputs_doc, "n_inputs($self, /, layer)\n--\n\n"
                            "Number of inputs of a layer.\n\n"
                            ">>> import arrow_quant_v2 as aq\n"
                            ">>> c = aq.Calibration()\n"
@@ -207,9 +209,9 @@ static PyObject *ask_n_inputs(PyObject *self, const aq_calib *calib, size_t laye
     (void)self;
     return PyLong_FromUnsignedLongLong(aq_calib_n_inputs(calib, layer));
 }
-static PyObject *n_inputs_of(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_n_inputs); }
+static PyObject *n_inputs_of(PyObject *self, PyObject *args, PyObject *kwargs) { return ask_layer(self, args, kwargs, "O:n_inputs", ask_n_inputs); }
 
-PyDoc_STRVAR(source_doc, "source($self, layer, /)\n--\n\n"
+PyDoc_STRVAR(source_doc, "source($self, /, layer)\n--\n\n"
                          "Name of the layer whose statistics hold for a layer: its own, or that of same_input_as.\n\n"
                          ">>> import arrow_quant_v2 as aq\n"
                          ">>> c = aq.Calibration()\n"
@@ -220,9 +222,9 @@ static PyObject *ask_source(PyObject *self, const aq_calib *calib, size_t layer)
     (void)self;
     return aqpy_text(aq_calib_layer_name(calib, aq_calib_source(calib, layer)));
 }
-static PyObject *source(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_source); }
+static PyObject *source(PyObject *self, PyObject *args, PyObject *kwargs) { return ask_layer(self, args, kwargs, "O:source", ask_source); }
 
-PyDoc_STRVAR(has_hessian_doc, "has_hessian($self, layer, /)\n--\n\n"
+PyDoc_STRVAR(has_hessian_doc, "has_hessian($self, /, layer)\n--\n\n"
                               "Whether the second moment of a layer's input is kept.\n\n"
                               ">>> import arrow_quant_v2 as aq\n"
                               ">>> c = aq.Calibration(hessian=False)\n"
@@ -232,7 +234,7 @@ static PyObject *ask_has_hessian(PyObject *self, const aq_calib *calib, size_t l
     (void)self;
     return PyBool_FromLong(aq_calib_has_hessian(calib, layer));
 }
-static PyObject *has_hessian(PyObject *self, PyObject *layer) { return ask_layer(self, layer, ask_has_hessian); }
+static PyObject *has_hessian(PyObject *self, PyObject *args, PyObject *kwargs) { return ask_layer(self, args, kwargs, "O:has_hessian", ask_has_hessian); }
 
 /* Names of the model's layers that the collection lacks, collected without the GIL. */
 typedef struct missing_names {
@@ -301,15 +303,16 @@ static PyObject *fingerprint(PyObject *self, PyObject *unused) {
     return status == AQ_OK ? PyUnicode_FromString(digits) : aqpy_calibration_fail(self, &err);
 }
 
-PyDoc_STRVAR(group_range_doc, "group_range($self, group, /)\n--\n\n"
+PyDoc_STRVAR(group_range_doc, "group_range($self, /, group)\n--\n\n"
                               "(start, end) of a time group, in timesteps; end is not in it.\n\n"
                               ">>> import arrow_quant_v2 as aq\n"
                               ">>> aq.Calibration(num_timesteps=1000, groups=10).group_range(9)\n"
                               "(900, 1000)\n");
-static PyObject *group_range(PyObject *self, PyObject *object) {
+static PyObject *group_range(PyObject *self, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"group", NULL};
     aqpy_calibration *c = (aqpy_calibration *)self;
-    Py_ssize_t group = PyNumber_AsSsize_t(object, NULL);
-    if ((group == -1 && PyErr_Occurred()) || !check_group(c, group)) return NULL;
+    Py_ssize_t group;
+    if (!aqpy_parse(args, kwargs, "n:group_range", names, &group) || !check_group(c, group)) return NULL;
     uint32_t start, end;
     aq_calib_group_range(c->calib, (uint32_t)group, &start, &end);
     return Py_BuildValue("(II)", (unsigned)start, (unsigned)end);
@@ -320,14 +323,14 @@ static PyMethodDef methods[] = {
     {"stats", WITH_KEYWORDS(stats), stats_doc},
     {"hessian", WITH_KEYWORDS(hessian), hessian_doc},
     {"diagonal", WITH_KEYWORDS(diagonal), diagonal_doc},
-    {"gradient", gradient, METH_O, gradient_doc},
-    {"timesteps", timesteps, METH_O, timesteps_doc},
-    {"n_inputs", n_inputs_of, METH_O, n_inputs_doc},
-    {"source", source, METH_O, source_doc},
-    {"has_hessian", has_hessian, METH_O, has_hessian_doc},
+    {"gradient", WITH_KEYWORDS(gradient), gradient_doc},
+    {"timesteps", WITH_KEYWORDS(timesteps), timesteps_doc},
+    {"n_inputs", WITH_KEYWORDS(n_inputs_of), n_inputs_doc},
+    {"source", WITH_KEYWORDS(source), source_doc},
+    {"has_hessian", WITH_KEYWORDS(has_hessian), has_hessian_doc},
     {"check", WITH_KEYWORDS(check), check_doc},
     {"fingerprint", fingerprint, METH_NOARGS, fingerprint_doc},
-    {"group_range", group_range, METH_O, group_range_doc},
+    {"group_range", WITH_KEYWORDS(group_range), group_range_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -52,7 +52,7 @@ static PyObject *linear_stored(PyObject *module, PyObject *args) {
 
 PyDoc_STRVAR(linear_at_doc,
              "_linear_at($module, x, codes, parameters, bias, out, rows, outputs, inputs, codes_bytes, parameters_bytes, bits, group_size,\n"
-             "           params, threads, scales=None, zero_points=None, n_pairs=None, /)\n--\n\n"
+             "           params, threads, scales=0, zero_points=0, n_pairs=0, /)\n--\n\n"
              "_linear_stored on addresses, for a caller that knows what lies there: x, bias (0: none) and out aligned float32, codes and parameters\n"
              "of so many bytes. At one row of x the buffer protocol would cost more than half of the product. With the last three inputs are coded\n"
              "with 8 bits: n_pairs is 1 or rows; addresses 0: each row by its own range. ValueError for NaN and infinity then.\n");

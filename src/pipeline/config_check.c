@@ -279,6 +279,7 @@ static const struct {
     {"learning_rate", NULL},
     {"max_iterations", NULL},
     {"convergence_threshold", NULL},
+    {"beta_schedule", "statistics go by the timestep, not its noise: say it when recording them, calibrate(scheduler=...)"},
     {"calibration_samples", "statistics hold the rows that were recorded: say how many when recording them, calibrate(samples=...)"},
 };
 enum { N_IDLE = sizeof idle / sizeof *idle };

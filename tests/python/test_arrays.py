@@ -400,3 +400,23 @@ def test_codes_are_those_of_the_plain_formula():
 def test_a_conversion_of_several_blocks_gives_the_bytes_of_the_contiguous_float32_array(shape):
     view = RNG.standard_normal(tuple(reversed(shape))).T[::-1]
     assert aq.quantize_array(view)["quantized_data"] == aq.quantize_array(np.ascontiguousarray(view, np.float32))["quantized_data"]
+
+
+def test_one_call_crosses_into_the_library_once_whatever_the_number_of_layers():
+    def calls_of(n):
+        calls, weights, q = [], {str(i): np.ones((4, 8), np.float32) for i in range(n)}, aq.ArrowQuantV2()
+        sys.setprofile(lambda frame, event, callee: calls.append((event, getattr(callee, "__name__", None))) if event in ("call", "c_call") else None)
+        try:
+            q.quantize_batch(weights)
+        finally:
+            sys.setprofile(None)
+        return [name for event, name in calls if event == "c_call" and name != "setprofile"], sum(event == "call" for event, _ in calls)
+
+    calls_of(1)  # what is imported when it is first needed
+    assert calls_of(1) == calls_of(100) and calls_of(100)[0].count("quantize_batch") == 1
+
+
+def test_the_level_of_the_kernels_and_the_build_are_told():
+    info = aq.build_info()
+    assert info["simd"] == aq.simd_level() and aq.simd_level() in ("scalar", "avx2", "avx512", "neon")
+    assert info["version"] == aq.__version__ and set(info) == {"version", "schema_version", "compiler", "abi", "simd"}

@@ -1,6 +1,7 @@
 """Arrow tables in and out: containers, layouts, errors, memory."""
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -502,3 +503,14 @@ def test_an_arrow_capsule_that_was_taken_already_is_refused():
     for exporter in (stream, array):
         with pytest.raises(ValueError, match="whose data was taken already$"):
             Q.quantize_arrow(exporter)
+
+
+@pytest.mark.skipif(not os.environ.get("AQ_LARGE"), reason="takes 5 GB of memory: AQ_LARGE=1 runs it")
+def test_above_two_gib_of_codes_a_table_has_several_chunks_and_a_batch_is_refused():
+    n, zeros = 3 << 28, np.zeros(3 << 28, np.float32)  # 0.8 GB of codes each, of memory that is never touched
+    weights = pa.ListArray.from_arrays(pa.array([0, n], pa.int32()), pa.array(zeros))
+    one = pa.table({"layer_name": ["a"], "weights": weights})
+    t = pa.concat_tables([one] * 3)
+    result = Q.quantize_arrow(t, 8)
+    assert result["quantized_data"].num_chunks == 2 and [c.nbytes > 0 for c in result["quantized_data"].chunks] == [True, True]
+    assert [len(v.as_buffer()) for v in result["quantized_data"]] == [n] * 3 and set(result["bit_width"].to_pylist()) == {8}

@@ -25,6 +25,20 @@ def dit():
     return model, diffusers.DDIMScheduler.from_pretrained(SAMPLE, subfolder="scheduler")
 
 
+@pytest.mark.parametrize(("shape", "name"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
+def test_without_a_scheduler_the_shape_of_its_schedule_will_do(dit, shape, name):
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule=name, beta_start=1e-4, beta_end=0.02)
+    config = aq.DiffusionQuantConfig(beta_schedule=shape)
+    ours, expected = (calibrate(dit[0], FASHION, scheduler=s, samples=8, timesteps=2, layers=["*to_q"]) for s in (config.beta_schedule, theirs))
+    for group in range(10):
+        a, b = ours.stats(Q, group), expected.stats(Q, group)
+        assert (a is None) == (b is None) and (a is None or a["count"] == b["count"])
+        if a is not None:
+            np.testing.assert_allclose(a["sum_sq"], b["sum_sq"], rtol=1e-3)
+    with pytest.raises(ValueError, match="^Invalid beta_schedule. Must be 'linear' or 'cosine'$"):
+        calibrate(dit[0], FASHION, scheduler="quadratic", samples=2)
+
+
 class MDLM(nn.Module):
     """A masked language model as small as can be: bytes below 128, 128 is the mask, the mask ratio is its timestep."""
 

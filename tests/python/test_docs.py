@@ -71,6 +71,16 @@ def test_the_modules_for_other_libraries_are_documented_too(module, example_fold
     assert n >= len(ours.__all__)
 
 
+@pytest.mark.parametrize("name, thing", [pytest.param(n, t, id=n) for n, t in documented()])
+def test_parameters_can_be_given_by_position_or_by_name(name, thing):
+    if inspect.isclass(thing) and issubclass(thing, BaseException):
+        return  # they take what Exception takes
+    kinds = {p.name: p.kind for p in inspect.signature(thing).parameters.values() if p.name != "self"}
+    if name == "ValidationSystem.cosine_similarity_batch":
+        return  # the fixed name of its first parameter is a keyword of Python: as
+    assert set(kinds.values()) <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
 SIGNATURES = {
     "ArrowQuantV2": "(mode='diffusion')",
     "ArrowQuantV2.quantize": "(self, /, weights, bit_width=None, *, as_numpy=False)",

@@ -110,7 +110,8 @@ def test_scores_lie_between_0_and_1(value):
 
 # ---- settings that change nothing ----
 
-IDLE = {"markov_weight": 0.5, "entropy_weight": 0.5, "learning_rate": 0.5, "max_iterations": 5, "convergence_threshold": 0.5, "calibration_samples": 5}
+IDLE = {"markov_weight": 0.5, "entropy_weight": 0.5, "learning_rate": 0.5, "max_iterations": 5, "convergence_threshold": 0.5}
+IDLE |= {"calibration_samples": 5, "beta_schedule": "cosine"}
 
 
 @pytest.mark.parametrize("name", IDLE)
@@ -126,7 +127,11 @@ def test_a_setting_that_changes_nothing_says_so_once(name, model, tmp_path):
 def test_several_are_told_in_one_sentence_and_profiles_in_none(model, tmp_path):
     r = aq.quantize(model, tmp_path / "out", **IDLE, **OPTIONS)
     told = [w for w in r.warnings if "changes nothing" in w]
-    assert [w.split(":")[0] for w in told] == ["markov_weight, entropy_weight, learning_rate, max_iterations, convergence_threshold", "calibration_samples"]
+    assert [w.split(":")[0] for w in told] == [
+        "markov_weight, entropy_weight, learning_rate, max_iterations, convergence_threshold",
+        "beta_schedule",
+        "calibration_samples",
+    ]
     for profile in ("edge", "local", "cloud"):
         r = aq.quantize(model, tmp_path / "out", profile=profile, **OPTIONS)
         assert not [w for w in r.warnings if "changes nothing" in w]

@@ -70,6 +70,8 @@ def calibrate(
     samples: how many of it are used; timesteps: how many levels of noise each one is seen at (1; for pipelines the inference steps, 20), spread evenly over the
     schedule, or a list of timesteps; batch_size; seed.
     task: 'pipeline', 'noise' or 'mask'; None: told by the model and the data.
+    scheduler: what the denoiser was trained with; or, where there is none, the shape of its noise schedule, 'linear' or 'cosine' (a configuration's
+    beta_schedule).
     labels: one int for each sample, where the model takes class_labels and the data set has none (None: uniform).
     tokenizer: text to a list of token ids (None: its UTF-8 bytes that the model has tokens for); mask_id: the mask token (None: from the model's config, else
     its last one); seq_len: tokens in a row (None: the model's, else 128).
@@ -161,6 +163,8 @@ class Run:
             self.module = next((m for name in names if isinstance(m := getattr(model, name, None), torch.nn.Module)), None)
             if self.module is None:
                 raise TypeError(f"model must be a torch.nn.Module or a pipeline with a {' or '.join(names)}, not {type(model).__name__}")
+        if isinstance(scheduler, str):
+            scheduler = Betas(scheduler)
         self.scheduler = scheduler if scheduler is not None else getattr(self.pipeline, "scheduler", None)
         self.config = getattr(self.module, "config", None)
         self.parameters = inspect.signature(self.module.forward).parameters
@@ -284,7 +288,9 @@ def noising(run, feed, samples, timesteps, batch_size, seed, gradients, pipeline
         if len(shapes) != 1 or None in shapes:
             raise ValueError(f"the samples must be arrays of one shape, these are {sorted(map(str, shapes))[:5]}: give DataSet(…, size=…)")
         if run.scheduler is None and not feed.given:
-            raise ValueError("noising data needs the scheduler that the model was trained with: give scheduler=, or a pipeline")
+            raise ValueError(
+                "noising data needs the scheduler that the model was trained with: give scheduler= ('linear' or 'cosine' if there is none), or a pipeline"
+            )
         clean = torch.stack([torch.from_numpy(np.ascontiguousarray(row.values)) for row in feed.rows])
         n, shape = len(feed.rows), tuple(clean.shape[1:])
     else:
@@ -411,6 +417,26 @@ def later(batch, n, batch_size):
 
 
 # ---- parts of them ----
+
+
+class Betas:
+    """What a scheduler does here, by the shape of its noise schedule alone: 'linear' is that of DDPM (Ho et al., 2020: 1e-4 to 0.02 over 1000 timesteps),
+    'cosine' that of Nichol and Dhariwal (2021). The model predicts the noise."""
+
+    def __init__(self, shape, n=1000):
+        if shape not in ("linear", "cosine"):
+            raise ValueError("Invalid beta_schedule. Must be 'linear' or 'cosine'")
+        if shape == "linear":
+            betas = torch.linspace(1e-4, 0.02, n, dtype=torch.float64)
+        else:
+            left = torch.cos((torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * torch.pi / 2) ** 2
+            betas = (1 - left[1:] / left[:-1]).clamp(max=0.999)
+        self.signal = torch.cumprod(1 - betas, 0)  # share of the data's variance at each timestep
+        self.config = {"beta_schedule": shape}
+
+    def add_noise(self, clean, noise, t):
+        signal = self.signal[t].reshape(-1, *[1] * (clean.ndim - 1))
+        return (signal.sqrt() * clean + (1 - signal).sqrt() * noise).to(clean.dtype)
 
 
 def noised(scheduler, clean, noise, t, schedule):
