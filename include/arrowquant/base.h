@@ -105,11 +105,12 @@ typedef enum aq_log_level { AQ_LOG_ERROR, AQ_LOG_WARNING, AQ_LOG_INFO, AQ_LOG_DE
 typedef void (*aq_log_fn)(void *user, aq_log_level level, const char *message);
 
 /* Threads that the host lends: in a program with a pool of its own, as torch has, threads of two pools would fight for the same processors.
- * run: calls work(context) at once on up to n_threads threads, the caller's among them, and returns true when all those calls have returned; false, without
- * a call, when it has not so many threads to give. Called from any thread, also from several at once and inside of `work`. What comes out does not depend on
- * it. */
+ * run: calls work(context, i) at once on threads i = 0 (the caller's), 1, ..., n_threads - 1, and returns true when all those calls have returned; false,
+ * without a call, when it has not so many threads to give. Fewer threads, or more, do no harm, and what comes out does not depend on who is which; but a host
+ * that cuts its own loops by the same numbers finds its values in the same thread's cache. Called from any thread, also from several at once and inside of
+ * `work`. */
 typedef struct aq_executor {
-    bool (*run)(void *user, int n_threads, void (*work)(void *context), void *context);
+    bool (*run)(void *user, int n_threads, void (*work)(void *context, int thread), void *context);
     void *user;
 } aq_executor;
 /* From now on loops of the whole process run on the threads of `executor`, which stays the caller's and valid until another is set and all calls have ended.

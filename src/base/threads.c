@@ -1,5 +1,5 @@
-/* Parallel loops (see threads.h): POSIX threads or the host's, one shared counter. Starting a thread costs about 20 µs, far below any task worth splitting;
- * sending one that spins at the host's barrier costs 1 or 2 (docs/decisions/005-lent-threads.md). */
+/* Parallel loops (see threads.h): POSIX threads or the host's; after each thread's first task, one shared counter. Starting a thread costs about 20 µs, far
+ * below any task worth splitting; sending one that spins at the host's barrier costs 1 or 2 (docs/decisions/005-lent-threads.md). */
 #include "base/threads.h"
 
 #include <pthread.h>
@@ -45,28 +45,31 @@ void aq_set_executor(const aq_executor *executor) {
 
 bool aq_threads_ready(void) { return atomic_load_explicit(&lent, memory_order_relaxed) != NULL; }
 
+enum { MAX_THREADS = 256 };
+
 typedef struct {
-    size_t n_tasks, seats; /* threads that may take part; a host may send more */
+    size_t n_tasks, n_threads; /* that take part; a host may send more */
     bool (*task)(void *, size_t);
     void *context;
-    atomic_size_t next, seated;
-    atomic_bool stopped;
+    atomic_size_t next, n_started;
+    atomic_bool stopped, is_taken[MAX_THREADS]; /* a thread's first task, by whoever came first */
 } loop;
 
-static void work(void *arg) {
+static void work(void *arg, int thread) {
     loop *l = arg;
-    if (atomic_fetch_add(&l->seated, 1) >= l->seats) return;
+    size_t seat = (size_t)thread;
+    if (seat >= l->n_threads) return;
     aq_fp_state fp = aq_fp_enter();
-    while (!atomic_load(&l->stopped)) {
-        size_t i = atomic_fetch_add(&l->next, 1);
-        if (i >= l->n_tasks) break;
+    for (size_t i = seat; i < l->n_tasks && !atomic_load(&l->stopped); i = atomic_fetch_add(&l->next, 1)) {
+        if (i < l->n_threads && atomic_exchange(&l->is_taken[i], true)) continue;
         if (!l->task(l->context, i)) atomic_store(&l->stopped, true);
     }
     aq_fp_leave(fp);
 }
 
 static void *thread_main(void *arg) {
-    work(arg);
+    loop *l = arg;
+    work(l, (int)atomic_fetch_add(&l->n_started, 1) + 1);
     return NULL;
 }
 
@@ -76,17 +79,16 @@ void aq_wait_for(atomic_uint_fast64_t *counter, uint64_t value) {
 }
 
 bool aq_parallel_for(size_t n_tasks, int n_threads, bool (*task)(void *context, size_t index), void *context) {
-    enum { MAX_THREADS = 256 };
     pthread_t threads[MAX_THREADS];
     size_t wanted = (size_t)aq_cpu_threads(n_threads), started = 0;
     if (wanted > n_tasks) wanted = n_tasks;
     if (wanted > MAX_THREADS) wanted = MAX_THREADS;
-    loop l = {.n_tasks = n_tasks, .seats = wanted, .task = task, .context = context};
+    loop l = {.n_tasks = n_tasks, .n_threads = wanted, .task = task, .context = context};
     const aq_executor *executor = wanted > 1 ? atomic_load(&lent) : NULL;
     if (executor && executor->run(executor->user, (int)wanted, work, &l)) return !atomic_load(&l.stopped);
     /* A thread that cannot be started is no failure: the others take its tasks. */
     while (started + 1 < wanted && pthread_create(&threads[started], NULL, thread_main, &l) == 0) started++;
-    work(&l);
+    work(&l, 0);
     for (size_t i = 0; i < started; i++) pthread_join(threads[i], NULL);
     return !atomic_load(&l.stopped);
 }

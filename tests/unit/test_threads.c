@@ -41,25 +41,32 @@ typedef struct host {
 } host;
 
 typedef struct job {
-    void (*work)(void *);
+    void (*work)(void *, int);
     void *context;
+    int thread;
 } job;
+
+static _Thread_local int this_thread;
 
 static void *helper(void *arg) {
     job *j = arg;
-    j->work(j->context);
+    this_thread = j->thread;
+    j->work(j->context, j->thread);
     return NULL;
 }
 
-static bool lend(void *user, int n_threads, void (*work)(void *), void *context) {
+static bool lend(void *user, int n_threads, void (*work)(void *, int), void *context) {
     host *h = user;
     pthread_t threads[8];
-    job j = {work, context};
+    job jobs[8];
     assert_true(n_threads > 1);
     h->calls++;
     if (!h->threads) return false;
-    for (int i = 1; i < h->threads; i++) assert_int_equal(pthread_create(&threads[i], NULL, helper, &j), 0);
-    work(context);
+    for (int i = 1; i < h->threads; i++) {
+        jobs[i] = (job){work, context, i};
+        assert_int_equal(pthread_create(&threads[i], NULL, helper, &jobs[i]), 0);
+    }
+    work(context, 0);
     for (int i = 1; i < h->threads; i++) pthread_join(threads[i], NULL);
     return true;
 }
@@ -80,6 +87,34 @@ static void every_task_runs_once_on_lent_threads(void **state) {
         run_all(3);
         assert_int_equal(h.calls, 1);
     }
+}
+
+typedef struct first_tasks {
+    pthread_barrier_t all_have_begun; /* nobody takes a second task before */
+    int thread[4];
+} first_tasks;
+
+static bool note_thread(void *context, size_t i) {
+    first_tasks *f = context;
+    if (i >= 4) return true;
+    f->thread[i] = this_thread;
+    pthread_barrier_wait(&f->all_have_begun);
+    return true;
+}
+
+static void a_thread_begins_with_the_task_of_its_number(void **state) {
+    (void)state;
+    host h = {4, 0};
+    aq_executor executor = {lend, &h};
+    first_tasks f;
+    aq_set_executor(&executor);
+    for (int run = 0; run < 100; run++) {
+        pthread_barrier_init(&f.all_have_begun, NULL, 4);
+        assert_true(aq_parallel_for(9, 4, note_thread, &f));
+        for (int i = 0; i < 4; i++) assert_int_equal(f.thread[i], i);
+        pthread_barrier_destroy(&f.all_have_begun);
+    }
+    aq_set_executor(NULL);
 }
 
 static void a_failed_task_stops_the_loop(void **state) {
@@ -138,9 +173,8 @@ static void FA17_a_child_does_not_use_lent_threads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_task_runs_once_on_lent_threads),
-        cmocka_unit_test(a_failed_task_stops_the_loop),
-        cmocka_unit_test(loops_nest_on_lent_threads),
+        cmocka_unit_test(every_task_runs_once_on_lent_threads),   cmocka_unit_test(a_thread_begins_with_the_task_of_its_number),
+        cmocka_unit_test(a_failed_task_stops_the_loop),           cmocka_unit_test(loops_nest_on_lent_threads),
         cmocka_unit_test(FA17_a_child_does_not_use_lent_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

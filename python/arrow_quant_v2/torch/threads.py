@@ -16,11 +16,11 @@ from .. import _core
 
 
 def _symbols():
-    """Addresses of GOMP_parallel and omp_get_max_threads as torch's CPU library sees them; None without."""
+    """Addresses of what _lend_team takes, as torch's CPU library sees them; None without."""
     for path in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.*")):
         try:
             library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)  # loaded already; its dependencies are searched too
-            return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in ("GOMP_parallel", "omp_get_max_threads")]
+            return [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num")]
         except (OSError, AttributeError):
             continue
     return None
