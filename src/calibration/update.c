@@ -1,8 +1,9 @@
 /* Rows of inputs become statistics: sums per column and time group, scalars per timestep, and rows for H.
  *
- * A call is added to sums of its own, which begin at zero; only when all of its values turn out finite are they added to the collection. Its rows are cut into
- * pieces of one timestep, the same ones at any number of threads; each has sums of its own, which are added in the order of the rows. A thread takes pieces
- * that follow each other: what it reads was mostly written a moment ago by that very thread of the host's, which cuts its own loops the same way. */
+ * The rows of a call are cut into pieces of one timestep, the same ones at any number of threads; each has sums of its own, which are added in the order of the
+ * rows. A thread takes pieces that follow each other: what it reads was mostly written a moment ago by that very thread of the host's, which cuts its own loops
+ * the same way. Only when all values of the call turn out finite are its sums added to the collection: those of a few pieces wait as they are, beyond that they
+ * are gathered in sums of the call. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +46,7 @@ typedef struct {
     uint64_t stride;
     run *runs;
     size_t n_runs, n_tiles, n_spans;
-    aq_sums *sums; /* [n_groups]: of this call */
+    aq_sums *sums; /* [n_groups]: of the call's pieces that no longer fit below; NULL: all do */
     piece pieces[PIECES_AT_ONCE];
     size_t n_pieces, most_pieces;
     double *sum, *sum_sq; /* [n_pieces][n_inputs]: of the pieces */
@@ -111,28 +112,10 @@ static bool sum_span(void *context, size_t span) {
     return true;
 }
 
-/* Sums of the pieces, in their order, into those of the call. */
-static bool add_tile(void *context, size_t tile) {
-    const update *u = context;
-    uint64_t n = u->layer->n_inputs, begin = tile * TILE, end = n - begin < TILE ? n : begin + TILE;
-    for (size_t at = 0; at < u->n_pieces; at++) {
-        aq_sums *to = &u->sums[u->pieces[at].of->group];
-        const double *sum = u->sum + at * n, *sum_sq = u->sum_sq + at * n;
-        const float *lo = u->min + at * n, *hi = u->max + at * n;
-        for (uint64_t j = begin; j < end; j++) {
-            to->sum[j] += sum[j];
-            to->sum_sq[j] += sum_sq[j];
-            to->min[j] = lo[j] < to->min[j] ? lo[j] : to->min[j];
-            to->max[j] = hi[j] > to->max[j] ? hi[j] : to->max[j];
-        }
-    }
-    return true;
-}
-
-static void add_pieces(update *u, int n_threads) {
+/* Sums of the pieces, and their scalars into those of their runs. */
+static void sum_pieces(update *u, int n_threads) {
     u->n_spans = (size_t)aq_cpu_threads(n_threads);
     aq_parallel_for(u->n_spans, n_threads, sum_span, u);
-    aq_parallel_for(u->n_tiles, u->n_tiles < 8 ? 1 : n_threads, add_tile, u);
     for (size_t at = 0; at < u->n_pieces; at++)
         for (size_t k = 0; k < u->n_tiles; k++) {
             const tile_scalars *s = &u->scalars[at * u->n_tiles + k];
@@ -142,19 +125,43 @@ static void add_pieces(update *u, int n_threads) {
             to->min = s->min < to->min ? s->min : to->min;
             to->max = s->max > to->max ? s->max : to->max;
         }
+}
+
+/* Their sums, in their order, into those of the groups. */
+static void add_pieces(update *u, aq_sums *groups) {
+    uint64_t n = u->layer->n_inputs;
+    for (size_t at = 0; at < u->n_pieces; at++) {
+        const piece *p = &u->pieces[at];
+        const aq_sums from = {.count = p->end - p->begin, .sum = u->sum + at * n, .sum_sq = u->sum_sq + at * n, .min = u->min + at * n, .max = u->max + at * n};
+        aq_sums_add(&groups[p->of->group], &from, n);
+    }
     u->n_pieces = 0;
 }
 
-static void sum_rows(update *u, int n_threads) {
+/* Room for sums of the call, in the groups that it meets. */
+static bool reserve_sums(update *u) {
+    u->sums = aq_calloc(u->calib->options.n_groups, sizeof *u->sums);
+    for (size_t r = 0; u->sums && r < u->n_runs; r++)
+        if (!aq_sums_reserve(u->calib, &u->sums[u->runs[r].group], u->layer->n_inputs)) return false;
+    return u->sums != NULL;
+}
+
+/* False: no memory. */
+static bool sum_rows(update *u, int n_threads) {
     for (size_t r = 0; r < u->n_runs; r++) {
         run *all = &u->runs[r];
         uint64_t n = all->end - all->begin, n_pieces = aq_div_up(n, PIECE);
         for (uint64_t i = 0; i < n_pieces; i++) {
+            if (u->n_pieces == u->most_pieces) {
+                if (!u->sums && !reserve_sums(u)) return false;
+                sum_pieces(u, n_threads);
+                add_pieces(u, u->sums);
+            }
             u->pieces[u->n_pieces++] = (piece){all->begin + n * i / n_pieces, all->begin + n * (i + 1) / n_pieces, all};
-            if (u->n_pieces == u->most_pieces) add_pieces(u, n_threads);
         }
     }
-    if (u->n_pieces > 0) add_pieces(u, n_threads);
+    sum_pieces(u, n_threads);
+    return true;
 }
 
 /* Room for the sums of as many pieces as are held, and of the groups that are met. */
@@ -165,18 +172,14 @@ static bool reserve(update *u) {
     if (n_pieces > most) n_pieces = most;
     u->most_pieces = (size_t)n_pieces;
     u->n_tiles = (size_t)aq_div_up(n, TILE);
-    u->sums = aq_calloc(u->calib->options.n_groups, sizeof *u->sums);
     u->scalars = aq_alloc(n_pieces * (u->n_tiles * sizeof *u->scalars + n * BYTES_PER_INPUT)); /* n has a limit */
-    if (!u->sums || !u->scalars) return false;
+    if (!u->scalars) return false;
     u->sum = (void *)(u->scalars + n_pieces * u->n_tiles);
     u->sum_sq = u->sum + n_pieces * n;
     u->min = (void *)(u->sum_sq + n_pieces * n);
     u->max = u->min + n_pieces * n;
-    for (size_t r = 0; r < u->n_runs; r++) {
-        uint32_t g = u->runs[r].group;
-        if (!aq_sums_reserve(u->calib, &u->sums[g], n) || !aq_sums_reserve(u->calib, &u->layer->groups[g], n)) return false;
-        u->sums[g].count += u->runs[r].end - u->runs[r].begin;
-    }
+    for (size_t r = 0; r < u->n_runs; r++)
+        if (!aq_sums_reserve(u->calib, &u->layer->groups[u->runs[r].group], n)) return false;
     return true;
 }
 
@@ -244,8 +247,8 @@ static aq_status add_rows(aq_calib *c, aq_calib_layer *layer, const float *x, ui
     if (status == AQ_OK) {
         /* A thread is worth starting for about a million values (some 100 µs), one that stands ready for a sixteenth of that. */
         uint64_t most = (uint64_t)aq_cpu_threads(n_threads), worth = n_rows * layer->n_inputs >> (aq_threads_ready() ? 16 : 20);
-        sum_rows(&u, worth < 2 ? 1 : (int)(worth < most ? worth : most));
-        status = check_values(&u, err);
+        bool done = sum_rows(&u, worth < 2 ? 1 : (int)(worth < most ? worth : most));
+        status = done ? check_values(&u, err) : aq_fail_memory(err, layer->n_inputs * 28, "the statistics of a call");
     }
     if (status == AQ_OK && layer->moments) status = add_moments(&u, n_threads, err);
     if (status == AQ_OK && !add_timesteps(&u)) status = aq_fail_memory(err, sizeof *layer->timesteps, "the list of timesteps");
@@ -253,6 +256,7 @@ static aq_status add_rows(aq_calib *c, aq_calib_layer *layer, const float *x, ui
         if (status == AQ_OK && u.sums[g].count > 0) aq_sums_add(&layer->groups[g], &u.sums[g], layer->n_inputs);
         aq_sums_free(c, &u.sums[g], layer->n_inputs);
     }
+    if (status == AQ_OK) add_pieces(&u, layer->groups);
     aq_free(u.runs);
     aq_free(u.sums);
     aq_free(u.scalars);
@@ -296,6 +300,7 @@ typedef struct {
     uint64_t out[3];       /* size of the output */
     uint64_t channels;     /* of one group */
     uint64_t n_per_sample; /* rows: output places x groups */
+    uint64_t n_rows;       /* of the batch */
 } unfolding;
 
 static aq_status check_shape(unfolding *f, const aq_calib_layer *layer, aq_error *err) {
@@ -312,7 +317,7 @@ static aq_status check_shape(unfolding *f, const aq_calib_layer *layer, aq_error
         ok = ok && aq_mul(f->n_per_sample, f->out[d], &f->n_per_sample);
     }
     uint64_t count = s->batch;
-    ok = ok && aq_mul(f->channels, kernel, &n) && aq_mul(count, s->channels, &count);
+    ok = ok && aq_mul(f->n_per_sample, s->batch, &f->n_rows) && aq_mul(f->channels, kernel, &n) && aq_mul(count, s->channels, &count);
     for (int d = 0; ok && d < 3; d++) ok = aq_mul(count, s->size[d], &count) && count < UINT64_C(1) << 60;
     if (!ok) return aq_fail_at(err, AQ_ERR_USAGE, NULL, layer->name, "the shape of its convolution is impossible");
     if (n != layer->n_inputs)
@@ -321,12 +326,12 @@ static aq_status check_shape(unfolding *f, const aq_calib_layer *layer, aq_error
     return AQ_OK;
 }
 
-/* Row `index` of a sample: the inputs that one output place of one group of channels sees, zero where they lie in the padding. */
-static void unfold(const unfolding *f, const float *sample, uint64_t index, float *row) {
+/* Row `index` of a batch: the inputs that one output place of one group of channels of one sample sees, zero where they lie in the padding. */
+static void unfold(const unfolding *f, const float *batch, uint64_t index, float *row) {
     const aq_conv_shape *s = f->s;
-    uint64_t group = index % s->groups, place = index / s->groups, plane = (uint64_t)s->size[0] * s->size[1] * s->size[2];
-    uint64_t at[3] = {place / f->out[2] / f->out[1], place / f->out[2] % f->out[1], place % f->out[2]};
-    const float *channel = sample + group * f->channels * plane;
+    uint64_t sample = index / f->n_per_sample, group = index % s->groups, place = index % f->n_per_sample / s->groups;
+    uint64_t plane = (uint64_t)s->size[0] * s->size[1] * s->size[2], at[3] = {place / f->out[2] / f->out[1], place / f->out[2] % f->out[1], place % f->out[2]};
+    const float *channel = batch + (sample * s->channels + group * f->channels) * plane;
     for (uint64_t c = 0; c < f->channels; c++, channel += plane)
         for (uint64_t i = 0; i < s->kernel[0]; i++)
             for (uint64_t j = 0; j < s->kernel[1]; j++)
@@ -367,18 +372,20 @@ aq_status aq_calib_update_conv(aq_calib *c, size_t index, const float *x, const 
 
     uint64_t rows_at_once = UNFOLD_BYTES / (4 * n);
     if (rows_at_once == 0) rows_at_once = 1;
-    if (rows_at_once > f.n_per_sample) rows_at_once = f.n_per_sample;
+    if (rows_at_once > f.n_rows) rows_at_once = f.n_rows;
     float *rows = aq_alloc(rows_at_once * n * sizeof *rows);
     if (!rows) return aq_fail_memory(err, rows_at_once * n * sizeof *rows, "unfolded inputs");
     aq_stage stage;
-    layer = aq_stage_begin(&stage, c, layer, shape->batch * f.n_per_sample, err);
+    layer = aq_stage_begin(&stage, c, layer, f.n_rows, err);
     if (!layer) status = AQ_ERR_MEMORY;
-    for (uint32_t b = 0; status == AQ_OK && b < shape->batch; b++)
-        for (uint64_t i = 0; status == AQ_OK && i < f.n_per_sample; i += rows_at_once) {
-            uint64_t some = f.n_per_sample - i < rows_at_once ? f.n_per_sample - i : rows_at_once;
-            for (uint64_t r = 0; r < some; r++) unfold(&f, x + b * sample, i + r, rows + r * n);
-            status = add_rows(c, layer, rows, some, n, NULL, timesteps ? timesteps[b] : timestep, some, n_threads, err);
-        }
+    for (uint64_t begin = 0, end; status == AQ_OK && begin < f.n_rows; begin = end) {
+        uint64_t first = begin / f.n_per_sample, last = timesteps ? first : shape->batch - 1; /* samples that follow at the same timestep go along */
+        while (timesteps && last + 1 < shape->batch && timesteps[last + 1] == timesteps[first]) last++;
+        end = (last + 1) * f.n_per_sample;
+        if (end > begin + rows_at_once) end = begin + rows_at_once;
+        for (uint64_t i = begin; i < end; i++) unfold(&f, x, i, rows + (i - begin) * n);
+        status = add_rows(c, layer, rows, end - begin, n, NULL, timesteps ? timesteps[first] : timestep, end - begin, n_threads, err);
+    }
     aq_free(rows);
     return layer ? aq_stage_end(&stage, status, n_threads, err) : status;
 }
