@@ -1,11 +1,13 @@
 """What recording calibration costs beside the forward passes it watches, on the sample DiT: with second moments and without them.
 
-Usage: python bench/bench_recorder.py [--batch N] [--rounds N] [--threads N] [--mixed] [--cpu]
-Each round runs the plain model and each kind of recording one after the other; the figure is the median over the rounds of time with / time without - 1.
+Usage: python bench/bench_recorder.py [--batch N] [--pairs N] [--threads N] [--mixed] [--cpu]
+A pair is one pass of the plain model and one that is recorded, each timed after another of its kind, so that a slow moment of the machine falls on both; the
+figure is the median pass with recording over the median pass without, in brackets the same of the first and the third quartiles.
 Aims on a quiet machine at batch 16: below 30 % with second moments, below 5 % without.
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import time
@@ -27,8 +29,7 @@ KINDS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--passes", type=int, default=5, help="forward passes timed in a round")
+    parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0, help="of torch and of the library; 0: all")
     parser.add_argument("--mixed", action="store_true", help="a timestep of its own for each sample, instead of one for the batch")
     parser.add_argument("--cpu", action="store_true", help="processor time instead of wall time; with --threads 1 it says something on a busy machine too")
@@ -41,30 +42,30 @@ def main():
     model = DiTTransformer2DModel.from_pretrained(SAMPLE, subfolder="transformer").eval()
     x, labels = torch.randn(arguments.batch, 1, 28, 28), torch.randint(0, 10, (arguments.batch,))
 
-    def run():
-        start = clock()
-        for i in range(arguments.passes):
-            t = torch.randint(0, 1000, (arguments.batch,)) if arguments.mixed else torch.full((arguments.batch,), i * 1000 // arguments.passes)
-            model(x, timestep=t, class_labels=labels)
-        return (clock() - start) / arguments.passes
+    steps = itertools.cycle(range(0, 1000, 100))
 
-    recorders = {name: Recorder(model, None, threads=arguments.threads, **options) for name, options in KINDS.items()}
-    plain, costs = [], {name: [] for name in KINDS}
-    with torch.no_grad():
-        for i in range(arguments.rounds + 1):
-            before = run()
-            for name, recorder in recorders.items():
-                with recorder:
-                    seconds = run()
-                after = run()
-                if i:  # the first round warms everything up
-                    costs[name].append(seconds / ((before + after) / 2) - 1)
-                    plain.append(after)
-                before = after
+    def one_pass():
+        t = torch.randint(0, 1000, (arguments.batch,)) if arguments.mixed else torch.full((arguments.batch,), next(steps))
+        start = clock()
+        model(x, timestep=t, class_labels=labels)
+        return clock() - start
+
     what = "a timestep for each sample" if arguments.mixed else "one timestep for the batch"
-    print(f"sample DiT, batch {arguments.batch}, {torch.get_num_threads()} threads, {what}: forward pass {min(plain) * 1e3:.1f} ms at best")
-    for name, found in costs.items():
-        print(f"  {name:<22} +{statistics.median(found) * 100:5.1f} %   (of {len(found)} rounds {min(found) * 100:.1f} … {max(found) * 100:.1f})")
+    print(f"sample DiT, batch {arguments.batch}, {torch.get_num_threads()} threads, {what}, {arguments.pairs} pairs of passes")
+    for name, options in KINDS.items():
+        recorder, plain, recorded = Recorder(model, None, threads=arguments.threads, **options), [], []
+        with torch.no_grad():
+            for i in range(arguments.pairs + 3):
+                one_pass()
+                seconds = one_pass()
+                with recorder:
+                    one_pass()
+                    more = one_pass()
+                if i >= 3:  # the first ones warm everything up
+                    plain.append(seconds)
+                    recorded.append(more)
+        low, middle, high = (b / a - 1 for a, b in zip(statistics.quantiles(plain), statistics.quantiles(recorded), strict=True))
+        print(f"  {name:<20} {middle * 100:+5.1f} %   ({low * 100:+.1f}, {high * 100:+.1f})   of a pass of {statistics.median(plain) * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":
