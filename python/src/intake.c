@@ -7,6 +7,7 @@
 
 #include "base/half.h"
 #include "base/mem.h"
+#include "dlpack.h"
 
 enum { MAX_DIMS = 64 };
 
@@ -176,17 +177,6 @@ static bool source_from_interface(source *s, PyObject *object, PyObject *what) {
     return ok;
 }
 
-/* DLPack, version 0 of its ABI, which every producer still offers. */
-typedef struct dl_tensor {
-    void *data;
-    int32_t device_type, device_id;
-    int32_t ndim;
-    uint8_t type_code, type_bits;
-    uint16_t type_lanes;
-    int64_t *shape, *strides; /* strides in elements; NULL: C order */
-    uint64_t byte_offset;
-} dl_tensor;
-
 /* Producers say in classes of their own why they cannot hand out a tensor (torch: BufferError where it requires a gradient): a ValueError that names it. */
 static void name_refusal(PyObject *what) {
     if (!PyErr_ExceptionMatches(PyExc_Exception) || PyErr_ExceptionMatches(PyExc_MemoryError)) return;
@@ -206,7 +196,7 @@ static PyObject *source_from_dlpack(source *s, PyObject *object, PyObject *what)
         PyErr_Format(PyExc_TypeError, "%U has a __dlpack__ that gave %R, expected a capsule named 'dltensor'", what, capsule);
         goto fail;
     }
-    const dl_tensor *t = PyCapsule_GetPointer(capsule, "dltensor");
+    const aqpy_dltensor *t = PyCapsule_GetPointer(capsule, "dltensor"); /* version 0 of the ABI, which every producer still offers */
     if (t->device_type != CPU && t->device_type != PINNED) {
         PyErr_Format(PyExc_ValueError, "%U lies on a device (DLPack type %d); move it to the CPU first", what, (int)t->device_type);
         goto fail;

@@ -1,22 +1,25 @@
 /* What stands before a layer that the Recorder watches: a callable that hands the layer's input to a Calibration without running Python.
  *
  * Between a model's operators the interpreter's code and data are cold: a hook of a dozen Python lines then takes 10 µs, several times its worth in a loop, and
- * two threads wait for it. A listener knows its layer's number and looks at the tensor by a handful of attributes; contiguous float32 in memory goes to the
- * library here. Whatever is not that plain goes to the Recorder's Python, `slow(x)`: first calls, other types, mixed timesteps, convolutions. */
+ * two threads wait for it. A listener knows its layer's number and sees the tensor through DLPack's exchange API, without a call into Python; contiguous
+ * float32 in memory goes to the library here. Whatever is not that plain goes to the Recorder's Python, `slow(x)`: first calls, other types, mixed timesteps,
+ * convolutions, everything with a torch that has no exchange API (before 2.10). */
 #include "calibration.h"
+#include "dlpack.h"
 
 /* What all listeners of a recorder have in common, as the constructor takes it. */
-enum common { CALIBRATION, CLOCK, TENSOR, FLOAT32, N_OBJECTS };
-enum word { NOW, DTYPE, IS_CPU, SHAPE, IS_CONTIGUOUS, IS_NEG, DATA_PTR, IS_INFERENCE, VERSION, N_WORDS };
-static const char *const words[N_WORDS] = {"now", "dtype", "is_cpu", "shape", "is_contiguous", "is_neg", "data_ptr", "is_inference", "_version"};
+enum common { CALIBRATION, CLOCK, TENSOR, EXCHANGE, N_OBJECTS };
+enum word { NOW, IS_NEG, IS_INFERENCE, VERSION, N_WORDS };
+static const char *const words[N_WORDS] = {"now", "is_neg", "is_inference", "_version"};
 
 enum role { NEW, ALONE, LEADS, FOLLOWS }; /* shares its input with nobody, first of those that share one, or another of them */
 
 typedef struct {
     PyObject_HEAD
     PyObject *common[N_OBJECTS], *words[N_WORDS];
-    PyObject *call;          /* what is called with the arguments afterwards; NULL: the listener is a hook */
-    PyObject *slow, *inputs; /* inputs: list of (weak reference, version) that the first of those who share an input was given in this pass */
+    PyObject *call;                       /* what is called with the arguments afterwards; NULL: the listener is a hook */
+    int (*look)(void *, aqpy_dltensor *); /* of the exchange API; NULL: none */
+    PyObject *slow, *inputs;              /* inputs: list of (weak reference, version) that the first of those who share an input was given in this pass */
     Py_ssize_t n_inputs;
     size_t index;
     int threads, role;
@@ -52,7 +55,7 @@ static void listener_dealloc(PyObject *self) {
     Py_DECREF(type);
 }
 
-/* _Listener(calibration, clock, torch.Tensor, torch.float32, n_inputs, threads, slow); n_inputs -1: every input goes to slow. */
+/* _Listener(calibration, clock, torch.Tensor, exchange API of its DLPack or None, n_inputs, threads, slow); n_inputs -1: every input goes to slow. */
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     PyObject *common[N_OBJECTS], *slow;
     Py_ssize_t n_inputs;
@@ -60,14 +63,17 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     aqpy_state *state = aqpy_state_of_type(type);
     if (!state || (kwargs && PyDict_Size(kwargs) > 0) ||
         !PyArg_ParseTuple(args, "O!OOOniO:_Listener", aqpy_get(state, AQPY_Calibration), &common[CALIBRATION], &common[CLOCK], &common[TENSOR],
-                          &common[FLOAT32], &n_inputs, &threads, &slow))
+                          &common[EXCHANGE], &n_inputs, &threads, &slow))
         return NULL;
     if (threads < 0) return PyErr_Format(PyExc_ValueError, "threads must be at least 0, not %d", threads);
+    const aqpy_dlexchange *exchange = common[EXCHANGE] == Py_None ? NULL : PyCapsule_GetPointer(common[EXCHANGE], "dlpack_exchange_api");
+    if (!exchange && PyErr_Occurred()) return NULL;
     allocfunc allocate = PyType_GetSlot(type, Py_tp_alloc);
     listener *l = (listener *)allocate(type, 0);
     if (!l) return NULL;
     for (int i = 0; i < N_OBJECTS; i++) l->common[i] = Py_NewRef(common[i]);
     l->slow = Py_NewRef(slow);
+    l->look = exchange && exchange->major == AQPY_DLPACK_MAJOR ? exchange->tensor_of_object : NULL;
     l->n_inputs = n_inputs;
     l->threads = threads;
     for (int i = 0; i < N_WORDS; i++)
@@ -78,29 +84,31 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     return (PyObject *)l;
 }
 
-/* Whether an attribute, or what a method without arguments returns, is that very object. -1: an exception. */
-static int attribute_is(const listener *l, PyObject *x, enum word word, PyObject *wanted) {
-    PyObject *found = PyObject_GetAttr(x, l->words[word]);
-    Py_XDECREF(found); /* the tensor's type and Python's constants live on */
-    return found ? found == wanted : -1;
-}
+/* Whether what a method without arguments returns is that very object. -1: an exception. */
 static int method_is(const listener *l, PyObject *x, enum word word, PyObject *wanted) {
     PyObject *found = PyObject_CallMethodObjArgs(x, l->words[word], NULL);
-    Py_XDECREF(found);
+    Py_XDECREF(found); /* Python's constants live on */
     return found ? found == wanted : -1;
 }
 
-/* Number of values, where the last dimension is that of the layer's inputs; else -1, with or without an exception. */
-static Py_ssize_t values_of(const listener *l, PyObject *x) {
-    PyObject *shape = PyObject_GetAttr(x, l->words[SHAPE]);
-    if (!shape) return -1;
-    Py_ssize_t n = PyTuple_Check(shape) ? PyTuple_Size(shape) : 0, product = n ? 1 : -1, last = -1;
-    for (Py_ssize_t i = 0; i < n && product >= 0; i++) {
-        last = PyLong_AsSsize_t(PyTuple_GetItem(shape, i));
-        product = last < 0 ? -1 : product * last; /* of a tensor in memory: no overflow */
+/* 1: the values of x are contiguous float32 in memory, in rows of the layer's inputs. 0: they are not, or there is nothing to see. -1: an exception. */
+static int view(const listener *l, PyObject *x, const float **data, uint64_t *n_rows) {
+    enum { CPU = 1, FLOAT = 2 };
+    aqpy_dltensor t;
+    if (!l->look || Py_TYPE(x) != (PyTypeObject *)l->common[TENSOR]) return 0;
+    if (l->look(x, &t) != 0) { /* sparse, without memory, ... */
+        PyErr_Clear();
+        return 0;
     }
-    Py_DECREF(shape);
-    return last == l->n_inputs ? product : -1;
+    if (t.device_type != CPU || t.type_code != FLOAT || t.type_bits != 32 || t.type_lanes != 1 || t.ndim < 1 || t.shape[t.ndim - 1] != l->n_inputs) return 0;
+    int64_t n = 1; /* of a tensor in memory: no overflow */
+    for (int32_t i = t.ndim; i-- > 0; n *= t.shape[i])
+        if (t.shape[i] != 1 && t.strides && t.strides[i] != n) return 0;
+    uintptr_t address = (uintptr_t)t.data + (uintptr_t)t.byte_offset;
+    if (address % _Alignof(float) != 0) return 0;
+    *data = (const float *)address;
+    *n_rows = (uint64_t)(n / l->n_inputs);
+    return method_is(l, x, IS_NEG, Py_False);
 }
 
 /* What _version says, or None in inference mode, where tensors have none. */
@@ -136,7 +144,10 @@ static int recognize(const listener *l, PyObject *x) {
 
 /* 1: x was added to the statistics. 0: it is not plain. -1: an exception. */
 static int record(listener *l, PyObject *x) {
-    if (Py_TYPE(x) != (PyTypeObject *)l->common[TENSOR]) return 0;
+    const float *data;
+    uint64_t n_rows;
+    int plain = view(l, x, &data, &n_rows);
+    if (plain != 1) return plain;
     PyObject *now = PyObject_GetAttr(l->common[CLOCK], l->words[NOW]);
     if (!now) return -1;
     bool whole = PyLong_Check(now);
@@ -144,23 +155,10 @@ static int record(listener *l, PyObject *x) {
     Py_DECREF(now);
     if (timestep == -1 && PyErr_Occurred()) return -1;
     if (!whole || timestep != (int32_t)timestep) return 0;
-    int plain = attribute_is(l, x, DTYPE, l->common[FLOAT32]);
-    if (plain == 1) plain = attribute_is(l, x, IS_CPU, Py_True);
-    if (plain == 1) plain = method_is(l, x, IS_CONTIGUOUS, Py_True);
-    if (plain == 1) plain = method_is(l, x, IS_NEG, Py_False);
-    if (plain != 1) return plain;
-    Py_ssize_t n_values = values_of(l, x);
-    if (n_values < 0) return PyErr_Occurred() ? -1 : 0;
-    PyObject *address = PyObject_CallMethodObjArgs(x, l->words[DATA_PTR], NULL);
-    const float *data = address ? PyLong_AsVoidPtr(address) : NULL;
-    Py_XDECREF(address);
-    if (PyErr_Occurred()) return -1;
-    if ((uintptr_t)data % _Alignof(float) != 0) return 0;
     if (l->role == LEADS && remember(l, x) < 0) return -1;
     aqpy_calibration *c = (aqpy_calibration *)l->common[CALIBRATION];
     aq_error err = {0};
     aq_status status;
-    uint64_t n_rows = (uint64_t)(n_values / l->n_inputs);
     aqpy_calibration_enter(c);
     Py_BEGIN_ALLOW_THREADS
     status = aq_calib_update(c->calib, l->index, data, n_rows, (uint64_t)l->n_inputs, NULL, (int32_t)timestep, l->threads, &err);

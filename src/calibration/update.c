@@ -278,7 +278,7 @@ static aq_status layer_to_update(aq_calib *c, size_t index, aq_calib_layer **out
 aq_status aq_calib_update(aq_calib *c, size_t index, const float *x, uint64_t n_rows, uint64_t row_stride, const int32_t *timesteps, int32_t timestep,
                           int n_threads, aq_error *err) {
     aq_error_clear(err);
-    aq_calib_layer *layer;
+    aq_calib_layer *layer = NULL;
     aq_status status = layer_to_update(c, index, &layer, err);
     if (status != AQ_OK) return status;
     if (n_rows > 1 && row_stride < layer->n_inputs)
@@ -347,7 +347,7 @@ static void unfold(const unfolding *f, const float *batch, uint64_t index, float
 aq_status aq_calib_update_conv(aq_calib *c, size_t index, const float *x, const aq_conv_shape *shape, const int32_t *timesteps, int32_t timestep, int n_threads,
                                aq_error *err) {
     aq_error_clear(err);
-    aq_calib_layer *layer;
+    aq_calib_layer *layer = NULL;
     aq_status status = layer_to_update(c, index, &layer, err);
     if (status != AQ_OK) return status;
     unfolding f = {.s = shape};

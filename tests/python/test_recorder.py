@@ -374,16 +374,16 @@ def test_a_listener_takes_no_layer_that_the_calibration_lacks():
     c, slow = aq.Calibration(num_timesteps=10), []
     layer, x = c.add_layer("fc.weight", 4), torch.ones(3, 4)
     clock = type("Clock", (), {"now": 3})()
-    listener = _Listener(c, clock, torch.Tensor, torch.float32, 4, 1, slow.append)
+    listener = _Listener(c, clock, torch.Tensor, torch.Tensor.__dlpack_c_exchange_api__, 4, 1, slow.append)
     listener(None, (x,), {})
     assert len(slow) == 1  # its number is not known yet
     for arguments in [(1, False, None), (-1, False, None), (layer, True, None), (layer, False, 5)]:
         with pytest.raises(ValueError, match="is not in the calibration"):
             listener.settle(*arguments)
     with pytest.raises(ValueError, match="does not have 5 inputs"):
-        _Listener(c, clock, torch.Tensor, torch.float32, 5, 1, slow.append).settle(layer, False, None)
+        _Listener(c, clock, torch.Tensor, torch.Tensor.__dlpack_c_exchange_api__, 5, 1, slow.append).settle(layer, False, None)
     with pytest.raises(ValueError, match="threads"):
-        _Listener(c, clock, torch.Tensor, torch.float32, 4, -1, slow.append)
+        _Listener(c, clock, torch.Tensor, torch.Tensor.__dlpack_c_exchange_api__, 4, -1, slow.append)
     listener.settle(layer, False, None)
     listener(None, (), {"input": x})
     assert c.stats(layer, group=3)["sum"].tolist() == [3.0] * 4 and len(slow) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import numpy as np
 import torch
@@ -68,35 +69,39 @@ class Clock:
     def steps_of(self, value):
         """Timesteps of the schedule, from what the model calls its timestep: an int, or an int32 array where samples differ."""
         if isinstance(value, torch.Tensor):
-            value = value.detach().cpu()
             floating = value.is_floating_point()
-            value = value.double().numpy()
+            values = value.detach().reshape(-1).tolist()
         else:
             value = np.asarray(value)
             floating = value.dtype.kind == "f"
-        value = value.astype(np.float64).reshape(-1)
-        if value.size == 0:
+            values = value.astype(np.float64).reshape(-1).tolist()
+        if not values:
             return None
-        if not np.isfinite(value).all():
-            raise FormatError(f"a timestep is not finite: {value[~np.isfinite(value)][0]}")
-        steps = np.floor(value * (self.num_timesteps / self._scale_of(value, floating)) + ROUNDING)
-        steps[steps == self.num_timesteps] -= 1  # the noisiest end itself: ratio 1, sigma 1
-        inside = np.clip(steps, 0, self.num_timesteps - 1)
-        if (inside != steps).any():
-            self.tell("outside", f"timestep {value[inside != steps][0]:g} is outside the schedule of {self.num_timesteps}; counted at its nearest end")
-        steps = inside.astype(np.int32)
-        self.seen.update(steps.tolist())
-        return int(steps[0]) if (steps == steps[0]).all() else steps
+        distinct = set(values)  # mostly one
+        bad = next((v for v in distinct if not math.isfinite(v)), None)
+        if bad is not None:
+            raise FormatError(f"a timestep is not finite: {bad}")
+        factor = self.num_timesteps / self._scale_of(max(distinct), floating)
+        steps = {v: self._step_of(v, factor) for v in distinct}
+        self.seen.update(steps.values())
+        return steps[values[0]] if len(set(steps.values())) == 1 else np.array([steps[v] for v in values], np.int32)
 
-    def _scale_of(self, value, floating):
+    def _step_of(self, value, factor):
+        last = self.num_timesteps - 1
+        step = math.floor(min(max(value * factor + ROUNDING, -1), last + 2))
+        if not 0 <= step <= last + 1:
+            self.tell("outside", f"timestep {value:g} is outside the schedule of {self.num_timesteps}; counted at its nearest end")
+        return min(max(step, 0), last)  # T is the noisiest end itself: ratio 1, sigma 1
+
+    def _scale_of(self, largest, floating):
         """What the model counts as the full schedule: T itself, or 1 where floats say how noisy (decided on the first pass)."""
         if not floating and not self.decided:
             return self.num_timesteps
         if self.scale is None:
-            self.scale = 1.0 if value.max() <= 1 else float(self.num_timesteps)
-        elif not self.decided and self.scale == 1.0 and value.max() > 1:
+            self.scale = 1.0 if largest <= 1 else float(self.num_timesteps)
+        elif not self.decided and self.scale == 1.0 and largest > 1:
             raise ConfigurationError(
-                f"the first passes had timesteps of at most 1, taken as ratios of the schedule, now there is {value.max():g}: say what the full schedule "
+                f"the first passes had timesteps of at most 1, taken as ratios of the schedule, now there is {largest:g}: say what the full schedule "
                 f"counts with scale=1.0 or scale={self.num_timesteps}"
             )
         return self.scale

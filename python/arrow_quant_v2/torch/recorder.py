@@ -153,9 +153,9 @@ class Recorder:
         self._handles: list[Any] = []
         self._borrowed: list[torch.nn.Parameter] = []
         self._replace = append or overwrite
+        fixed = (self.calibration, self._clock, torch.Tensor, getattr(torch.Tensor, "__dlpack_c_exchange_api__", None))
         for layer in self._layers:
             n_inputs = layer.n_inputs if layer.shape is None else -1
-            fixed = (self.calibration, self._clock, torch.Tensor, torch.float32)
             layer.listener = _Listener(*fixed, n_inputs, threads, self._slow_hook_of(layer))
         encoders = [part for part in module.modules() if isinstance(part, torch.nn.TransformerEncoderLayer)]
         self._skippable = {id(part) for encoder in encoders for part in encoder.modules()}
