@@ -1,10 +1,9 @@
 /* ArrowQuant linear: a layer that runs on its codes. y = x W'^T + bias, with W' = dequantize(codes, params) of quant.h, which never exists as a whole.
  *
  * Few rows of x: every output is a dot product on the codes themselves, which are read once, at the speed of memory. More rows: the inputs become integers of
- * 16 bits and meet the codes in products of integers, which are exact and twice as fast as those of floats (docs/decisions/006-integers-of-16-bits.md). Inputs of
- * 8 bits, a quantization of its own, take that way at any number of rows: time.h. Codes
- * and parameters are only read and may lie in a memory-mapped file. What a layer needs besides (equalization of its inputs, their rotation) is done to x by the
- * caller, aq_hadamard (solve.h) for one.
+ * 16 bits and meet the codes in products of integers, which are exact and twice as fast as those of floats (docs/decisions/006-integers-of-16-bits.md). Inputs
+ * of 8 bits, a quantization of its own, take that way at any number of rows: time.h. Codes and parameters are only read and may lie in a memory-mapped file.
+ * What a layer needs besides (equalization of its inputs, their rotation) is done to x by the caller, aq_hadamard (solve.h) for one.
  */
 #ifndef ARROWQUANT_LINEAR_H
 #define ARROWQUANT_LINEAR_H
