@@ -159,13 +159,15 @@ static int record(listener *l, PyObject *x) {
     aqpy_calibration *c = (aqpy_calibration *)l->common[CALIBRATION];
     aq_error err = {0};
     aq_status status;
-    aqpy_calibration_enter(c);
-    Py_BEGIN_ALLOW_THREADS
-    status = aq_calib_update(c->calib, l->index, data, n_rows, (uint64_t)l->n_inputs, NULL, (int32_t)timestep, l->threads, &err);
-    Py_END_ALLOW_THREADS
-    aqpy_calibration_leave(c);
+    do {
+        aqpy_calibration_enter(c);
+        aqpy_calibration_begin(c);
+        status = aq_calib_update(c->calib, l->index, data, n_rows, (uint64_t)l->n_inputs, NULL, (int32_t)timestep, l->threads, &err);
+        aqpy_calibration_end(c);
+        aqpy_calibration_leave(c);
+    } while (aqpy_calibration_again(status));
     if (status == AQ_OK) return 1;
-    aqpy_calibration_fail((PyObject *)c, &err);
+    if (!PyErr_Occurred()) aqpy_calibration_fail((PyObject *)c, &err);
     return -1;
 }
 
