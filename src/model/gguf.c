@@ -321,9 +321,12 @@ static aq_status place_tensors(const reader *r, aq_tensor_info *tensors, uint64_
         if (t->offset != expected)
             return fail_tensor(r, r->name_at[i], "its data begins at %s, expected %s, where the data before it ends", aq_format_count(is, t->offset),
                                aq_format_count(other, expected));
-        if (t->offset > data_bytes || t->size_bytes > data_bytes - t->offset)
-            return fail_tensor(r, r->name_at[i], "its %s bytes of data reach beyond the file, which has %s for it", aq_format_count(is, t->size_bytes),
-                               aq_format_count(other, t->offset < data_bytes ? data_bytes - t->offset : 0));
+        if (t->offset > data_bytes || t->size_bytes > data_bytes - t->offset) {
+            fail_tensor(r, r->name_at[i], "its %s bytes of data reach beyond the file, which has %s for it", aq_format_count(is, t->size_bytes),
+                        aq_format_count(other, t->offset < data_bytes ? data_bytes - t->offset : 0));
+            aq_hint(r->err, "if the file was downloaded, it is cut short: get it again");
+            return AQ_ERR_FORMAT;
+        }
         last = t->offset + t->size_bytes;
         if (!aq_align(last, r->alignment, &expected)) return fail_tensor(r, r->name_at[i], "its end overflows 64 bits");
         t->offset += data_begin;

@@ -355,6 +355,12 @@ static aq_status open_adapter(aq_model **out, const char *path, const aq_model_o
         aq_free(file);
         file = aq_path_join(path, "pytorch_lora_weights.safetensors");
     }
+    if (file && !aq_path_exists(file)) {
+        aq_free(file);
+        aq_fail_at(err, AQ_ERR_FORMAT, path, NULL, "holds no adapter (LoRA): neither adapter_model.safetensors nor pytorch_lora_weights.safetensors");
+        aq_hint(err, "give the adapter's file");
+        return AQ_ERR_FORMAT;
+    }
     aq_status status = file ? aq_model_open(out, file, &plain, err) : aq_fail_memory(err, strlen(path), "a path");
     aq_free(file);
     return status;

@@ -105,6 +105,15 @@ aq_status aq_plan_requests(aq_plan_request **out, const aq_config *config, const
 
 /* ---- settings ---- */
 
+aq_status aq_check_layer_name(const aq_model *model, const char *name, const char *file, const char *what, aq_error *err) {
+    char full[1100], shown[256];
+    snprintf(full, sizeof full, "%s.weight", name);
+    if (aq_model_find(model, name) >= 0 || aq_model_find(model, full) >= 0) return AQ_OK;
+    aq_fail_at(err, AQ_ERR_USAGE, file, NULL, "%s names \"%s\", which is not in the model", what, aq_escape(shown, sizeof shown, name, strlen(name)));
+    aq_hint(err, "it was made for another model, or is misspelt; --allow-unmatched goes by what is there");
+    return AQ_ERR_USAGE;
+}
+
 static aq_status read_weights(planner *p, const char *path, aq_error *err) {
     aq_status status = aq_json_load(&p->weights_json, path, 64 * MIB, 4, err);
     if (status != AQ_OK) return status;
@@ -116,8 +125,14 @@ static aq_status read_weights(planner *p, const char *path, aq_error *err) {
     p->weights = aq_calloc(n, sizeof *p->weights);
     if (!p->weight_names || !p->weights) return aq_fail_memory(err, n * sizeof *p->weights, "weights");
     json_object_foreach(p->weights_json, name, value) {
-        if (!json_is_number(value) || json_number_value(value) < 0)
-            return aq_fail_at(err, AQ_ERR_FORMAT, path, name, "its weight must be a number, not negative");
+        if (!json_is_number(value) || json_number_value(value) < 0) {
+            char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+            status = aq_fail_at(err, AQ_ERR_FORMAT, path, name, "its weight must be a number, not negative, found %.60s", text ? text : "another value");
+            free(text);
+        } else if (!p->options->allow_unmatched) {
+            status = aq_check_layer_name(p->model, name, path, "the list of weights", err);
+        }
+        if (status != AQ_OK) return status;
         p->weight_names[i] = name;
         p->weights[i++] = json_number_value(value);
     }

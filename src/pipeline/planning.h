@@ -7,6 +7,8 @@
 
 #include "pipeline/job.h"
 
+/* A file about layers names one of this model's, with or without ".weight" at its end: else AQ_ERR_USAGE after `file` and `what` ("the plan"). */
+aq_status aq_check_layer_name(const aq_model *model, const char *name, const char *file, const char *what, aq_error *err);
 /* MiB in whole bytes, a fraction of one dropped; 0 stays 0. */
 uint64_t aq_mib_bytes(double mib);
 /* The size that is asked for or wished, in whole bytes. 0: none. */

@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "base/size.h"
 #include "pipeline/attempts.h"
+#include "pipeline/planning.h"
 #include "pipeline/quantize.h"
 #include "pipeline/source.h"
 
@@ -380,13 +381,7 @@ static aq_status open_plan(quantize_run *run, aq_error *err) {
     aq_status status = aq_plan_load(&run->own_plan, path, err);
     if (status == AQ_OK) run->plan = run->own_plan;
     for (size_t i = 0; status == AQ_OK && run->model && !run->options->allow_unmatched && i < aq_plan_n_layers(run->plan); i++) {
-        const char *name = aq_plan_layer_at(run->plan, i)->name;
-        char full[1100], shown[256];
-        snprintf(full, sizeof full, "%s.weight", name);
-        if (aq_model_find(run->model, name) >= 0 || aq_model_find(run->model, full) >= 0) continue;
-        status =
-            aq_fail_at(err, AQ_ERR_USAGE, path, NULL, "the plan names \"%s\", which is not in the model", aq_escape(shown, sizeof shown, name, strlen(name)));
-        aq_hint(err, "it was made for another model; --allow-unmatched carries out what is there");
+        status = aq_check_layer_name(run->model, aq_plan_layer_at(run->plan, i)->name, path, "the plan", err);
     }
     return status;
 }

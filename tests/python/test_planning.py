@@ -67,8 +67,11 @@ def test_weights_of_layers_may_be_given(tmp_path):
     (tmp_path / "w.json").write_text(json.dumps(weights))
     assert aq.plan(DIT, target_size="3MB", layer_weights=tmp_path / "w.json", **FAST).layers == plan.layers
     (tmp_path / "w.json").write_text('{"a": -1}')
-    with pytest.raises(aq.FormatError, match="weight must be a number"):
+    with pytest.raises(aq.FormatError, match="weight must be a number, not negative, found -1"):
         aq.plan(DIT, layer_weights=tmp_path / "w.json", **FAST)
+    with pytest.raises(aq.ConfigurationError, match='the list of weights names "nothing", which is not in the model'):
+        aq.plan(DIT, layer_weights={"nothing": 1}, **FAST)
+    assert aq.plan(DIT, layer_weights={"nothing": 1}, allow_unmatched=True, **FAST)
 
 
 def test_what_is_excluded_is_not_up_to_the_plan():
