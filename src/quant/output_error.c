@@ -71,7 +71,7 @@ bool aq_hessian_square(const aq_hessian *h, const float *x, uint64_t lanes, floa
 
 /* ---- any approximation ---- */
 
-enum { ROWS = 16 };
+enum { ROWS = 32, DEPTH = AQ_GEMM_BLOCK, WIDTH = 128 };
 
 typedef struct error_job {
     const float *w, *v, *h;
@@ -79,36 +79,43 @@ typedef struct error_job {
     aq_output_error *parts; /* per row */
 } error_job;
 
-/* Sixteen rows at a time: D H by columns of H, in double. */
+/* H[k0 .. k1, j0 .. j1) of the upper triangle in double, what is off the diagonal twice. */
+static void widen(const float *h, uint64_t n, uint64_t k0, uint64_t k1, uint64_t j0, uint64_t j1, double *block) {
+    for (uint64_t k = k0; k < k1; k++)
+        for (uint64_t j = j0; j < j1; j++) *block++ = j < k ? 0 : (double)h[k * n + j] * (j > k ? 2 : 1);
+}
+
+/* Rows of w - v and of w by turns, d [2 rows, n]: d U d^T of each, U the upper triangle, WIDTH of its columns at a time. */
 static bool error_task(void *context, size_t index) {
     error_job *j = context;
     uint64_t begin = index * ROWS, rows = least(ROWS, j->rows - begin), n = j->n;
-    double *d = aq_alloc(2 * rows * n * sizeof *d), *row = aq_alloc(n * sizeof *row);
-    if (d && row) {
-        for (uint64_t r = 0; r < rows; r++)
-            for (uint64_t i = 0; i < n; i++) {
-                uint64_t at = (begin + r) * n + i;
-                d[2 * r * n + i] = (double)j->w[at] - (double)j->v[at];
-                d[(2 * r + 1) * n + i] = (double)j->w[at];
-            }
-        for (uint64_t i = 0; i < n; i++) { /* row i of the upper triangle, its off-diagonal part twice */
-            for (uint64_t k = i; k < n; k++) row[k] = (double)j->h[i * n + k] * (k > i ? 2 : 1);
-            for (uint64_t r = 0; r < 2 * rows; r++) {
-                double sum[8] = {0}, x = d[r * n + i];
-                if (x == 0) continue;
-                uint64_t k = i;
-                for (; k + 8 <= n; k += 8)
-                    for (uint64_t u = 0; u < 8; u++) sum[u] += row[k + u] * d[r * n + k + u];
-                for (uint64_t u = 0; k < n; k++, u++) sum[u] += row[k] * d[r * n + k];
-                double total = x * (((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])));
-                aq_output_error *part = &j->parts[begin + r / 2];
-                *(r % 2 ? &part->ref : &part->err) += total;
-            }
+    double *d = aq_alloc(2 * rows * n * sizeof *d), *block = aq_alloc((DEPTH + 2 * rows) * WIDTH * sizeof *block);
+    bool ok = d && block;
+    for (uint64_t r = 0; ok && r < rows; r++)
+        for (uint64_t i = 0; i < n; i++) {
+            uint64_t at = (begin + r) * n + i;
+            d[2 * r * n + i] = (double)j->w[at] - (double)j->v[at];
+            d[(2 * r + 1) * n + i] = (double)j->w[at];
+        }
+    for (uint64_t j0 = 0; ok && j0 < n; j0 += WIDTH) {
+        uint64_t j1 = least(j0 + WIDTH, n), width = j1 - j0;
+        double *y = block + DEPTH * WIDTH;
+        memset(y, 0, 2 * rows * width * sizeof *y);
+        for (uint64_t k0 = 0; ok && k0 < j1; k0 += DEPTH) {
+            uint64_t k1 = least(k0 + DEPTH, j1);
+            widen(j->h, n, k0, k1, j0, j1, block);
+            aq_matrix_f64 left = {d + k0, n, 1}, right = {block, width, 1};
+            ok = aq_gemm_f64(2 * rows, width, k1 - k0, left, right, y, width, false, AQ_GEMM_FULL, 1);
+        }
+        for (uint64_t r = 0; ok && r < 2 * rows; r++) {
+            double total = 0;
+            for (uint64_t i = 0; i < width; i++) total += d[r * n + j0 + i] * y[r * width + i];
+            aq_output_error *part = &j->parts[begin + r / 2];
+            *(r % 2 ? &part->ref : &part->err) += total;
         }
     }
-    bool ok = d && row;
     aq_free(d);
-    aq_free(row);
+    aq_free(block);
     return ok;
 }
 
