@@ -272,6 +272,7 @@ def main():
     results = []
     with tempfile.TemporaryDirectory() as folder:
         work = arguments.work or pathlib.Path(folder)
+        work.mkdir(parents=True, exist_ok=True)
         for name, kind in (("dit", Dit), ("text", Text)):
             if arguments.only in (None, name):
                 bench = Bench(kind(arguments.models, arguments.data), work)

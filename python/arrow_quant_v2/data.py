@@ -1,5 +1,6 @@
-"""Data sets for calibration: JSONL, Parquet, npz and npy files through the library's readers; image folders through Pillow; local Hugging Face data sets and
-Arrow files through pyarrow. Samples come one by one. A line that cannot be used is never dropped in silence."""
+"""Data sets for calibration: JSONL, Parquet, npz and npy files through the library's readers; image folders through Pillow; local Hugging Face data sets,
+Arrow files, and Parquet columns that the library does not know, through pyarrow. Samples come one by one. A line that cannot be used is never dropped in
+silence."""
 
 from __future__ import annotations
 
@@ -66,8 +67,10 @@ class DataSet:
     """Samples of a file or folder, read one by one each time it is iterated.
 
     path: JSONL ({"text": …}, {"prompt": …}, {"input": [...]} or {"data": [...], "timestep": …, "shape": …} a line), .parquet with such columns, .npz, .npy, an
-    Arrow IPC file, a folder of images, a Hugging Face data set as save_to_disk writes it, or a model folder that holds calibration.jsonl, .parquet or .arrow.
-    array: member of an .npz with the samples (beside it, `labels` is read); split: of a Hugging Face data set; column: which one holds text, image or values.
+    Arrow IPC file, a folder of images, a Hugging Face data set (as save_to_disk writes it, or a folder of Parquet files as the hub keeps it), or a model folder
+    that holds calibration.jsonl, .parquet or .arrow.
+    array: member of an .npz with the samples (beside it, `labels` is read); split: of a Hugging Face data set; column: which one holds text, image or values,
+    of such a data set, of Arrow and of Parquet files.
     size: (height, width) or one number: images are cropped in the middle and scaled to it; channels: 1 or 3 (None: as they are); value_range: of black and
     white. Arrays of uint8 in .npz and .npy count as images [height, width] or [height, width, channels].
     on_bad: 'raise' FormatError that lists every bad line met, or 'skip' them with one warning.
@@ -111,7 +114,10 @@ class DataSet:
         if os.path.isdir(self.path):
             self._files, self._open = folder_of(self.path, split)
         else:
-            self._files, self._open = [self.path], arrow_rows if self.path.endswith((".arrow", ".feather")) else file_rows
+            by_column = self.path.endswith(".parquet") and column is not None
+            self._files, self._open = [self.path], arrow_rows if by_column or self.path.endswith((".arrow", ".feather")) else file_rows
+        if column is not None and self._open is not arrow_rows:
+            raise ValueError(f"column= is for Parquet and Arrow files and Hugging Face data sets, {self.path} is none")
         self.options: dict[str, Any] = {
             "array": array,
             "split": split,
@@ -244,7 +250,26 @@ def folder_of(path, split):
     )
     if images:
         return images, image_rows
-    raise FormatError(f"{path}: neither a Hugging Face data set (state.json) nor a folder of images ({', '.join(IMAGE_SUFFIXES)})")
+    if parquet := parquet_files(path, split):
+        return parquet, arrow_rows
+    raise FormatError(f"{path}: neither a Hugging Face data set (state.json, or Parquet files) nor a folder of images ({', '.join(IMAGE_SUFFIXES)})")
+
+
+def parquet_files(path, split):
+    """Parquet files of a split, below `path`: data/train-00000-of-00002.parquet, train/0000.parquet or train.parquet. All, where none is named so."""
+    found = sorted(os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names if name.endswith(".parquet"))
+    splits: dict[str, list[str]] = {}
+    for file in found:
+        words = file[: -len(".parquet")].split(os.sep)
+        splits.setdefault(words[-1].partition("-")[0] if not words[-1][0].isdigit() else words[-2] if len(words) > 1 else "", []).append(
+            os.path.join(path, file)
+        )
+    chosen = split or ("train" if "train" in splits else None)
+    if chosen is None:
+        return [file for files in splits.values() for file in files]
+    if chosen not in splits:
+        raise ValueError(f"{path} has the splits {', '.join(sorted(splits))}; give split= one of them")
+    return splits[chosen]
 
 
 def listed(file, key):
@@ -289,6 +314,17 @@ class Images:
             planes = planes[:3].mean(0, keepdims=True) if self.channels == 1 else np.repeat(planes[:1], 3, 0)
         return np.ascontiguousarray(planes * np.float32((self.high - self.low) / 255) + np.float32(self.low))
 
+    def read(self, file):
+        """Of a path or an open file; ValueError when it is no image. Pillow's decoders raise errors of all kinds on damaged ones."""
+        image = pillow()
+        try:
+            with image.open(file, formats=IMAGE_FORMATS) as opened:
+                return self.of_image(opened)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(str(error)) from None
+
     def of_image(self, image):
         import numpy as np
 
@@ -317,15 +353,14 @@ def pillow():
 
 def image_rows(data):
     """Files in the order of their names; folders directly below the data set's are the labels, when every image lies in one."""
-    image = pillow()
+    pillow()
     groups = [os.path.relpath(file, data.path).split(os.sep)[:-1] for file in data._files]
     names = sorted({group[0] for group in groups if group})
     labelled = all(groups)
     for i, file in enumerate(data._files):
         try:
-            with image.open(file, formats=IMAGE_FORMATS) as opened:
-                values = data._images.of_image(opened)
-        except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+            values = data._images.read(file)
+        except ValueError as error:
             data.bad(i + 1, f"{os.path.relpath(file, data.path)!r} is no image that can be read ({error})")
             continue
         yield Sample("image", i + 1, values=values, label=names.index(groups[i][0]) if labelled else None)
@@ -335,20 +370,30 @@ def image_rows(data):
 
 
 def arrow_rows(data):
-    """Rows of Arrow IPC files or streams, batch by batch."""
+    """Rows of Arrow IPC files or streams and of Parquet files, batch by batch."""
     try:
         import pyarrow as pa  # type: ignore[import-untyped]
     except ImportError:
-        raise ImportError("Hugging Face data sets and Arrow files are read with pyarrow: pip install pyarrow") from None
+        raise ImportError("Hugging Face data sets, Arrow files and Parquet columns by name are read with pyarrow: pip install pyarrow") from None
     line = 0
     for file in data._files:
+        kind = "Parquet" if file.endswith(".parquet") else "Arrow"
         try:
             with pa.memory_map(file) as mapped:
-                for batch in batches_of(pa, mapped):
+                for batch in parquet_batches(mapped) if kind == "Parquet" else batches_of(pa, mapped):
                     yield from batch_rows(data, batch, line)
                     line += batch.num_rows
-        except pa.ArrowException as error:
-            raise FormatError(f"{file}: not a readable Arrow file: {error}") from None
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the file system's, not the decoder's
+            raise FormatError(f"{file}: not a readable {kind} file: {error}") from None
+
+
+def parquet_batches(mapped):
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    with pq.ParquetFile(mapped) as opened:
+        yield from opened.iter_batches(batch_size=256)
 
 
 def batches_of(pa, mapped):
@@ -393,10 +438,10 @@ def sample_of(data, main, row, line):
         import io
 
         try:
-            with pillow().open(io.BytesIO(value), formats=IMAGE_FORMATS) as opened:
-                return Sample("image", line, values=data._images.of_image(opened), label=label, timestep=timestep)
-        except (OSError, SyntaxError) as error:
+            values = data._images.read(io.BytesIO(value))
+        except ValueError as error:
             raise ValueError(f"its {main} is no image that can be read ({error})") from None
+        return Sample("image", line, values=values, label=label, timestep=timestep)
     if value is None:
         raise ValueError(f"its {main} is null")
     return Sample("data" if main == "data" else "input", line, *values_of(value, row.get("shape")), timestep=timestep, label=label)

@@ -127,6 +127,11 @@ static void close_rows(aq_dataset *d) {
     aq_free(r);
 }
 
+static aq_status hint_at_python(aq_error *err) {
+    aq_hint(err, "column= of arrow_quant_v2.DataSet reads one of any name and type, with pyarrow");
+    return AQ_ERR_FORMAT;
+}
+
 static aq_status find_columns(aq_dataset *d, rows *r, aq_error *err) {
     const carquet_schema_t *schema = carquet_reader_schema(r->file.reader);
     for (int c = 0; c < N_COLUMNS; c++) r->leaf[c] = -1;
@@ -140,15 +145,18 @@ static aq_status find_columns(aq_dataset *d, rows *r, aq_error *err) {
                  number = integer || type == CARQUET_PHYSICAL_FLOAT || type == CARQUET_PHYSICAL_DOUBLE;
             bool list = c == INPUT || c == DATA || c == SHAPE;
             bool fits = c <= PROMPT ? type == CARQUET_PHYSICAL_BYTE_ARRAY : c <= DATA ? number : integer;
-            if (!fits || carquet_schema_max_rep_level(schema, i) != (list ? 1 : 0))
-                return aq_fail_at(err, AQ_ERR_FORMAT, d->path, NULL, "column %s has another type than a data set gives it", path);
+            if (!fits || carquet_schema_max_rep_level(schema, i) != (list ? 1 : 0)) {
+                aq_fail_at(err, AQ_ERR_FORMAT, d->path, NULL, "column %s has another type than a data set gives it", path);
+                return hint_at_python(err);
+            }
             r->leaf[c] = i;
             r->types[c] = type;
         }
     }
     for (r->content = TEXT; r->content <= DATA; r->content++)
         if (r->leaf[r->content] >= 0) return AQ_OK;
-    return aq_fail_at(err, AQ_ERR_FORMAT, d->path, NULL, "has no column text, prompt, input or data");
+    aq_fail_at(err, AQ_ERR_FORMAT, d->path, NULL, "has no column text, prompt, input or data");
+    return hint_at_python(err);
 }
 
 aq_status aq_dataset_open_parquet(aq_dataset *d, aq_error *err) {

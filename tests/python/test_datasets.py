@@ -234,6 +234,62 @@ def test_rows_of_arrow_and_parquet_files_are_those_of_json_lines(tmp_path):
         (tmp_path / f"calibration.{suffix}").unlink()
 
 
+def test_parquet_columns_of_any_name_are_read_by_pyarrow(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    image = pytest.importorskip("PIL.Image")
+    import io
+
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    image.fromarray(np.full((4, 6), 255, np.uint8)).save(buffer, "PNG")
+    pixels = [{"bytes": buffer.getvalue(), "path": None}, {"bytes": buffer.getvalue()[:30], "path": None}, {"bytes": b"BM", "path": None}]
+    pq.write_table(pa.table({"caption": ["a", "b", None], "image": pixels, "label": [7, 8, 9], "data": [[[1.0], [2.0]]] * 3}), tmp_path / "a.parquet")
+    path = tmp_path / "a.parquet"
+    with pytest.raises(aq.FormatError, match="line 3: its caption is null"):
+        list(aq.DataSet(path, column="caption"))
+    assert [(s.text, s.label) for s in aq.DataSet(path, column="caption").take(2)] == [("a", 7), ("b", 8)]
+    with pytest.raises(aq.FormatError, match="(?s)2 bad lines.*line 2: its image is no image.*line 3: its image is no image"):
+        list(aq.DataSet(path, column="image"))
+    assert aq.DataSet(path, column="image").take(1)[0].values.shape == (1, 4, 6)
+    assert [s.values.shape for s in aq.DataSet(path, column="data")] == [(2, 1)] * 3
+    with pytest.raises(aq.FormatError, match="has another type .*column= of arrow_quant_v2.DataSet"):
+        list(aq.DataSet(path))
+    with pytest.raises(aq.FormatError, match="there is no column 'text'; it has caption, data, image, label"):
+        list(aq.DataSet(path, column="text"))
+    (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(aq.FormatError, match="not a readable Parquet file"):
+        list(aq.DataSet(tmp_path / "cut.parquet", column="caption"))
+    with pytest.raises(ValueError, match="column= is for Parquet"):  # never ignored in silence
+        aq.DataSet(write_lines(tmp_path / "a.jsonl", {"caption": "a"}), column="caption")
+
+
+def test_a_hugging_face_folder_of_parquet_files_is_read_by_split(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    def save(name, *texts):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": list(texts)}), tmp_path / name)
+
+    save("hub/data/train-00001-of-00002.parquet", "c", None)
+    save("hub/data/train-00000-of-00002.parquet", "a", "b")
+    save("hub/data/test-00000-of-00001.parquet", "t")
+    assert [s.text for s in aq.DataSet(tmp_path / "hub").take(3)] == ["a", "b", "c"]
+    with pytest.raises(aq.FormatError, match="line 4: its text is null"):
+        list(aq.DataSet(tmp_path / "hub"))
+    assert [s.text for s in aq.DataSet(tmp_path / "hub", split="test")] == ["t"]
+    with pytest.raises(ValueError, match="has the splits test, train"):
+        aq.DataSet(tmp_path / "hub", split="dev")
+    save("converted/train/0000.parquet", "a")
+    save("converted/validation/0000.parquet", "v")
+    assert [s.text for s in aq.DataSet(tmp_path / "converted")] == ["a"]
+    assert [s.text for s in aq.DataSet(tmp_path / "converted", split="validation")] == ["v"]
+    save("plain/part-0.parquet", "a")
+    save("plain/part-1.parquet", "b")
+    assert [s.text for s in aq.DataSet(tmp_path / "plain")] == ["a", "b"]
+
+
 def test_what_is_no_data_set_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         aq.DataSet(tmp_path / "none.jsonl")
