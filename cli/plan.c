@@ -45,6 +45,7 @@ static void print_layer(cli_table *table, const char *name, const json_t *layer)
 static void print_summary(const json_t *s) {
     uint64_t budget = cli_json_count(s, "budget_bytes");
     const json_t *counts = json_object_get(s, "bits"), *n;
+    bool synthetic = json_is_true(json_object_get(json_object_get(s, "calibration"), "synthetic"));
     const char *bits;
     cli_print(stdout, "plan: %s", cli_size_both(cli_json_count(s, "bytes")));
     if (budget) cli_print(stdout, " of %s", cli_size(budget));
@@ -52,8 +53,8 @@ static void print_summary(const json_t *s) {
     json_object_foreach((json_t *)(uintptr_t)counts, bits, n) {
         cli_print(stdout, " %lld %s%s", (long long)json_integer_value(n), strcmp(bits, "kept") == 0 ? "" : "at int", bits);
     }
-    cli_print(stdout, "\nestimated error %s dB of the %s, weighted by %s", cli_decibel(cli_json_real(s, "estimated_sqnr_db")),
-              cli_safe(cli_json_text(s, "error_measure")), cli_safe(cli_json_text(s, "weighting")));
+    cli_print(stdout, "\nestimated error %s dB of the %s%s, weighted by %s", cli_decibel(cli_json_real(s, "estimated_sqnr_db")),
+              cli_safe(cli_json_text(s, "error_measure")), synthetic ? " of SYNTHETIC inputs" : "", cli_safe(cli_json_text(s, "weighting")));
     uint64_t rows = cli_json_count(s, "sampled_rows");
     if (rows) cli_print(stdout, ", on %llu rows of a layer", (unsigned long long)rows);
     cli_print(stdout, "; reachable: %s to %s\n", cli_size(cli_json_count(s, "minimum_bytes")), cli_size(cli_json_count(s, "maximum_bytes")));

@@ -101,6 +101,14 @@ static void put_cards(page_text *p, const page_figures *f) {
     aq_page_put(p, ".</p>\n");
 }
 
+/* Statistics of random inputs are told wherever their figures are. */
+static void put_origin(page_text *p, const json_t *metadata) {
+    if (json_is_true(json_object_get(json_object_get(metadata, "calibration"), "synthetic")))
+        aq_page_put(p,
+                    "<p>It was made with statistics of <strong>synthetic</strong> inputs: random numbers, not data. Its figures of outputs are those of such "
+                    "inputs.</p>\n");
+}
+
 static void put_measured(page_text *p, const page_figures *f) {
     if (!f->against) {
         aq_page_put(
@@ -207,6 +215,7 @@ static void put_page(page_text *p, const page_figures *f) {
     json_t *metadata = aq_report_parsed(aq_store_metadata_json(f->store));
     put_head(p, f, metadata);
     put_cards(p, f);
+    put_origin(p, metadata);
     put_measured(p, f);
     aq_page_put(p, "<h2>Size</h2>\n");
     aq_page_sizes(p, f);

@@ -275,14 +275,15 @@ static aq_status set_summary(const planner *p, aq_plan *plan, aq_error *err) {
     aq_plan_extremes(problem, &minimum, &maximum);
     double error = relative_error(p);
     json_t *json =
-        json_pack("{s:o, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:b, s:s, s:s, s:I, s:I, s:o, s:o}", "model",
+        json_pack("{s:o, s:I, s:o, s:o, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:b, s:s, s:s, s:I, s:I, s:o, s:o, s:o}", "model",
                   aq_report_text(aq_model_path(p->model)), "n_layers", (json_int_t)problem->n_items, "bits", bits_counts(p), "budget_bytes",
                   count_or_null(p->budget), "bytes", (json_int_t)bytes, "other_bytes", (json_int_t)problem->other_bytes, "minimum_bytes", (json_int_t)minimum,
                   "maximum_bytes", (json_int_t)maximum, "bits_per_weight", aq_report_real(bits_per_weight(p)), "estimated_error", aq_report_real(error),
                   "estimated_sqnr_db", aq_report_real(error > 0 ? -10 * log10(error) : (double)INFINITY), "objective",
                   aq_report_real(aq_plan_error(problem, p->choice)), "feasible", 1, "error_measure", problem->error_measure, "weighting", problem->weighting,
                   "sampled_rows", (json_int_t)problem->sampled_rows, "n_below_floor", (json_int_t)problem->n_below_floor, "wish", wish_json(p, bytes),
-                  "evolution", p->options->evolution ? json_pack("{s:o}", "start_objective", aq_report_real(p->start_error)) : json_null());
+                  "evolution", p->options->evolution ? json_pack("{s:o}", "start_objective", aq_report_real(p->start_error)) : json_null(), "calibration",
+                  aq_report_calibration(p->calib));
     char *text = json ? aq_json_dump(json, false) : NULL;
     json_decref(json);
     if (!text) return aq_fail_memory(err, 0, "the summary of a plan");
@@ -391,6 +392,8 @@ static void warn_missing(void *user, const char *name) {
                aq_escape(shown, sizeof shown, name, strlen(name)));
 }
 
+static void warn_weak(void *user, const char *sentence) { aq_job_log(user, AQ_LOG_WARNING, "calibration: %s", sentence); }
+
 /* The statistics that are named, else those that lie in the model's folder, where a run finds them too. */
 static aq_status open_calibration(aq_calib **out, const char *path, const aq_model *model, aq_error *err) {
     if (path) return aq_calib_open(out, path, err);
@@ -414,6 +417,7 @@ aq_status aq_plan_open_inputs(const char *path, const aq_config *config, const a
     if (status == AQ_OK && !allow_unmatched) status = aq_config_check_patterns(config, *model, err);
     if (status == AQ_OK) status = open_calibration(calib, calibration, *model, err);
     if (status == AQ_OK && *calib) status = aq_calib_check(*calib, *model, warn_missing, job, err);
+    if (status == AQ_OK && *calib) aq_calib_warnings(*calib, warn_weak, job);
     return status;
 }
 

@@ -32,6 +32,14 @@ json_t *aq_report_shape(const aq_shape *shape) {
     return list;
 }
 
+json_t *aq_report_calibration(const aq_calib *calib) {
+    if (!calib) return json_null();
+    const aq_calib_options *o = aq_calib_settings(calib);
+    return json_pack("{s:o, s:o, s:b, s:I, s:I, s:I, s:I}", "data_name", aq_report_text(o->data_name), "data_sha256", aq_report_text(o->data_sha256),
+                     "synthetic", o->synthetic, "seed", (json_int_t)o->seed, "n_timesteps", (json_int_t)o->n_timesteps, "n_time_groups",
+                     (json_int_t)o->n_groups, "n_layers", (json_int_t)aq_calib_n_layers(calib));
+}
+
 json_t *aq_report_parsed(const char *json_text) {
     json_t *value = NULL;
     if (json_text && json_text[0] && aq_json_parse(&value, json_text, strlen(json_text), 64, "stored JSON", NULL) == AQ_OK) return value;

@@ -2,6 +2,7 @@
 #ifndef AQ_PIPELINE_REPORT_H
 #define AQ_PIPELINE_REPORT_H
 
+#include <arrowquant/calibration.h>
 #include <arrowquant/model.h>
 #include <arrowquant/quant.h>
 #include <jansson.h>
@@ -11,6 +12,8 @@ json_t *aq_report_real(double value);
 /* The text, escaped where it is not printable UTF-8; null for NULL. */
 json_t *aq_report_text(const char *text);
 json_t *aq_report_shape(const aq_shape *shape);
+/* Where statistics come from, nothing of the path they were read from; null for NULL. */
+json_t *aq_report_calibration(const aq_calib *calib);
 /* The program's text as a JSON value; an empty object when it is no JSON. */
 json_t *aq_report_parsed(const char *json_text);
 /* Text of a finished report; takes the reference. AQ_ERR_MEMORY when `report` is NULL. `out` may be NULL. */

@@ -219,15 +219,6 @@ static json_t *modality_json(const aq_model *model) {
     return m == AQ_MODALITY_UNKNOWN ? json_null() : json_string(aq_modality_name(m));
 }
 
-/* Where the statistics come from: nothing of the path they were read from. */
-static json_t *calibration_json(const quantize_run *run) {
-    if (!run->calib) return json_null();
-    const aq_calib_options *o = aq_calib_settings(run->calib);
-    return json_pack("{s:o, s:o, s:b, s:I, s:I, s:I, s:I}", "data_name", aq_report_text(o->data_name), "data_sha256", aq_report_text(o->data_sha256),
-                     "synthetic", o->synthetic, "seed", (json_int_t)o->seed, "n_timesteps", (json_int_t)o->n_timesteps, "n_time_groups",
-                     (json_int_t)o->n_groups, "n_layers", (json_int_t)aq_calib_n_layers(run->calib));
-}
-
 /* A plan that was given: one that was made from a budget follows from the settings. */
 static json_t *plan_json(const quantize_run *run) {
     char fingerprint[65];
@@ -245,7 +236,7 @@ char *aq_metadata_text(const quantize_run *run) {
                   "nonfinite", nonfinite_json(&f), "calibrated", f.n_calibrated > 0);
     json_t *json = json_pack("{s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o, s:o, s:o, s:o}", "format", "arrowquant", "schema_version", AQ_SCHEMA_VERSION,
                              "arrowquant_version", AQ_VERSION, "modality", modality_json(run->model), "modality_source", aq_model_modality_source(run->model),
-                             "config", aq_report_parsed(run->config_json), "source", source_json(run), "calibration", calibration_json(run), "plan",
+                             "config", aq_report_parsed(run->config_json), "source", source_json(run), "calibration", aq_report_calibration(run->calib), "plan",
                              plan_json(run), "folds", aq_folds_json(&run->folds, run->model), "summary", summary);
     json_decref(f.fallbacks);
     char *text = json ? aq_json_dump(json, false) : NULL;
@@ -365,11 +356,11 @@ aq_status aq_quantize_report(quantize_run *run, char **report_json, aq_error *er
     if (listed) {
         char *config = aq_config_to_json(run->config, false);
         report = json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:O, s:O, s:o, s:{s:o}, s:{s:I, s:I}}", "schema", "arrowquant.quantize/1", "input",
-                           input_json(run), "output", output_json(run, store), "config", aq_report_parsed(config), "calibration", calibration_json(run),
-                           "summary", summary_json(run, store, &list, &f), "estimates", aq_estimates_json(run), "folds", aq_folds_json(&run->folds, run->model),
-                           "layers", list.layers, "kept", list.kept, "warnings", aq_sentences_json(&run->warnings), "time", "elapsed_s",
-                           aq_report_real(aq_now_s() - run->job.start_s), "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(), "predicted_peak_bytes",
-                           (json_int_t)run->memory.predicted_peak_bytes);
+                           input_json(run), "output", output_json(run, store), "config", aq_report_parsed(config), "calibration",
+                           aq_report_calibration(run->calib), "summary", summary_json(run, store, &list, &f), "estimates", aq_estimates_json(run), "folds",
+                           aq_folds_json(&run->folds, run->model), "layers", list.layers, "kept", list.kept, "warnings", aq_sentences_json(&run->warnings),
+                           "time", "elapsed_s", aq_report_real(aq_now_s() - run->job.start_s), "memory", "peak_rss_bytes", (json_int_t)aq_peak_rss_bytes(),
+                           "predicted_peak_bytes", (json_int_t)run->memory.predicted_peak_bytes);
         aq_config_free_text(config);
         json_decref(f.fallbacks);
     }

@@ -27,6 +27,29 @@ def test_calibration_is_used_and_told(cli, model, tmp_path):
     assert plain.json["calibration"] is None
 
 
+def test_synthetic_statistics_are_labelled_in_every_report(cli, model, tmp_path):
+    """In the run's report, its page, a later page that is not given the statistics, the container, the plan and what is printed of it."""
+    out = tmp_path / "out"
+    done = cli("quantize", model, "-o", out, "--modality", "image", "--calib", BLOCKS, "--min-accuracy", "0", "--report", tmp_path / "now.html", "--json")
+    assert done.code == 0, done.err
+    assert done.json["calibration"]["synthetic"] is True and json.loads((out / "metadata.json").read_text())["calibration"]["synthetic"] is True
+    assert cli("report", out, "-o", "later.html").code == 0
+    assert cli("report", out, "--against", model, "--calib", BLOCKS, "-o", "measured.html").code == 0
+    for page in ("now.html", "later.html", "measured.html"):
+        assert "statistics of <strong>synthetic</strong> inputs" in (tmp_path / page).read_text(), page
+    assert "on <strong>synthetic</strong> calibration data" in (tmp_path / "measured.html").read_text()
+    arguments = ("plan", model, "--modality", "image", "--calib", BLOCKS, "--target-bpw", "5", "--min-accuracy", "0")
+    printed = cli(*arguments)
+    assert printed.code == 0, printed.err
+    assert "of SYNTHETIC inputs" in printed.out and "calibration: the statistics are synthetic" in printed.err
+    assert cli(*arguments, "--json").json["summary"]["calibration"]["synthetic"] is True
+
+    plain = tmp_path / "plain"
+    assert cli("quantize", model, "-o", plain, "--modality", "image", "--report", tmp_path / "plain.html").code == 0
+    assert "<strong>synthetic" not in (tmp_path / "plain.html").read_text()
+    assert "SYNTHETIC" not in cli("plan", model, "--modality", "image", "--target-bpw", "5", "--min-accuracy", "0").out
+
+
 def test_CA01_calibration_of_another_model_is_exit_3(cli, tmp_path):
     other = write_safetensors(tmp_path / "other.safetensors", {NAMES[0]: ("F32", [64, 64], floats(64 * 64))})
     done = cli("quantize", other, "--modality", "image", "--calib", BLOCKS)
