@@ -112,6 +112,9 @@ typedef struct aq_calib_stats {
     const float *absmax, *min, *max;
 } aq_calib_stats;
 AQ_API aq_calib_stats aq_calib_group(const aq_calib *calib, size_t layer, uint32_t group);
+/* Mean and standard deviation (of the population) of each channel, from those sums; mean, std [n_inputs], either may be NULL. False, and nothing written, where
+ * nothing was seen. */
+AQ_API bool aq_calib_mean_std(const aq_calib *calib, size_t layer, uint32_t group, double *mean, double *std);
 
 /* H = sum_g weight_g E_g[x x^T] / sum_g weight_g over the groups that were seen, full and symmetric, F32 [n, n]. weights NULL: by count. With
  * hessian_pooled there is one E alone and weights say nothing.

@@ -25,8 +25,8 @@ static bool check_group(const aqpy_calibration *c, Py_ssize_t group) {
 
 PyDoc_STRVAR(stats_doc, "stats($self, /, layer, group)\n--\n\n"
                         "Statistics of one layer in one time group, or None where nothing was seen.\n\n"
-                        "A dict: count (rows, int); hessian_count (rows in the second moment, 0: there is none); sum, sum_sq (float64 [n_inputs]); absmax, "
-                        "min, max (float32 [n_inputs]): copies.\n\n"
+                        "A dict: count (rows, int); hessian_count (rows in the second moment, 0: there is none); sum, sum_sq, mean, std (float64 "
+                        "[n_inputs], std that of the population); absmax, min, max (float32 [n_inputs]): copies.\n\n"
                         ">>> import numpy as np\n"
                         ">>> import arrow_quant_v2 as aq\n"
                         ">>> c = aq.Calibration(groups=1)\n"
@@ -34,7 +34,24 @@ PyDoc_STRVAR(stats_doc, "stats($self, /, layer, group)\n--\n\n"
                         ">>> c.update(layer, np.float32([[1, -2], [3, 4]]), timesteps=0)\n"
                         ">>> s = c.stats('fc.weight', 0)\n"
                         ">>> s['count'], s['sum_sq'].tolist(), s['absmax'].tolist(), s['min'].tolist()\n"
-                        "(2, [10.0, 20.0], [3.0, 4.0], [1.0, -2.0])\n");
+                        "(2, [10.0, 20.0], [3.0, 4.0], [1.0, -2.0])\n"
+                        ">>> s['mean'].tolist(), s['std'].tolist()\n"
+                        "([2.0, 1.0], [1.0, 3.0])\n");
+/* The dict of a group that was seen. */
+static PyObject *stats_of(PyObject *self, const aq_calib *calib, size_t layer, uint32_t group) {
+    aq_calib_stats s = aq_calib_group(calib, layer, group);
+    uint64_t n = aq_calib_n_inputs(calib, layer);
+    double *mean = PyMem_New(double, 2 * (size_t)n);
+    if (!mean) return PyErr_NoMemory();
+    aq_calib_mean_std(calib, layer, group, mean, mean + n);
+    PyObject *result = Py_BuildValue("{sKsKsNsNsNsNsNsNsN}", "count", (unsigned long long)s.count, "hessian_count", (unsigned long long)s.hessian_count, "sum",
+                                     array_of(self, 'd', s.sum, n), "sum_sq", array_of(self, 'd', s.sum_sq, n), "mean", array_of(self, 'd', mean, n), "std",
+                                     array_of(self, 'd', mean + n, n), "absmax", array_of(self, 'f', s.absmax, n), "min", array_of(self, 'f', s.min, n), "max",
+                                     array_of(self, 'f', s.max, n));
+    PyMem_Free(mean);
+    return result;
+}
+
 static PyObject *stats(PyObject *self, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"layer", "group", NULL};
     PyObject *layer_object, *result = NULL;
@@ -45,12 +62,8 @@ static PyObject *stats(PyObject *self, PyObject *args, PyObject *kwargs) {
     if (!aqpy_parse(args, kwargs, "On:stats", names, &layer_object, &group) || !aqpy_layer_read(layer_object, &layer)) return NULL;
     aqpy_calibration_enter(c);
     if (aqpy_layer_find(c, &layer, &index) && check_group(c, group)) {
-        aq_calib_stats s = aq_calib_group(c->calib, index, (uint32_t)group);
-        uint64_t n = aq_calib_n_inputs(c->calib, index);
-        result = s.count == 0 ? Py_NewRef(Py_None)
-                              : Py_BuildValue("{sKsKsNsNsNsNsN}", "count", (unsigned long long)s.count, "hessian_count", (unsigned long long)s.hessian_count,
-                                              "sum", array_of(self, 'd', s.sum, n), "sum_sq", array_of(self, 'd', s.sum_sq, n), "absmax",
-                                              array_of(self, 'f', s.absmax, n), "min", array_of(self, 'f', s.min, n), "max", array_of(self, 'f', s.max, n));
+        bool seen = aq_calib_group(c->calib, index, (uint32_t)group).count > 0;
+        result = seen ? stats_of(self, c->calib, index, (uint32_t)group) : Py_NewRef(Py_None);
     }
     aqpy_calibration_leave(c);
     return result;

@@ -335,6 +335,17 @@ aq_calib_stats aq_calib_group(const aq_calib *c, size_t layer, uint32_t group) {
     return out;
 }
 
+bool aq_calib_mean_std(const aq_calib *c, size_t layer, uint32_t group, double *mean, double *std) {
+    aq_calib_stats s = aq_calib_group(c, layer, group);
+    double rows = (double)s.count;
+    for (uint64_t i = 0; s.count > 0 && i < aq_calib_n_inputs(c, layer); i++) {
+        double m = s.sum[i] / rows, variance = s.min[i] < s.max[i] ? s.sum_sq[i] / rows - m * m : 0;
+        if (mean) mean[i] = m;
+        if (std) std[i] = variance > 0 ? sqrt(variance) : 0;
+    }
+    return s.count > 0;
+}
+
 const aq_timestep_stats *aq_calib_timesteps(const aq_calib *c, size_t layer, size_t *n) {
     const aq_calib_layer *l = source_of(c, layer);
     *n = l->n_timesteps;

@@ -118,6 +118,15 @@ def test_synthetic_data_follow_the_model_and_say_what_they_are(cli, tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() != (tmp_path / "c.jsonl").read_bytes()
 
 
+def test_synthetic_audio_is_standard_normal(cli, model, tmp_path):
+    assert cli("calib", "synth", model, "-o", "audio.jsonl", "--modality", "audio", "--shape", "2,500", "--samples", "40").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "audio.jsonl").read_text().splitlines()]
+    assert len(rows) == 40 and all(row["synthetic"] is True and row["shape"] == [2, 500] for row in rows)
+    values = [v for row in rows for v in row["data"]]
+    assert abs(sum(values) / len(values)) < 0.02  # 40,000 values: 4 sigma
+    assert abs(sum(v * v for v in values) / len(values) - 1) < 0.03
+
+
 def test_synthetic_text_is_masked_more_and_more(cli, tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()

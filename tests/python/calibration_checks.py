@@ -21,6 +21,8 @@ def check(calibration, layer, x, timesteps, groups, total):
         assert s["count"] == len(rows)
         np.testing.assert_allclose(s["sum"], rows.sum(0), rtol=1e-12, atol=1e-9)
         np.testing.assert_allclose(s["sum_sq"], (rows**2).sum(0), rtol=1e-12)
+        np.testing.assert_allclose(s["mean"], rows.mean(0), rtol=1e-12, atol=1e-9)
+        np.testing.assert_allclose(s["std"], rows.std(0), rtol=1e-6, atol=1e-7 * abs(rows).max())
         for name, values in (("absmax", abs(rows).max(0)), ("min", rows.min(0)), ("max", rows.max(0))):
             np.testing.assert_array_equal(s[name], values.astype(np.float32))
     h, exact = calibration.hessian(layer), x64.T @ x64 / len(x64)

@@ -81,6 +81,40 @@ def test_every_layer_of_the_sample_model_has_the_statistics_of_its_inputs():
     assert collection.check(SAMPLE) == []  # every layer of the model has its statistics
 
 
+def flux(diffusers):
+    """A small Flux transformer: two streams, then one; timesteps are ratios, everything is given by name."""
+    model = diffusers.FluxTransformer2DModel(
+        in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10,
+        axes_dims_rope=(2, 2, 4), guidance_embeds=True,
+    )  # fmt: skip
+    ids = {"img_ids": torch.zeros(9, 3), "txt_ids": torch.zeros(5, 3), "guidance": torch.full((2,), 3.5)}
+    inputs = {"hidden_states": seeded(2, 9, 8), "encoder_hidden_states": seeded(2, 5, 12, seed=1), "pooled_projections": seeded(2, 10, seed=2)}
+    return model, {**inputs, **ids}, [torch.tensor([0.999, 0.25]), torch.tensor([0.05, 0.05])], np.array([[999, 250], [50, 50]])
+
+
+def unet(diffusers):
+    """A small UNet with cross attention: convolutions, and layers that read the prompt."""
+    model = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=12,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    steps = [torch.tensor([999, 3]), torch.tensor([500, 500])]
+    return model, {"sample": seeded(2, 4, 8, 8), "encoder_hidden_states": seeded(2, 5, 12, seed=1)}, steps, np.array([[999, 3], [500, 500]])
+
+
+@pytest.mark.parametrize("make", [flux, unet])
+def test_flux_and_unet_models_are_recorded_whole(make):
+    model, inputs, steps, times = make(pytest.importorskip("diffusers"))
+    calls = [((), {**inputs, "timestep": t}) for t in steps]
+    seen, collection = inputs_of(model.eval(), *calls), recorded(model, *calls, hessian_full=0)
+    expected = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, (nn.Linear, nn.Conv2d))}
+    assert set(collection.layers) == expected and all(collection.stats(name, g) for name in expected for g in {999 * 10 // 1000, times[1, 0] * 10 // 1000})
+    for name, given in seen.items():
+        assert len(given) == len(calls)
+        rows = np.concatenate([g.reshape(-1, g.shape[-1]).numpy() for g in given])
+        check(collection, name, rows, np.concatenate([np.repeat(times[i], g.numel() // g.shape[-1] // 2) for i, g in enumerate(given)]), 10, 1000)
+
+
 CONVOLUTIONS = [
     nn.Conv2d(3, 5, 3, padding=1),
     nn.Conv2d(3, 5, (3, 2), stride=2, padding="valid"),

@@ -60,7 +60,7 @@ static bool near(double a, double b, double scale, double tolerance) { return fa
 /* All that a collection says of layer 0, against loops over the rows in double. timesteps NULL: all rows in group 0. */
 static void assert_describes(const aq_calib *c, const float *x, uint64_t rows, uint64_t n, const int32_t *timesteps) {
     const aq_calib_options *o = aq_calib_settings(c);
-    double *h = calloc(n * n, sizeof *h);
+    double *h = calloc(n * n, sizeof *h), *mean = calloc(2 * n, sizeof *mean), *std = mean + n;
     uint64_t seen = 0;
     for (uint32_t g = 0; g < o->n_groups; g++) {
         uint32_t start, end;
@@ -72,10 +72,12 @@ static void assert_describes(const aq_calib *c, const float *x, uint64_t rows, u
         seen += count;
         if (count == 0) {
             assert_null(s.sum);
+            assert_false(aq_calib_mean_std(c, 0, g, mean, std));
             continue;
         }
+        assert_true(aq_calib_mean_std(c, 0, g, mean, std));
         for (uint64_t j = 0; j < n; j++) {
-            double sum = 0, sum_sq = 0, size = 0;
+            double sum = 0, sum_sq = 0, size = 0, around = 0;
             float lo = INFINITY, hi = -INFINITY;
             for (uint64_t i = 0; i < rows; i++) {
                 if (timesteps && ((uint32_t)timesteps[i] < start || (uint32_t)timesteps[i] >= end)) continue;
@@ -83,6 +85,13 @@ static void assert_describes(const aq_calib *c, const float *x, uint64_t rows, u
                 sum += (double)v, sum_sq += (double)v * (double)v, size += fabs((double)v);
                 lo = fminf(lo, v), hi = fmaxf(hi, v);
             }
+            for (uint64_t i = 0; i < rows; i++) {
+                if (timesteps && ((uint32_t)timesteps[i] < start || (uint32_t)timesteps[i] >= end)) continue;
+                double from_mean = (double)x[i * n + j] - sum / (double)count;
+                around += from_mean * from_mean;
+            }
+            assert_true(near(mean[j], sum / (double)count, size, 1e-13));
+            assert_true(near(std[j] * std[j], around / (double)count, sum_sq, 1e-12));
             assert_true(near(s.sum[j], sum, size, 1e-13));
             assert_true(near(s.sum_sq[j], sum_sq, sum_sq, 1e-13));
             assert_true(s.min[j] == lo && s.max[j] == hi && s.absmax[j] == fmaxf(fabsf(lo), fabsf(hi)));
@@ -107,6 +116,7 @@ static void assert_describes(const aq_calib *c, const float *x, uint64_t rows, u
         free(got);
     }
     free(h);
+    free(mean);
 }
 
 static void any_split_into_calls_gives_the_statistics_of_plain_loops(void **state) {
