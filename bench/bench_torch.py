@@ -1,8 +1,9 @@
 """Layers over packed codes in torch: speed of the forward pass as ratios to torch's own layers in the same run, what 16-bit inputs cost, and memory.
 
-Usage: python bench/bench_torch.py [--size 1024] [--seconds N] [--skip-speed] [--skip-memory]
-For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs, as the table of bench/README.md. All take
-turns of about a millisecond for `seconds`, so that a slow moment of the machine meets all of them; every figure is the best turn.
+Usage: python bench/bench_torch.py [--size 1024] [--seconds N] [--only weights|inputs] [--skip-speed] [--skip-memory]
+For each number of rows and threads: ours at 8, 4 and 2 bits, F32 and BF16 F.linear, and torch's int4 kernel for CPUs; then layers whose inputs are coded with
+8 bits, ours and torch's dynamically quantized one, as the tables of bench/README.md. All take turns of about a millisecond for `seconds`, so that a slow moment
+of the machine meets all of them; every figure is the best turn.
 """
 
 import argparse
@@ -11,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import torch
-from arrow_quant_v2.torch import QuantLinear, StoredForm
+from arrow_quant_v2.torch import IntegerLinear, QuantLinear, StoredForm
 
 
 def candidates(size):
@@ -32,6 +34,22 @@ def candidates(size):
     return found
 
 
+def with_coded_inputs(size):
+    """The same of layers on integers: one static pair, and each row by its own range."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(size, size, bias=False)
+    found = {"F32 F.linear": linear}
+    groups = [{"time_range": (0, 1000), "scale": 8 / 255, "zero_point": 127.3, "group_size": 64}]
+    for bits, group, params in ((8, 128, "f16"), (4, 128, "f16"), (4, 256, "two-level"), (2, 256, "two-level")):
+        layer = QuantLinear.from_linear(linear, StoredForm(bits, group, params), "rtn")
+        found[f"W{bits}A8 {params} static"] = IntegerLinear(layer, groups, "static")
+        found[f"W{bits}A8 {params} dynamic"] = IntegerLinear(layer, mode="dynamic")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather have us use another package for that
+        found["torch dynamic int8"] = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(linear), {torch.nn.Linear}, dtype=torch.qint8)
+    return found
+
+
 def seconds(function, x, calls):
     start = time.perf_counter()
     for _ in range(calls):
@@ -40,12 +58,11 @@ def seconds(function, x, calls):
 
 
 @torch.no_grad()
-def bench_speed(size, duration):
-    found = candidates(size)
+def bench_speed(size, duration, found):
     print(f"N = K = {size}: GFLOP/s and ratio to F32 F.linear\n\n| threads, rows | " + " | ".join(found) + " |\n|" + "---|" * (len(found) + 1))
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for rows in (1, 49, 256, 1024):
+        for rows in (1, 4, 49, 256, 1024):
             x, work = torch.randn(rows, size), 2e-9 * rows * size * size
             calls = max(1, int(0.05 / work))
             best, end = dict.fromkeys(found, float("inf")), time.perf_counter() + duration
@@ -169,11 +186,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--seconds", type=float, default=4, help="for each number of rows and threads")
+    parser.add_argument("--only", choices=("weights", "inputs"), help="one of the two tables of speed, and nothing else")
     parser.add_argument("--skip-speed", action="store_true")
     parser.add_argument("--skip-memory", action="store_true")
     args = parser.parse_args()
+    for table, make in (("weights", candidates), ("inputs", with_coded_inputs)):
+        if not args.skip_speed and args.only in (None, table):
+            bench_speed(args.size, args.seconds, make(args.size))
+    if args.only:
+        return
     if not args.skip_speed:
-        bench_speed(args.size, args.seconds)
         bench_call()
     bench_accuracy(args.size)
     bench_model()

@@ -107,11 +107,10 @@ AQ_API void aq_activation_quantize_dynamic(const float *x, uint64_t rows, uint64
 /* y [rows, layout->rows] = sum_i (q_w - z_w) s_w (q_x - z_x) s_x + bias, in exact integers and then one rounding order: the same bits at any thread count and
  * on every instruction set, and no row depends on the others or on how many they are. Weights of 2, 4 or 8 bits, axis 1, any parameter form.
  *
- * w = s q + o is the line of a pair of weights (linear.h), X = q_x - Z, Z the whole number nearest to z_x (halves to even) from 0 to 255. A row of y starts as
- * the bias, or 0; for each 256 inputs, in F32: p = 0; p = fma(I, s, p) for their pairs in rising order, I the exact sum of X q; p = fma(o, sum of X, p) for the
- * pairs; p = fma(C, Z - z_x, p), C what p is for inputs X = 1; y = fma(p, s_x, y). With two levels I and s are those of linear.h. R2Q's levels are two planes
- * of bits, w = 2 a1 b1 + 2 a2 b0 + o with o = m - a1 - a2: for each 256 inputs first y = fma(p, s_x, y) for b1 without offsets, then as above for b0; C is the
- * sum of both.
+ * w = s q + o is the line of a pair of weights (linear.h), X = q_x - 128. A row of y starts as the bias, or 0; for each 256 inputs, in F32: p = 0; p =
+ * fma(I, s, p) for their pairs in rising order, I the exact sum of X q; p = fma(o, sum of X, p) for the pairs; p = fma(C, 128 - z_x, p), C what p is for inputs
+ * X = 1; y = fma(p, s_x, y). R2Q's levels are two planes of bits, w = 2 a1 b1 + 2 a2 b0 + o with o = m - a1 - a2: for each 256 inputs first y = fma(p, s_x, y)
+ * for b1 without offsets, then as above for b0; C is the sum of both.
  *
  * In double instead, as time_linear.c has it: layers whose pairs do not begin on words of 32 bits of codes (odd group sizes), or with F32 parameters beyond the
  * bounds that linear.h names.

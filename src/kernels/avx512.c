@@ -122,14 +122,25 @@ typedef vi v_sum;
 
 #include "kernels/template.h"
 
-/* The same kernels, with one instruction for the products of integers. In assembly language: the file is compiled for CPUs without it, and GCC 12 spills the
- * sums that it passes to the intrinsic. */
+/* The same kernels, with one instruction for the products of integers, two or four in a word. In assembly language: the file is compiled for CPUs without it,
+ * and GCC 12 spills the sums that it passes to the intrinsic. */
 #define SUM vi
 #define ADD_PRODUCTS(sum, a, b) __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b))
 #define SUM_OF(sum) (sum)
+#define PER 2
+#define PACK_INPUTS pack_inputs
 #define NAME(x) x##_vnni
+#include "kernels/words_tile.h"
+
+#define SUM vi
+#define ADD_PRODUCTS(sum, a, b) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(a), "v"(b))
+#define SUM_OF(sum) (sum)
+#define PER 4
+#define PACK_INPUTS NULL
+#define NAME(x) x##_bytes
 #include "kernels/words_tile.h"
 
 #define KERNELS aq_kernels_avx512_vnni
 #define WORDS kernels_vnni
+#define BYTES kernels_bytes
 #include "kernels/table.h"

@@ -94,7 +94,9 @@ typedef struct aq_code_panel {
 /* ---- products of integers ----
  *
  * Inputs of 16 bits times codes. Two integers of 16 bits make a word; arrays of words are arrays of float of which only the bits count. The 32 / bits codes of
- * a word of codes become words of which number t holds code t below and code t + 16 / bits above: a shift and a mask. Inputs are paired in the same way. */
+ * a word of codes become words of which number t holds code t below and code t + 16 / bits above: a shift and a mask. Inputs are paired in the same way.
+ * Inputs of 8 bits may make words of four (`bytes`), the signed ones of inputs times the unsigned ones of codes: t, t + 8 / bits, t + 16 / bits, t + 24 / bits.
+ */
 
 /* Inputs of a block. Sums over a segment fit 32 bits: of a block's inputs, 32767 or less in size, times codes of 8 bits; times codes of 2 bits and factors of
  * two-level parameters up to 16; of AQ_FACTOR_SPAN inputs times codes of 4 bits and factors up to 64. */
@@ -118,12 +120,13 @@ typedef struct aq_word_block {
 
 typedef struct aq_word_kernels {
     size_t rows, cols; /* of a tile */
+    size_t per;        /* integers in a word: 2, or 4 */
     /* Steps [0, depth), depth <= AQ_WORD_BLOCK, of `rows` rows of finite inputs (NULL: zeros) as integers X = rint(x / scale), 0 behind the last. The scale of
      * a row is the power of two, 2^-126 or more, with which the largest |X| lies between 2^14 and 32767. sums: those of X over each segment. */
     void (*pack_inputs)(const float *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *scales, float *sums);
-    /* The same of inputs that are codes of 8 bits: X = x - zero, with a zero of 0 to 255 for each row. */
-    void (*pack_codes)(const uint8_t *const *x, const int32_t *zeros, size_t depth, int bits, const aq_segments *segments, float *words, float *sums);
-    /* Words of the codes of a panel, times their factors where it has any. Columns from its width on are not defined. */
+    /* The same of inputs that are codes of 8 bits: X = x - 128. */
+    void (*pack_codes)(const uint8_t *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *sums);
+    /* Words of the codes of a panel, times their factors where it has any (`per` 2 only). Columns from its width on are not defined. */
     void (*unpack_codes)(const aq_code_panel *panel, float *words);
     /* Rows [0, height) and outputs [0, width) of y = from + the product, where all of a tile can be read of `from` (stride 0: the same line for each row). With
      * I the exact sum of X q over a segment, p = 0; p = fma(I, s, p) over rising segments, I rounded to float; then p = fma(o, x_sums, p) over the offsets; y =
@@ -210,7 +213,8 @@ typedef struct aq_kernels {
     void (*dot_codes)(const aq_code_rows *codes, const float *x, size_t x_stride, const float *sums, size_t sums_stride, size_t n_rows, float *out,
                       size_t out_stride);
 
-    const aq_word_kernels *words;
+    const aq_word_kernels *words; /* for inputs of 16 bits */
+    const aq_word_kernels *bytes; /* for those of 8: the same, or with words of four; pack_inputs NULL then */
 
     /* ---- solvers ---- */
 

@@ -394,10 +394,10 @@ static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_
     }
 }
 
-static void pack_codes(const uint8_t *const *x, const int32_t *zeros, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
+static void pack_codes(const uint8_t *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
     for (size_t i = 0; i < WORD_ROWS; i++) {
         int32_t integers[AQ_WORD_BLOCK] = {0};
-        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = x[i][l] - zeros[i];
+        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = x[i][l] - 128;
         pack_row(integers, i, bits, segments, words, sums);
     }
 }
@@ -433,9 +433,10 @@ static void word_tile(const aq_word_block *b, const float *from, uint64_t from_s
         for (size_t j = 0; j < width; j++) y[i * y_stride + j] = word_product(b, i, j, from[i * from_stride + j]);
 }
 
-static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, pack_inputs, pack_codes, unpack_codes, word_tile};
+static const aq_word_kernels words = {WORD_ROWS, WORD_COLS, 2, pack_inputs, pack_codes, unpack_codes, word_tile};
 
 #define KERNELS aq_kernels_scalar
 #define KERNELS_NAME "scalar"
 #define WORDS words
+#define BYTES words
 #include "kernels/table.h"

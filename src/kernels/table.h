@@ -1,4 +1,4 @@
-/* The table of an instruction set's kernels, from functions of these names; whoever includes it defines KERNELS, KERNELS_NAME and WORDS. */
+/* The table of an instruction set's kernels, from functions of these names; whoever includes it defines KERNELS, KERNELS_NAME, WORDS and BYTES. */
 const aq_kernels KERNELS = {
     .name = KERNELS_NAME,
     .f16_to_f32 = f16_to_f32,
@@ -35,7 +35,9 @@ const aq_kernels KERNELS = {
     .two_level = two_level,
     .dot_codes = dot_codes,
     .words = &WORDS,
+    .bytes = &BYTES,
     .spread = spread,
 };
 #undef KERNELS
 #undef WORDS
+#undef BYTES

@@ -857,8 +857,11 @@ static void dot_codes(const aq_code_rows *rows, const float *x, size_t x_stride,
 #define SUM v_sum
 #define ADD_PRODUCTS v_add_products
 #define SUM_OF v_sum_of
+#define PER 2
+#define PACK_INPUTS pack_inputs
 #define NAME(x) x##_words
 #include "kernels/words_tile.h"
 
 #define WORDS kernels_words
+#define BYTES kernels_words
 #include "kernels/table.h"

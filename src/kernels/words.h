@@ -1,5 +1,6 @@
 /* Words of inputs and of codes for products of integers (aq_word_kernels): a part of template.h. WORD_ROWS and WORD_VECTORS say what a tile holds. */
-enum { WORD_COLS = WORD_VECTORS * W };
+enum { WORD_COLS = WORD_VECTORS * W, CHAINS = 4 /* of sums of a row alone, where those of WORD_ROWS stand otherwise */ };
+_Static_assert((int)CHAINS <= (int)WORD_ROWS, "there are so many");
 
 /* The words of whole groups of 2 * half integers, half = 16 / bits. */
 #define PAIR_UP(half)                                                                                                                                          \
@@ -54,8 +55,8 @@ static float pack_input_row(const float *x, size_t depth, int bits, float *words
 
 enum { MOST_WORDS = AQ_WORD_BLOCK / 2 };
 
-/* The words of each row, one row after the other, as a tile reads them, and their sums. */
-static void pack_words(const float *rows, const aq_segments *segments, float *words, float *sums) {
+/* The words of each row, one row after the other, as a tile reads them, and the sums of their integers. */
+static inline __attribute__((always_inline)) void pack_words(const float *rows, size_t per, const aq_segments *segments, float *words, float *sums) {
     pack_f32(WORD_ROWS, words, rows, MOST_WORDS, 1, WORD_ROWS, segments->words);
     for (size_t at = 0, end = segments->first; at < segments->words; end += segments->width, sums += WORD_ROWS) {
         int32_t sum[WORD_ROWS] = {0};
@@ -63,7 +64,7 @@ static void pack_words(const float *rows, const aq_segments *segments, float *wo
             for (size_t i = 0; i < WORD_ROWS; i++) {
                 int32_t word;
                 memcpy(&word, words + at * WORD_ROWS + i, sizeof word);
-                sum[i] += (int16_t)word + (word >> 16);
+                sum[i] += per == 2 ? (int16_t)word + (word >> 16) : (int8_t)word + (int8_t)(word >> 8) + (int8_t)(word >> 16) + (word >> 24);
             }
         for (size_t i = 0; i < WORD_ROWS; i++) sums[i] = (float)sum[i];
     }
@@ -78,19 +79,42 @@ static void pack_inputs(const float *const *x, size_t depth, int bits, const aq_
         else
             memset(rows + i * MOST_WORDS, 0, MOST_WORDS * sizeof *rows);
     }
-    pack_words(rows, segments, words, sums);
+    pack_words(rows, 2, segments, words, sums);
 }
 
-static void pack_codes(const uint8_t *const *x, const int32_t *zeros, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
+static void pack_codes(const uint8_t *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
     float rows[WORD_ROWS * MOST_WORDS];
     size_t padded = (depth + AQ_LANES - 1) / AQ_LANES * AQ_LANES;
     for (size_t i = 0; i < WORD_ROWS; i++) {
         int32_t integers[AQ_WORD_BLOCK];
-        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = x[i][l] - zeros[i];
+        for (size_t l = 0; x[i] && l < depth; l++) integers[l] = x[i][l] - 128;
         for (size_t l = x[i] ? depth : 0; l < padded; l++) integers[l] = 0;
         pair_up(integers, padded, bits, rows + i * MOST_WORDS);
     }
-    pack_words(rows, segments, words, sums);
+    pack_words(rows, 2, segments, words, sums);
+}
+
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+
+/* 16 bytes in the order of the codes of 128 / bits / 4 words. */
+static inline bytes16 order_bytes(bytes16 x, int bits) {
+    if (bits == 4) return __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    if (bits == 2) return __builtin_shufflevector(x, x, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return x;
+}
+
+/* Less 128, a byte is one with its highest bit turned round. */
+static inline void pack_bytes(const uint8_t *const *x, size_t depth, int bits, const aq_segments *segments, float *words, float *sums) {
+    float rows[WORD_ROWS * MOST_WORDS];
+    for (size_t i = 0; i < WORD_ROWS; i++)
+        for (size_t l = 0; l < depth; l += sizeof(bytes16)) {
+            bytes16 some;
+            memset(&some, 0x80, sizeof some);
+            if (x[i]) memcpy(&some, x[i] + l, depth - l < sizeof some ? depth - l : sizeof some);
+            some = order_bytes(some ^ 0x80, bits);
+            memcpy(rows + i * MOST_WORDS + l / 4, &some, sizeof some);
+        }
+    pack_words(rows, 4, segments, words, sums);
 }
 
 /* The 16 bytes of each of 4 rows, or what is left of them, as four words of four lanes. */
@@ -127,10 +151,10 @@ static inline __attribute__((always_inline)) void words_of_rows(const uint8_t *c
 
 typedef int16_t shorts __attribute__((vector_size(VECTOR_BYTES)));
 
-static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_panel *p, int bits, bool with_factors, float *out) {
-    const size_t half = 16 / (size_t)bits, n = (p->depth + 2 * half - 1) / (2 * half); /* words of codes */
-    const int32_t ones = ((1 << bits) - 1) * 0x10001;
-    const vi mask = ones - (vi){0};
+static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_panel *p, int bits, size_t per, bool with_factors, float *out) {
+    const size_t codes = 32 / (size_t)bits, n = (p->depth + codes - 1) / codes; /* of a word; words */
+    const uint32_t ones = ((1u << bits) - 1) * (per == 2 ? 0x10001u : 0x1010101u);
+    const vi mask = (int32_t)ones - (vi){0};
     for (size_t v = 0; v < WORD_COLS && v < p->width; v += W) {
         const uint8_t *rows[W];
         for (size_t i = 0; i < W; i++) rows[i] = p->codes + (v + i < p->width ? v + i : p->width - 1) * p->row_bytes;
@@ -140,10 +164,10 @@ static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_
             for (size_t u = 0; u < 4 && word + u < n; u++) {
                 shorts factor = {0};
                 if (with_factors) factor = (shorts)v_load(p->factors + (word + u) / p->factor_words * WORD_COLS + v);
-                for (size_t t = 0; t < half; t++) {
+                for (size_t t = 0; t < codes / per; t++) {
                     vi pairs = words[u] >> (int)t * bits & mask;
                     if (with_factors) pairs = (vi)((shorts)pairs * factor);
-                    v_store(out + ((word + u) * half + t) * WORD_COLS + v, (vf)pairs);
+                    v_store(out + ((word + u) * (codes / per) + t) * WORD_COLS + v, (vf)pairs);
                 }
             }
         }
@@ -152,13 +176,22 @@ static inline __attribute__((always_inline)) void unpack_codes_of(const aq_code_
 
 static void unpack_codes(const aq_code_panel *p, float *words) {
     if (p->bits == 4 && p->factors)
-        unpack_codes_of(p, 4, true, words);
+        unpack_codes_of(p, 4, 2, true, words);
     else if (p->bits == 4)
-        unpack_codes_of(p, 4, false, words);
+        unpack_codes_of(p, 4, 2, false, words);
     else if (p->bits == 2 && p->factors)
-        unpack_codes_of(p, 2, true, words);
+        unpack_codes_of(p, 2, 2, true, words);
     else if (p->bits == 2)
-        unpack_codes_of(p, 2, false, words);
+        unpack_codes_of(p, 2, 2, false, words);
     else
-        unpack_codes_of(p, 8, false, words);
+        unpack_codes_of(p, 8, 2, false, words);
+}
+
+static inline void unpack_bytes(const aq_code_panel *p, float *words) {
+    if (p->bits == 4)
+        unpack_codes_of(p, 4, 4, false, words);
+    else if (p->bits == 2)
+        unpack_codes_of(p, 2, 4, false, words);
+    else
+        unpack_codes_of(p, 8, 4, false, words);
 }

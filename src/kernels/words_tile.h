@@ -2,6 +2,7 @@
  *   SUM                       a register of sums on their way, at first all zero
  *   ADD_PRODUCTS(sum, a, b)   sum += the two products of each word of a and b
  *   SUM_OF(sum)               the register of 32-bit sums
+ *   PER, PACK_INPUTS          integers in a word; how inputs of 16 bits are packed, or NULL
  *   NAME(x)                   x_words, or another name where an instruction set has two
  * WORD_ROWS * WORD_VECTORS sums stay in registers. Integer sums are exact, so that their order is free; what follows them is the contract of kernels.h.
  */
@@ -9,7 +10,23 @@ static inline __attribute__((always_inline)) void NAME(sums_of)(size_t height, s
     SUM sum[WORD_ROWS][WORD_VECTORS];
     for (size_t i = 0; i < height; i++)
         for (size_t v = 0; v < WORD_VECTORS; v++) sum[i][v] = (SUM){0};
-    for (size_t l = 0; l < n; l++) {
+    size_t l = 0;
+    if (height == 1) { /* the sums of one row would wait for each other */
+        for (size_t u = 1; u < CHAINS; u++)
+            for (size_t v = 0; v < WORD_VECTORS; v++) sum[u][v] = (SUM){0};
+        for (; l + CHAINS <= n; l += CHAINS)
+            for (size_t u = 0; u < CHAINS; u++) {
+                int32_t word;
+                memcpy(&word, x + (l + u) * WORD_ROWS, sizeof word);
+                vi left = word - (vi){0};
+                for (size_t v = 0; v < WORD_VECTORS; v++) {
+                    vi right;
+                    memcpy(&right, w + (l + u) * WORD_COLS + v * W, sizeof right);
+                    ADD_PRODUCTS(sum[u][v], left, right);
+                }
+            }
+    }
+    for (; l < n; l++) {
         vi right[WORD_VECTORS];
         for (size_t v = 0; v < WORD_VECTORS; v++) memcpy(&right[v], w + l * WORD_COLS + v * W, sizeof(vi));
         for (size_t i = 0; i < height; i++) {
@@ -20,7 +37,11 @@ static inline __attribute__((always_inline)) void NAME(sums_of)(size_t height, s
         }
     }
     for (size_t i = 0; i < height; i++)
-        for (size_t v = 0; v < WORD_VECTORS; v++) out[i * WORD_VECTORS + v] = SUM_OF(sum[i][v]);
+        for (size_t v = 0; v < WORD_VECTORS; v++) {
+            vi total = SUM_OF(sum[i][v]);
+            for (size_t u = 1; height == 1 && u < CHAINS; u++) total += SUM_OF(sum[u][v]);
+            out[i * WORD_VECTORS + v] = total;
+        }
 }
 
 static inline __attribute__((always_inline)) void NAME(tile_of)(size_t rows, const aq_word_block *b, const float *from, uint64_t from_stride, size_t height,
@@ -69,9 +90,12 @@ static void NAME(tile)(const aq_word_block *b, const float *from, uint64_t from_
         NAME(tile_of)(1, b, from, from_stride, height, width, y, y_stride);
 }
 
-static const aq_word_kernels NAME(kernels) = {WORD_ROWS, WORD_COLS, pack_inputs, pack_codes, unpack_codes, NAME(tile)};
+static const aq_word_kernels NAME(kernels) = {
+    WORD_ROWS, WORD_COLS, PER, PACK_INPUTS, PER == 4 ? pack_bytes : pack_codes, PER == 4 ? unpack_bytes : unpack_codes, NAME(tile)};
 
 #undef SUM
 #undef ADD_PRODUCTS
 #undef SUM_OF
+#undef PER
+#undef PACK_INPUTS
 #undef NAME

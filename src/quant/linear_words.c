@@ -7,8 +7,9 @@
  * Tasks lay out the inputs of a chunk of rows (so many that they stay in the second-level cache), tile by tile and block by block, then tasks of panels of
  * outputs multiply all of them. Rows with NaN or infinity take the way of linear_panels.c afterwards.
  *
- * Inputs that are codes of 8 bits themselves (W8A8, W4A8) go the same way, X = q - Z with the whole number Z nearest to their zero point z. What is left of it
- * times the sum of an output's weights is one more offset: that sum is the product with a row of ones, which lies behind the rows as a tile of its own.
+ * Inputs that are codes of 8 bits themselves (W8A8, W4A8) go the same way, X = q - 128, four in a word where the processor multiplies bytes. What their zero
+ * point z differs from 128 times the sum of an output's weights is one more offset: that sum is the product with a row of ones, which lies behind the rows as a
+ * tile of its own.
  */
 #include <math.h>
 #include <string.h>
@@ -36,6 +37,7 @@ enum {
 typedef struct product {
     const aq_linear_weight *weight;
     const aq_kernels *kernels;
+    const aq_word_kernels *integers;
     const float *x;
     aq_coded_inputs coded; /* in place of x, where that is NULL */
     float *y;
@@ -48,23 +50,26 @@ typedef struct product {
     atomic_uint_fast64_t laid_out; /* tasks done */
 } product;
 
-static uint64_t words_of(const aq_linear_weight *w, uint64_t inputs) {
-    uint64_t half = 16 / (uint64_t)w->spec.bits;
-    return aq_div_up(inputs, 2 * half) * half;
+static uint64_t words_of(const product *p, uint64_t inputs) {
+    uint64_t codes = 32 / (uint64_t)p->weight->spec.bits; /* of a word of codes */
+    return aq_div_up(inputs, codes) * (codes / p->integers->per);
 }
 
-/* Inputs that share a scale once two-level codes are multiplied by the factors k of their sub-groups. */
-static uint64_t scale_width(const aq_linear_weight *w) {
-    if (w->spec.params != AQ_PARAMS_TWO_LEVEL) return aq_linear_pair_width(w);
+static bool with_factors(const product *p) { return p->x && p->weight->spec.params == AQ_PARAMS_TWO_LEVEL; }
+
+/* Inputs that share a scale once two-level codes are multiplied by the factors k of their sub-groups, which is not done where inputs are coded. */
+static uint64_t scale_width(const product *p) {
+    const aq_linear_weight *w = p->weight;
+    if (!with_factors(p)) return aq_linear_pair_width(w);
     if (w->spec.bits == 2) return w->spec.group_size;
     return w->spec.group_size % AQ_FACTOR_SPAN == 0 ? AQ_FACTOR_SPAN : w->layout.pair_width;
 }
 
 /* Segments of `width` inputs each in a block. */
-static aq_segments segments_of(const aq_linear_weight *w, uint64_t width, uint64_t step, uint64_t depth) {
-    uint64_t words = words_of(w, depth);
-    if (width >= w->layout.cols) return (aq_segments){words, words, words};
-    return (aq_segments){words, aq_least((width - step % width) / 2, words), width / 2};
+static aq_segments segments_of(const product *p, uint64_t width, uint64_t step, uint64_t depth) {
+    uint64_t words = words_of(p, depth), per = p->integers->per;
+    if (width >= p->weight->layout.cols) return (aq_segments){words, words, words};
+    return (aq_segments){words, aq_least((width - step % width) / per, words), width / per};
 }
 
 static uint64_t count(const aq_segments *s) { return 1 + aq_div_up(s->words - s->first, s->width); }
@@ -75,7 +80,7 @@ static float *memory_of(const product *p, uint64_t tile, uint64_t b) { return p-
 
 /* Reads block `b` of the rows of a tile; a row that is not finite there counts as zeros. */
 static void lay_out(product *p, uint64_t tile, uint64_t b) {
-    const aq_word_kernels *k = p->kernels->words;
+    const aq_word_kernels *k = p->integers;
     uint64_t inputs = p->weight->layout.cols, step = b * AQ_WORD_BLOCK, depth = aq_least(AQ_WORD_BLOCK, inputs - step);
     const float *rows[MOST_ROWS] = {NULL};
     for (uint64_t i = 0, r = tile * k->rows; i < k->rows && r < p->rows; i++, r++) {
@@ -86,17 +91,16 @@ static void lay_out(product *p, uint64_t tile, uint64_t b) {
         }
     }
     float *words = memory_of(p, tile, b), *scales = words + p->words * k->rows;
-    aq_segments segments = segments_of(p->weight, aq_linear_pair_width(p->weight), step, depth);
+    aq_segments segments = segments_of(p, aq_linear_pair_width(p->weight), step, depth);
     k->pack_inputs(rows, depth, p->weight->spec.bits, &segments, words, scales, scales + k->rows);
 }
 
-/* All blocks of a tile of coded inputs, with what is left of the zero points behind the sums. Tile `tiles` is the row of ones. */
+/* All blocks of a tile of coded inputs, with 128 - z behind the sums. Tile `tiles` is the row of ones. */
 static void lay_out_codes(product *p, uint64_t tile) {
-    const aq_word_kernels *k = p->kernels->words;
+    const aq_word_kernels *k = p->integers;
     const aq_coded_inputs *x = &p->coded;
     uint64_t inputs = p->weight->layout.cols, first = tile * k->rows, height = tile < p->tiles ? aq_least(k->rows, p->rows - first) : 1;
-    float s[MOST_ROWS] = {1}, z[MOST_ROWS] = {0};
-    int32_t zeros[MOST_ROWS] = {0};
+    float s[MOST_ROWS] = {1}, z[MOST_ROWS] = {128};
     uint8_t codes[MOST_ROWS * AQ_WORD_BLOCK];
     for (uint64_t i = 0; tile < p->tiles && i < height; i++) {
         uint64_t r = first + i;
@@ -106,25 +110,24 @@ static void lay_out_codes(product *p, uint64_t tile) {
         } else {
             aq_activation_row_pair(p->kernels, x->x + r * inputs, inputs, &s[i], &z[i]);
         }
-        zeros[i] = z[i] > 0 ? z[i] < 255 ? (int32_t)rintf(z[i]) : 255 : 0;
     }
     for (uint64_t b = 0; b < p->blocks; b++) {
         uint64_t step = b * AQ_WORD_BLOCK, depth = aq_least(AQ_WORD_BLOCK, inputs - step);
-        aq_segments segments = segments_of(p->weight, aq_linear_pair_width(p->weight), step, depth);
+        aq_segments segments = segments_of(p, aq_linear_pair_width(p->weight), step, depth);
         float *words = memory_of(p, tile, b), *scales = words + p->words * k->rows, *sums = scales + k->rows, *rest = sums + count(&segments) * k->rows;
         const uint8_t *rows[MOST_ROWS] = {NULL};
         for (uint64_t i = 0; i < k->rows; i++) {
             scales[i] = i < height ? s[i] : 0;
-            rest[i] = i < height ? (float)zeros[i] - z[i] : 0;
+            rest[i] = i < height ? 128 - z[i] : 0;
             if (i >= height) continue;
             uint8_t *own = codes + i * AQ_WORD_BLOCK;
             rows[i] = x->codes ? x->codes + (first + i) * inputs + step : own;
             if (tile == p->tiles)
-                rows[i] = memset(own, 1, depth);
+                rows[i] = memset(own, 128 + 1, depth);
             else if (!x->codes)
                 p->kernels->quantize_inputs(x->x + (first + i) * inputs + step, depth, s[i], z[i], own);
         }
-        k->pack_codes(rows, zeros, depth, p->weight->spec.bits, &segments, words, sums);
+        k->pack_codes(rows, depth, p->weight->spec.bits, &segments, words, sums);
     }
 }
 
@@ -137,7 +140,7 @@ typedef struct scratch {
     float *codes, *upper;   /* words of a block; of R2Q's upper plane */
     float *offsets;         /* of a block of coded inputs: those of its pairs, then the sums of its weights */
     float *sums;            /* of the rows so far, tile after tile: in y they would lie a page apart */
-    float *line;            /* parameters of one output */
+    float *line;            /* parameters, output after output */
 } scratch;
 
 /* s = S k, exactly: becomes k, as a word; S comes out in place of s. */
@@ -168,24 +171,23 @@ static void load_planes(const aq_linear_weight *w, uint64_t row, float *s, float
     }
 }
 
-static void split_codes(const scratch *m, uint64_t words) {
-    for (uint64_t i = 0; i < words; i++) {
+static void split_codes(const product *p, const scratch *m) {
+    uint32_t ones = p->integers->per == 2 ? 0x10001 : 0x1010101;
+    for (uint64_t i = 0; i < p->words * p->integers->cols; i++) {
         uint32_t word = aq_f32_bits(m->codes[i]);
-        m->upper[i] = aq_f32_from_bits(word >> 1 & 0x10001);
-        m->codes[i] = aq_f32_from_bits(word & 0x10001);
+        m->upper[i] = aq_f32_from_bits(word >> 1 & ones);
+        m->codes[i] = aq_f32_from_bits(word & ones);
     }
 }
 
 /* Parameters of outputs [column, column + width). */
 static void load_lines(const product *p, uint64_t column, uint64_t width, const scratch *m) {
     const aq_linear_weight *w = p->weight;
-    uint64_t n = w->layout.pairs_per_row, cols = p->kernels->words->cols, per_scale = scale_width(w) / aq_linear_pair_width(w);
-    float *s = m->line, *o = s + n, *outer = o + n;
-    for (uint64_t i = 0; i < width; i++) {
-        if (m->second)
-            load_planes(w, column + i, s, o, outer);
-        else
-            aq_linear_lines(p->kernels, w, column + i, 1, s, o);
+    uint64_t n = w->layout.pairs_per_row, cols = p->integers->cols, per_scale = scale_width(p) / aq_linear_pair_width(w);
+    float *s = m->line, *o = s + cols * n, *outer = o + cols * n;
+    if (!m->second) aq_linear_lines(p->kernels, w, column, width, s, o);
+    for (uint64_t i = 0; i < width; i++, s += n, o += n) {
+        if (m->second) load_planes(w, column + i, s, o, outer);
         for (uint64_t k = 0; m->second && k < n; k++) m->second[k * cols + i] = outer[k];
         if (m->factors) split_scales(w, column + i, s, outer);
         for (uint64_t k = 0; k < n; k++) m->o[k * cols + i] = o[k];
@@ -196,13 +198,13 @@ static void load_lines(const product *p, uint64_t column, uint64_t width, const 
 
 static void point_at(const product *p, uint64_t tile, uint64_t b, aq_word_block *block) {
     block->x = memory_of(p, tile, b);
-    block->x_scales = block->x + p->words * p->kernels->words->rows;
-    block->x_sums = block->x_scales + p->kernels->words->rows;
+    block->x_scales = block->x + p->words * p->integers->rows;
+    block->x_sums = block->x_scales + p->integers->rows;
 }
 
 /* The sums of the weights of a block become an offset more. */
 static void add_offset(const product *p, uint64_t b, aq_word_block *parts, size_t n_parts, const scratch *m) {
-    const aq_word_kernels *k = p->kernels->words;
+    const aq_word_kernels *k = p->integers;
     aq_word_block *last = &parts[n_parts - 1];
     float *sums = m->offsets + last->n_offsets * k->cols;
     memcpy(m->offsets, last->o, last->n_offsets * k->cols * sizeof *sums);
@@ -215,9 +217,19 @@ static void add_offset(const product *p, uint64_t b, aq_word_block *parts, size_
     last->n_offsets++;
 }
 
+/* Block `b` of the codes of some outputs: so few bytes of each row that no processor fetches them ahead by itself. */
+static void fetch(const product *p, uint64_t column, uint64_t b) {
+    enum { LINE = 64 };
+    const aq_linear_weight *w = p->weight;
+    uint64_t step = b * AQ_WORD_BLOCK, end = aq_least(column + p->integers->cols, w->layout.rows);
+    uint64_t bytes = aq_least(AQ_WORD_BLOCK, w->layout.cols - step) * (uint64_t)w->spec.bits / 8;
+    for (uint64_t row = column; row < end; row++)
+        for (uint64_t at = 0; at < bytes; at += LINE) __builtin_prefetch(aq_linear_codes_at(w, row, step) + at);
+}
+
 static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t first_tile, uint64_t end_tile, const scratch *m) {
     const aq_linear_weight *w = p->weight;
-    const aq_word_kernels *k = p->kernels->words;
+    const aq_word_kernels *k = p->integers;
     uint64_t inputs = w->layout.cols, outputs = w->layout.rows;
     float start[MOST_COLS] = {0};
     if (w->bias) memcpy(start, w->bias + column, width * sizeof *start);
@@ -232,16 +244,20 @@ static void multiply(const product *p, uint64_t column, uint64_t width, uint64_t
                                .factors = m->factors ? m->factors + pair * k->cols : NULL,
                                .factor_words = w->layout.pair_width * (uint64_t)w->spec.bits / 32};
         k->unpack_codes(&panel, m->codes);
-        aq_segments pairs = segments_of(w, aq_linear_pair_width(w), step, depth);
-        aq_word_block all = {.scales = segments_of(w, scale_width(w), step, depth),
+        if (b + 1 < p->blocks)
+            fetch(p, column, b + 1);
+        else
+            fetch(p, column + width, 0);
+        aq_segments pairs = segments_of(p, aq_linear_pair_width(w), step, depth);
+        aq_word_block all = {.scales = segments_of(p, scale_width(p), step, depth),
                              .n_offsets = count(&pairs),
                              .w = m->codes,
-                             .s = m->s + step / scale_width(w) * k->cols,
+                             .s = m->s + step / scale_width(p) * k->cols,
                              .o = m->o + pair * k->cols};
         aq_word_block parts[2] = {all, all}; /* R2Q: the upper plane, then the lower one with the offsets; else all at once */
         size_t n_parts = m->second ? 2 : 1;
         if (m->second) {
-            split_codes(m, p->words * k->cols);
+            split_codes(p, m);
             parts[0].w = m->upper;
             parts[0].n_offsets = 0;
             parts[1].s = m->second + pair * k->cols;
@@ -267,7 +283,7 @@ static uint64_t packs_of(const product *p) { return p->x ? p->tiles * p->blocks 
 
 static bool run_task(void *context, size_t index) {
     product *p = context;
-    const aq_word_kernels *k = p->kernels->words;
+    const aq_word_kernels *k = p->integers;
     uint64_t packs = packs_of(p);
     if (index < packs) {
         if (p->x)
@@ -280,17 +296,17 @@ static bool run_task(void *context, size_t index) {
     uint64_t panel = (index - packs) / p->groups, group = (index - packs) % p->groups, column = panel * k->cols;
     uint64_t width = aq_least(k->cols, p->weight->layout.rows - column), n = p->weight->layout.pairs_per_row;
     uint64_t first = p->tiles * group / p->groups, end = p->tiles * (group + 1) / p->groups, sums = (end - first) * k->rows * k->cols;
-    bool two_level = p->weight->spec.params == AQ_PARAMS_TWO_LEVEL, planes = p->weight->spec.params == AQ_PARAMS_R2Q;
+    bool factors = with_factors(p), planes = p->weight->spec.params == AQ_PARAMS_R2Q;
     uint64_t words = p->words * k->cols, offsets = p->segments * k->cols, lines = n * k->cols;
-    float *memory = aq_calloc((planes ? 2 : 1) * words + offsets + sums + (two_level || planes ? 3 : 2) * lines + 3 * n, sizeof *memory);
+    float *memory = aq_calloc((planes ? 2 : 1) * words + offsets + sums + (factors || planes ? 5 : 4) * lines + n, sizeof *memory);
     if (!memory) return false;
     scratch m = {.codes = memory, .sums = memory + words, .s = memory + words + sums};
     m.o = m.s + lines;
     m.offsets = m.o + lines;
     m.line = m.offsets + offsets;
-    if (two_level) m.factors = m.line + 3 * n;
+    if (factors) m.factors = m.line + 2 * lines + n;
     if (planes) {
-        m.second = m.line + 3 * n;
+        m.second = m.line + 2 * lines + n;
         m.upper = m.second + lines;
     }
     load_lines(p, column, width, &m);
@@ -307,7 +323,7 @@ static bool run_chunk(product *p, int n_threads) {
     double worth = operations / (aq_threads_ready() ? WORTH_A_THREAD : WORTH_A_START);
     uint64_t threads = (uint64_t)aq_cpu_threads(n_threads);
     if (worth < (double)threads) threads = worth < 2 ? 1 : (uint64_t)worth;
-    p->tiles = aq_div_up(p->rows, p->kernels->words->rows);
+    p->tiles = aq_div_up(p->rows, p->integers->rows);
     p->groups = threads > 1 && p->panels < 4 * threads ? aq_least(p->tiles, aq_div_up(4 * threads, p->panels)) : 1;
     atomic_init(&p->laid_out, 0);
     return aq_parallel_for(packs_of(p) + p->panels * p->groups, (int)threads, run_task, p);
@@ -352,11 +368,13 @@ static aq_coded_inputs from_row(const aq_coded_inputs *x, uint64_t row, uint64_t
 static aq_status multiply_rows(const aq_linear_weight *weight, const float *x, const aq_coded_inputs *coded, uint64_t n_rows, float *y, int n_threads,
                                aq_error *err) {
     product p = {.weight = weight, .kernels = aq_kernels_get()};
-    const aq_word_kernels *k = p.kernels->words;
+    p.integers = coded ? p.kernels->bytes : p.kernels->words;
+    p.x = x;
+    const aq_word_kernels *k = p.integers;
     uint64_t inputs = weight->layout.cols, outputs = weight->layout.rows, unit = 64 / sizeof(float);
     p.blocks = aq_div_up(inputs, AQ_WORD_BLOCK);
     p.panels = aq_div_up(outputs, k->cols);
-    p.words = words_of(weight, aq_least(AQ_WORD_BLOCK, inputs));
+    p.words = words_of(&p, aq_least(AQ_WORD_BLOCK, inputs));
     p.segments = aq_least(weight->layout.pairs_per_row, AQ_WORD_BLOCK / aq_linear_pair_width(weight) + 2) + (coded ? 1 : 0);
     p.block_size = aq_div_up((p.words + 1 + p.segments) * k->rows, unit) * unit;
     p.tile_size = p.blocks * p.block_size;

@@ -9,6 +9,7 @@
 
 #include <arrowquant/linear.h>
 #include <arrowquant/quant.h>
+#include <arrowquant/time.h>
 
 #include "base/half.h"
 #include "kernels/gemm.h"
@@ -165,7 +166,7 @@ static void layers(void) {
     static uint8_t stored[OUTPUTS * INPUTS], params[OUTPUTS * INPUTS];
     for (size_t i = 0; i < OUTPUTS * INPUTS; i++) w[i] = uniform() - 0.4f;
     for (size_t i = 0; i < ROWS * INPUTS; i++) a[i] = uniform() - 0.5f;
-    uint64_t digest = 0;
+    uint64_t digest = 0, coded = 0;
     for (int bits = 2; bits <= 8; bits *= 2)
         for (uint64_t group = 32; group <= 256; group *= 2)
             for (uint64_t rows = 1; rows <= ROWS; rows += 2) {
@@ -174,8 +175,10 @@ static void layers(void) {
                     aq_quantize(w, &l.spec, &l.layout, NULL, 1, stored, params, NULL, NULL, NULL) != AQ_OK || aq_linear(&l, a, rows, y, 1, NULL) != AQ_OK)
                     exit(1);
                 digest = digest_of(digest, y, rows * OUTPUTS * sizeof *y);
+                if (aq_linear_coded(&l, a, rows, NULL, NULL, 0, y, 1, NULL) != AQ_OK) exit(1);
+                coded = digest_of(coded, y, rows * OUTPUTS * sizeof *y);
             }
-    print("linear", digest);
+    print("linear", digest), print("linear, 8-bit inputs", coded);
 }
 
 static void matrix(aq_quant_spec spec, uint64_t rows, const float *importance) {

@@ -82,45 +82,28 @@ static int code_of(const layer *l, uint64_t row, uint64_t i) {
     return l->weight.codes[row * l->weight.layout.row_bytes + at / 8] >> at % 8 & ((1 << bits) - 1);
 }
 
-/* The coded inputs of one row less `zero`; NULL: 1 each. */
-static int input_of(const uint8_t *row, uint64_t i, int zero) { return row ? row[i] - zero : 1; }
+/* The coded inputs of one row less 128; NULL: 1 each. */
+static int input_of(const uint8_t *row, uint64_t i) { return row ? row[i] - 128 : 1; }
 
 static uint64_t pair_of(const layer *l, uint64_t i) { return l->weight.layout.pairs_per_row == 1 ? 0 : i / l->weight.layout.pair_width; }
 
-/* Inputs that share a scale: a pair's; with two levels a record's, at 4 bits 64 where a record is a multiple of that, else a pair's. */
-static uint64_t run_of(const layer *l, uint64_t i) {
-    const aq_quant_spec *spec = &l->weight.spec;
-    if (spec->params != AQ_PARAMS_TWO_LEVEL) return pair_of(l, i);
-    return i / (spec->bits == 2 ? spec->group_size : spec->group_size % 64 == 0 ? 64 : 32);
-}
-
-static float outer_of(const layer *l, uint64_t row, uint64_t i) {
-    uint16_t half;
-    memcpy(&half, (const uint8_t *)l->weight.params + aq_params_offset(&l->weight.spec, &l->weight.layout, row, i / l->weight.spec.group_size), sizeof half);
-    return aq_f16_to_f32(half);
-}
-
 /* The sum p of inputs [begin, end): plane 1 is R2Q's upper one. */
-static float part_of(const layer *l, const uint8_t *row, int zero, uint64_t output, uint64_t begin, uint64_t end, int plane) {
+static float part_of(const layer *l, const uint8_t *row, uint64_t output, uint64_t begin, uint64_t end, int plane) {
     uint64_t pairs = l->weight.layout.pairs_per_row;
-    bool planes = l->weight.spec.params == AQ_PARAMS_R2Q, two_level = l->weight.spec.params == AQ_PARAMS_TWO_LEVEL;
+    bool planes = l->weight.spec.params == AQ_PARAMS_R2Q;
     const float *lines = planes && plane == 0 ? line_second : line_s;
     float part = 0;
     for (uint64_t at = begin; at < end;) {
-        uint64_t run = run_of(l, at);
-        float outer = two_level ? outer_of(l, output, at) : lines[output * pairs + pair_of(l, at)];
+        uint64_t pair = pair_of(l, at);
         int64_t sum = 0;
-        for (; at < end && run_of(l, at) == run; at++) {
-            int factor = two_level ? (int)(line_s[output * pairs + pair_of(l, at)] / outer) : 1, code = code_of(l, output, at);
-            sum += input_of(row, at, zero) * factor * (planes ? code >> plane & 1 : code);
-        }
+        for (; at < end && pair_of(l, at) == pair; at++) sum += input_of(row, at) * (planes ? code_of(l, output, at) >> plane & 1 : code_of(l, output, at));
         assert_true(llabs(sum) < 1 << 24); /* so nothing is rounded yet */
-        part = fmaf((float)sum, outer, part);
+        part = fmaf((float)sum, lines[output * pairs + pair], part);
     }
     for (uint64_t at = begin; at < end && plane == 0;) {
         uint64_t pair = pair_of(l, at);
         int64_t sum = 0;
-        for (; at < end && pair_of(l, at) == pair; at++) sum += input_of(row, at, zero);
+        for (; at < end && pair_of(l, at) == pair; at++) sum += input_of(row, at);
         part = fmaf(line_o[output * pairs + pair], (float)sum, part);
     }
     return part;
@@ -129,17 +112,16 @@ static float part_of(const layer *l, const uint8_t *row, int zero, uint64_t outp
 /* One value of y as time.h defines it. */
 static float definition(const layer *l, const uint8_t *row, float s, float z, uint64_t output) {
     uint64_t inputs = l->weight.layout.cols;
-    float total = l->weight.bias ? l->weight.bias[output] : 0, nearest = fminf(fmaxf(rintf(z), 0), 255);
-    int zero = (int)nearest;
+    float total = l->weight.bias ? l->weight.bias[output] : 0;
     for (uint64_t begin = 0; begin < inputs; begin += BLOCK) {
         uint64_t end = inputs - begin < BLOCK ? inputs : begin + BLOCK;
         float sums = 0;
         if (l->weight.spec.params == AQ_PARAMS_R2Q) {
-            total = fmaf(part_of(l, row, zero, output, begin, end, 1), s, total);
-            sums = part_of(l, NULL, 0, output, begin, end, 1);
+            total = fmaf(part_of(l, row, output, begin, end, 1), s, total);
+            sums = part_of(l, NULL, output, begin, end, 1);
         }
-        sums += part_of(l, NULL, 0, output, begin, end, 0);
-        total = fmaf(fmaf(sums, nearest - z, part_of(l, row, zero, output, begin, end, 0)), s, total);
+        sums += part_of(l, NULL, output, begin, end, 0);
+        total = fmaf(fmaf(sums, 128 - z, part_of(l, row, output, begin, end, 0)), s, total);
     }
     return total;
 }
