@@ -103,13 +103,15 @@ static void feedback_beats_search_beats_nothing(void **state) {
 
 static void the_reported_error_is_that_of_the_values(void **state) {
     (void)state;
-    sample t = make_sample(19, 300);
+    sample t = make_sample(45, 300);
     for (int ordered = 0; ordered <= 2; ordered++) {
         aq_quant_spec spec = {.bits = 4, .group_size = 128, .axis = 1, .params = AQ_PARAMS_F16, .method = AQ_METHOD_GPTQ};
         solved s = solve(&t, spec, (aq_solve_options){.damp = 0.01, .order = (aq_solve_order)ordered, .refine_sweeps = 2}, 2);
-        aq_output_error exact = {0};
+        aq_output_error exact = {0}, alone = {0};
         double brute = 0;
         assert_int_equal(aq_output_error_add(t.w, s.v, t.rows, t.n, t.h, 2, &exact, NULL), AQ_OK);
+        assert_int_equal(aq_output_error_add(t.w, s.v, t.rows, t.n, t.h, 1, &alone, NULL), AQ_OK);
+        assert_true(exact.err == alone.err && exact.ref == alone.ref);
         for (size_t r = 0; r < t.rows; r++)
             for (size_t i = 0; i < t.n; i++)
                 for (size_t k = 0; k < t.n; k++)
