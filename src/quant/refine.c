@@ -113,7 +113,7 @@ static bool move_pair(const work *t, const quadratic *f, uint64_t row, uint64_t 
 
 /* R2Q's levels of one group. */
 static bool move_levels(const work *t, const quadratic *f, uint64_t row, uint64_t group, aq_r2q *p) {
-    double d[MOST_BASES];
+    double d[MOST_BASES] = {0};
     uint8_t slot[AQ_R2Q_BYTES];
     aq_r2q moved;
     if (!minimum(f, 0, d)) return false;
