@@ -65,6 +65,7 @@ void aq_moment_pool_init(aq_moment_pool *pool) {
 void aq_moment_pool_free(aq_moment_pool *pool) {
     if (pool->fd >= 0) close(pool->fd);
     aq_free(pool->folder);
+    aq_room_empty(&pool->room);
     pthread_mutex_destroy(&pool->lock);
 }
 
@@ -310,7 +311,7 @@ static aq_status add_rows(aq_moment *m, aq_moment_pool *pool, const float *x, ui
     if (status != AQ_OK) return status;
     int threads = threads_for(m->n, n_rows, n_threads);
     if (!m->is_spilled) {
-        if (!aq_products_add(x, n_rows, stride, m->n, triangle_row, m, m->watch, threads))
+        if (!aq_products_add(x, n_rows, stride, m->n, triangle_row, m, &pool->room, m->watch, threads))
             status = aq_watch_goes_on(m->watch) ? aq_fail_memory(err, 8 * m->n * n_rows, "products of rows") : aq_watch_fail(m->layer, err);
     } else {
         addition a = {.m = m, .pool = pool, .x = x, .n_rows = n_rows, .stride = stride, .err = err, .lock = PTHREAD_MUTEX_INITIALIZER};
@@ -326,7 +327,7 @@ static aq_status add_directly(aq_moment *m, aq_moment_pool *pool, const float *x
     uint64_t n = m->n, threads = (uint64_t)threads_for(n, n_rows, n_threads);
     whole w = {.m = m, .x = x, .n_rows = n_rows, .stride = stride, .n_pieces = aq_div_up(n_rows, AQ_MOMENT_ROWS)};
     aq_status status = settle(m, pool, err);
-    if (status == AQ_OK && n <= WHOLE_INPUTS && !(w.products = aq_alloc(threads * n * n * sizeof *w.products)))
+    if (status == AQ_OK && n <= WHOLE_INPUTS && !(w.products = aq_room_take(&pool->room, threads * n * n * sizeof *w.products)))
         status = aq_fail_memory(err, 4 * threads * n * n, "products of rows");
     while (status == AQ_OK && w.done < w.n_pieces) {
         uint64_t left = w.n_pieces - w.done;
@@ -345,7 +346,7 @@ static aq_status add_directly(aq_moment *m, aq_moment_pool *pool, const float *x
         }
     }
     if (status != AQ_OK) m->is_broken = true;
-    aq_free(w.products);
+    aq_room_give(&pool->room, w.products);
     return status;
 }
 

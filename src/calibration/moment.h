@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/room.h"
 #include "base/error.h"
 
 enum { AQ_MOMENT_ROWS = 512 }; /* rows of a full block in memory */
@@ -22,6 +23,7 @@ typedef struct aq_moment_pool {
     int fd;       /* -1: not open yet */
     uint64_t end; /* first free byte */
     _Atomic uint64_t held_bytes;
+    aq_room room; /* for what a call works with */
 } aq_moment_pool;
 
 /* A part of a stored triangle: rows [row_begin, row_end) of E[x x^T], packed, F32, little-endian. */

@@ -82,16 +82,16 @@ static bool multiply_group(void *context, size_t task) {
     return true;
 }
 
-bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t n, aq_triangle_row *row, const void *context, aq_watch *watch, int n_threads) {
+bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t n, aq_triangle_row *row, const void *context, aq_room *room, aq_watch *watch,
+                     int n_threads) {
     const aq_gemm_kernels *kernels = aq_kernels_get()->gemm_f32;
     products p = {.kernels = kernels, .stride = stride, .n = n, .n_spans = (uint64_t)n_threads, .row = row, .context = context, .watch = watch};
     p.strips = aq_div_up(n, kernels->rows);
     p.panels = aq_div_up(n, kernels->cols);
     p.group = (n <= 512 ? 48 : n <= 2048 ? 96 : MOST_GROUP) / kernels->rows;
     uint64_t most = n > LONG ? least(AQ_GEMM_BLOCK, n_rows) : n_rows, left = most * p.strips * kernels->rows, right = most * p.panels * kernels->cols;
-    float *memory = aq_alloc((left + right + 16) * sizeof *memory); /* n and the rows of a block are bounded */
-    if (!memory) return false;
-    p.left = memory + (64 - (uintptr_t)memory % 64) / sizeof *memory;
+    p.left = aq_room_take(room, (left + right) * sizeof *p.left); /* n and the rows of a block are bounded */
+    if (!p.left) return false;
     p.right = p.left + left;
     bool ok = true;
     for (uint64_t done = 0; ok && done < n_rows; done += most) {
@@ -100,6 +100,6 @@ bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t 
         aq_parallel_for(p.n_spans, n_threads, pack_span, &p);
         ok = aq_parallel_for(aq_div_up(p.strips, p.group), n_threads, multiply_group, &p);
     }
-    aq_free(memory);
+    aq_room_give(room, p.left);
     return ok;
 }

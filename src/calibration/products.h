@@ -15,8 +15,10 @@
 /* Where element (i, 0) of the triangle would lie; only those with j >= i are touched. */
 typedef double *aq_triangle_row(const void *context, uint64_t i);
 
-/* Adds the products of x [n_rows, n], rows `stride` floats apart, which count as one block (two or more where n > 8192). False: no memory, and nothing was
+/* Adds the products of x [n_rows, n], rows `stride` floats apart, which count as one block (two or more where n > 8192); `room` is
+ * where the packed rows lie. False: no memory, and nothing was
  * added; or stopped by `watch` (may be NULL), and some were. */
-bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t n, aq_triangle_row *row, const void *context, aq_watch *watch, int n_threads);
+bool aq_products_add(const float *x, uint64_t n_rows, uint64_t stride, uint64_t n, aq_triangle_row *row, const void *context, aq_room *room, aq_watch *watch,
+                     int n_threads);
 
 #endif
