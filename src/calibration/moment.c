@@ -17,6 +17,7 @@
 
 #define SPILL_BLOCK_BYTES (UINT64_C(32) << 20) /* rows gathered in one call for a spilled triangle */
 enum { SPILL_BLOCK_ROWS = 4096, WHOLE_INPUTS = 512 };
+enum { COPY_SHARED = 1 << 17 }; /* values from which on several threads gather rows, each from what it read for the sums */
 
 /* ---- geometry ---- */
 
@@ -371,7 +372,21 @@ aq_status aq_moment_flush(aq_moment *m, aq_moment_pool *pool, int n_threads, aq_
 /* Rows of a call from which on it is cheaper to add their products to the triangle than to keep the rows until there are more. */
 static uint64_t worth_at_once(uint64_t n) { return n >= 4 * (AQ_MOMENT_ROWS - 64) ? AQ_MOMENT_ROWS : 64 + n / 4; }
 
-static aq_status gather(aq_moment *m, aq_moment_pool *pool, const float *row, int n_threads, aq_error *err) {
+typedef struct {
+    const float *x;
+    uint64_t stride, n, n_spans, n_rows, at[AQ_MOMENT_ROWS];
+    float *to;
+} copies;
+
+static bool copy_span(void *context, size_t span) {
+    const copies *c = context;
+    for (uint64_t i = c->n_rows * span / c->n_spans; i < c->n_rows * (span + 1) / c->n_spans; i++)
+        memcpy(c->to + i * c->n, c->x + c->at[i] * c->stride, (size_t)(c->n * sizeof *c->to));
+    return true;
+}
+
+/* Rows `at` of x, as many as there is room for at most, to those that wait. */
+static aq_status gather(aq_moment *m, aq_moment_pool *pool, copies *c, int n_threads, aq_error *err) {
     aq_status full = m->n_rows == AQ_MOMENT_ROWS ? aq_moment_flush(m, pool, n_threads, err) : AQ_OK; /* an earlier call had no memory for its block */
     if (full != AQ_OK) return full;
     if (!m->rows) {
@@ -379,8 +394,11 @@ static aq_status gather(aq_moment *m, aq_moment_pool *pool, const float *row, in
         if (!m->rows) return aq_fail_memory(err, 4 * m->n * AQ_MOMENT_ROWS, "gathered rows");
         atomic_fetch_add(&pool->held_bytes, 4 * m->n * AQ_MOMENT_ROWS);
     }
-    memcpy(m->rows + m->n_rows++ * m->n, row, (size_t)(4 * m->n));
-    m->count++;
+    c->to = m->rows + m->n_rows * m->n;
+    c->n_spans = aq_threads_ready() && c->n_rows * m->n >= COPY_SHARED ? (uint64_t)aq_cpu_threads(n_threads) : 1;
+    aq_parallel_for(c->n_spans, (int)c->n_spans, copy_span, c);
+    m->n_rows += c->n_rows;
+    m->count += c->n_rows;
     return m->n_rows == AQ_MOMENT_ROWS ? aq_moment_flush(m, pool, n_threads, err) : AQ_OK;
 }
 
@@ -391,12 +409,19 @@ static uint64_t chosen(uint64_t b, uint64_t every) { return (uint64_t)(((unsigne
 aq_status aq_moment_add(aq_moment *m, aq_moment_pool *pool, const float *x, uint64_t n_rows, uint64_t stride, uint64_t every, int n_threads, aq_error *err) {
     aq_status status = AQ_OK;
     uint64_t i = 0, block = block_rows(m);
+    copies c = {.x = x, .stride = stride, .n = m->n};
     while (status == AQ_OK && i < n_rows) {
+        uint64_t room = AQ_MOMENT_ROWS - m->n_rows % AQ_MOMENT_ROWS;
+        c.n_rows = 0;
         if (every > 1) {
-            uint64_t b = (m->n_offered + i) / every, at = b * every + chosen(b, every);
-            if (at < m->n_offered + i) at = (b + 1) * every + chosen(b + 1, every);
-            i = at - m->n_offered;
-            if (i < n_rows) status = gather(m, pool, x + i++ * stride, n_threads, err);
+            while (c.n_rows < room) {
+                uint64_t b = (m->n_offered + i) / every, at = b * every + chosen(b, every);
+                if (at < m->n_offered + i) at = (b + 1) * every + chosen(b + 1, every);
+                i = at - m->n_offered;
+                if (i >= n_rows) break;
+                c.at[c.n_rows++] = i++;
+            }
+            if (c.n_rows > 0) status = gather(m, pool, &c, n_threads, err);
         } else if (!m->spilled && n_rows >= worth_at_once(m->n)) {
             status = add_directly(m, pool, x, n_rows, stride, n_threads, err);
             if (status == AQ_OK) m->count += n_rows;
@@ -407,7 +432,8 @@ aq_status aq_moment_add(aq_moment *m, aq_moment_pool *pool, const float *x, uint
             if (status == AQ_OK) m->count += k;
             i += k;
         } else {
-            status = gather(m, pool, x + i++ * stride, n_threads, err);
+            while (c.n_rows < room && i < n_rows) c.at[c.n_rows++] = i++;
+            status = gather(m, pool, &c, n_threads, err);
         }
     }
     m->n_offered += n_rows;
