@@ -3,7 +3,7 @@
  * Between a model's operators the interpreter's code and data are cold: a hook of a dozen Python lines then takes 10 µs, several times its worth in a loop, and
  * two threads wait for it. A listener knows its layer's number and sees the tensor through DLPack's exchange API, without a call into Python; contiguous
  * float32 in memory goes to the library here. Whatever is not that plain goes to the Recorder's Python, `slow(x)`: first calls, other types, mixed timesteps,
- * convolutions, everything with a torch that has no exchange API (before 2.10). */
+ * convolutions, everything with a torch that has no exchange API. */
 #include "calibration.h"
 #include "dlpack.h"
 
