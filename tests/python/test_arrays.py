@@ -405,11 +405,13 @@ def test_a_conversion_of_several_blocks_gives_the_bytes_of_the_contiguous_float3
 def test_one_call_crosses_into_the_library_once_whatever_the_number_of_layers():
     def calls_of(n):
         calls, weights, q = [], {str(i): np.ones((4, 8), np.float32) for i in range(n)}, aq.ArrowQuantV2()
+        gc.disable()  # whose callbacks, of other tools, are no part of the call
         sys.setprofile(lambda frame, event, callee: calls.append((event, getattr(callee, "__name__", None))) if event in ("call", "c_call") else None)
         try:
             q.quantize_batch(weights)
         finally:
             sys.setprofile(None)
+            gc.enable()
         return [name for event, name in calls if event == "c_call" and name != "setprofile"], sum(event == "call" for event, _ in calls)
 
     calls_of(1)  # what is imported when it is first needed
